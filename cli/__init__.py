@@ -1,0 +1,1 @@
+"""The one command `shoal`; each verb is a few lines that call the packages."""

@@ -1,0 +1,81 @@
+"""The seam to the kernels (DESIGN §4): pack an expert once at load, then run batches of (expert, rows).
+
+Back ends: `reference` (torch, readable). Knows experts and rows; knows no peers and no files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from shoal.experts.family import ExpertSpec
+from shoal.protocol.messages import Rounding, WeightFormat
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """One weight as stored: `data` in its format's dtype `[out, in]`, `scale` its block scales (None: no scales)."""
+
+    data: torch.Tensor
+    scale: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """One expert as stored in the checkpoint."""
+
+    format: WeightFormat
+    gate: QuantizedWeight
+    up: QuantizedWeight
+    down: QuantizedWeight
+
+
+class PackedExpert(Protocol):
+    """An expert in a back end's own layout."""
+
+    @property
+    def spec(self) -> ExpertSpec: ...
+
+    @property
+    def resident_bytes(self) -> int: ...
+
+
+class ExpertBackend(Protocol):
+    """Runs experts on one device. Not thread-safe: called from one worker thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kernel_class(self) -> int:
+        """As in holder records: 0 reference, 1 cpu, 2 cuda."""
+
+    def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
+        """Memory that one packed expert will take, in bytes."""
+
+    def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> PackedExpert:
+        """Bring an expert into this back end's layout.
+
+        Raises:
+            CheckpointError: shapes or dtypes do not fit `spec` and the format, or a value is not finite.
+        """
+
+    def run(
+        self,
+        experts: Sequence[PackedExpert],
+        x: torch.Tensor,
+        row_idx: torch.Tensor,
+        offsets: Sequence[int],
+        topk_weights: torch.Tensor,
+        rounding: Rounding,
+    ) -> torch.Tensor:
+        """Weighted partial sum over `experts`, added in their order, in fp32.
+
+        x: f32|bf16[T, H] · row_idx: i64[P] into x's rows, grouped by expert: expert i has the pairs
+        offsets[i]:offsets[i + 1] (len(offsets) == len(experts) + 1) · topk_weights: f32[P]. Returns f32[T, H];
+        rows that no pair names are zero. Arithmetic: DESIGN §7, rounding 0 or 1.
+
+        Raises:
+            InvalidRequest: shapes or indices that contradict each other.
+        """

@@ -1,0 +1,1 @@
+"""Numbers only: formats of weights and the arithmetic of experts on tensors. Knows no layers, no peers, no files."""

@@ -1,0 +1,163 @@
+"""Frames: the fixed prefix, the canonical msgpack header, the raw body (PROTOCOL.md §5). Sans-IO.
+
+    magic "SH" | version u8 | type u8 | header_len u16 | reserved u16 = 0 | body_len u32 | request_id u64
+
+Big-endian, 20 bytes. Every length is checked against its limit, and the body's length against the size that the
+header implies, before the bytes they announce are waited for. Knows no sockets: bytes in, `Frame`s out.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgpack
+
+from shoal.protocol import limits
+from shoal.protocol.errors import Malformed, TooLarge, UnsupportedVersion
+from shoal.protocol.messages import MESSAGE_TYPES, Message
+from shoal.protocol.version import PROTOCOL_VERSION
+
+MAGIC = b"SH"
+PREFIX = struct.Struct(">2sBBHHIQ")
+PREFIX_BYTES = PREFIX.size
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message with its request id (0: belongs to no request) and its raw body."""
+
+    request_id: int
+    message: Message
+    body: Buffer = b""
+    header_bytes: bytes = b""
+    """The header as it stood on the wire; what a request's hash covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A checked frame prefix: what follows is `header_len`, then `body_len` bytes."""
+
+    message_type: type[Message]
+    header_len: int
+    body_len: int
+    request_id: int
+
+
+def encode_header(message: Message) -> bytes:
+    """The canonical msgpack header of a message; at most 4 KiB."""
+    packed: bytes = msgpack.packb(message.header())
+    if len(packed) > limits.MAX_HEADER_BYTES:
+        raise TooLarge(f"a header of {len(packed)} bytes; the limit is {limits.MAX_HEADER_BYTES}")
+    return packed
+
+
+def encode_frame(request_id: int, message: Message, header: bytes | None = None) -> bytes:
+    """Prefix and header of a frame, to be followed on the wire by the body of `message.body_size()` bytes.
+
+    `header` saves encoding twice when the caller has hashed `encode_header(message)` already.
+    """
+    header = encode_header(message) if header is None else header
+    prefix = PREFIX.pack(
+        MAGIC, PROTOCOL_VERSION, message.TYPE, len(header), 0, message.body_size(), request_id
+    )
+    return prefix + header
+
+
+def decode_prefix(data: Buffer, max_bytes: int = limits.MAX_FRAME_BYTES) -> Prefix:
+    """Check the first 20 bytes of a frame.
+
+    Raises:
+        Malformed, UnsupportedVersion, TooLarge: before anything that the prefix announces is read.
+    """
+    magic, version, type_number, header_len, reserved, body_len, request_id = PREFIX.unpack(data)
+    if magic != MAGIC or reserved != 0:
+        raise Malformed("not a shoal frame")
+    if version != PROTOCOL_VERSION:
+        raise UnsupportedVersion(f"a frame of version {version}; this is version {PROTOCOL_VERSION}")
+    if type_number not in MESSAGE_TYPES:
+        raise Malformed(f"unknown message type {type_number}")
+    if header_len > limits.MAX_HEADER_BYTES or header_len + body_len > max_bytes:
+        raise TooLarge(f"a frame of {header_len} + {body_len} bytes")
+    return Prefix(MESSAGE_TYPES[type_number], header_len, body_len, request_id)
+
+
+def decode_header(prefix: Prefix, data: bytes) -> Message:
+    """Decode and check a header; afterwards the body's length is known to be right.
+
+    Raises:
+        Malformed: not msgpack, not canonical, a field missing, unknown or out of range, or a wrong body length.
+    """
+    message = prefix.message_type.from_header(_unpack(data))
+    # re-encoding must give the same bytes: kills duplicate keys, long integers, another key order (R4)
+    if msgpack.packb(message.header()) != data:
+        raise Malformed(f"the header of {prefix.message_type.__name__} is not canonical")
+    if message.body_size() != prefix.body_len:
+        raise Malformed(f"a body of {prefix.body_len} bytes where the header implies {message.body_size()}")
+    return message
+
+
+def _unpack(data: bytes) -> dict[int, object]:
+    try:
+        header = msgpack.unpackb(
+            data,
+            strict_map_key=False,
+            raw=False,
+            max_str_len=0,
+            max_bin_len=64,
+            max_array_len=limits.MAX_EXPERTS_PER_FRAME,
+            max_map_len=16,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack raises ValueError, its own tree, and RecursionError-like StackError
+        raise Malformed("a header that is not msgpack") from error
+    if type(header) is not dict or any(type(key) is not int for key in header):
+        raise Malformed("a header that is not a map with integer keys")
+    return header
+
+
+class FrameDecoder:
+    """Bytes in, frames out: the receiving half of a lane.
+
+    Limits: holds at most one frame's bytes beyond what was fed; `max_bytes` bounds a frame (handshake: 4 KiB).
+    """
+
+    def __init__(self, max_bytes: int = limits.MAX_FRAME_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self._buffer = bytearray()
+        self._prefix: Prefix | None = None
+        self._message: Message | None = None
+        self._header = b""
+
+    def feed(self, data: Buffer) -> Iterator[Frame]:
+        """Take bytes from the wire and yield every frame they complete. Body buffers are owned by the frame.
+
+        Raises:
+            RemoteError: the stream can not be followed any further; close it.
+        """
+        self._buffer += data
+        while (frame := self._next_frame()) is not None:
+            yield frame
+
+    def _take(self, size: int) -> bytes | None:
+        if len(self._buffer) < size:
+            return None
+        taken = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return taken
+
+    def _next_frame(self) -> Frame | None:
+        if self._prefix is None:
+            if (data := self._take(PREFIX_BYTES)) is None:
+                return None
+            self._prefix = decode_prefix(data, self.max_bytes)
+        if self._message is None:
+            if (header := self._take(self._prefix.header_len)) is None:
+                return None
+            self._message, self._header = decode_header(self._prefix, header), header
+        if (body := self._take(self._prefix.body_len)) is None:
+            return None
+        frame = Frame(self._prefix.request_id, self._message, body, self._header)
+        self._prefix = self._message = None
+        return frame

@@ -1,0 +1,79 @@
+"""Every bound of the wire, with its unit and its reason (PROTOCOL.md §9). A peer that passes one is at fault."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+MAX_HEADER_BYTES = 4 * KIB
+"""A message header: 512 expert ids and counts (Kimi K2 has 384 experts a layer) take 3 KiB in msgpack."""
+
+MAX_BODY_BYTES = 32 * MIB
+"""The raw tensors of one frame: 512 tokens of 16,384 fp32 (DeepSeek-V3's 7,168: 14.7 MB)."""
+
+MAX_FRAME_BYTES = MAX_HEADER_BYTES + MAX_BODY_BYTES
+"""Header and body of any frame."""
+
+MAX_HANDSHAKE_BYTES = 4 * KIB
+"""What an unauthenticated peer can make us read."""
+
+HANDSHAKE_TIMEOUT_S = 5.0
+"""A handshake takes 2 RTT; 5 s allows for 2 s of RTT on a bad link and ends a silent connection soon."""
+
+MAX_TOKENS_PER_FRAME = 512
+"""`T` of one micro-batch. Prefill is chunked to it; more would let one frame hold a lane for long."""
+
+MAX_HIDDEN = 16_384
+"""`H`: twice DeepSeek-V3's 7,168 and more than any family of model-and-kernels §A8."""
+
+MAX_EXPERTS_PER_FRAME = 512
+"""Experts of one layer in one frame; Kimi K2 has 384."""
+
+MAX_TOP_K = 16
+"""(token, expert) pairs per token; DeepSeek-V3 routes to 8."""
+
+MAX_LAYER = 1023
+"""Layer index; DeepSeek-V3 has 62 with its MTP layer."""
+
+MAX_DEADLINE_MS = 60_000
+"""The longest time a request may stay at a holder; a token that waits longer has failed anyway."""
+
+MAX_DURATION_MS = 3_600_000
+"""Every other duration on the wire: at most one hour (R6)."""
+
+MAX_INFLIGHT_REQUESTS = 64
+"""Requests of one peer that a node works on at a time; one decode step needs one per stream."""
+
+MAX_INFLIGHT_BYTES = 64 * MIB
+"""Request bytes of one peer in flight: two of the largest frames."""
+
+MAX_CONNECTIONS = 512
+"""Lanes a node keeps open in all; three per peer."""
+
+MAX_CONNECTIONS_PER_PEER = 6
+"""Two sessions of three lanes: one may still be closing while its successor opens."""
+
+MAX_HALF_OPEN = 64
+"""Connections of a node that have not finished their handshake."""
+
+WRITE_HIGH_WATER_BYTES = 1 * MIB
+"""A lane's send buffer: beyond it the writer waits, which is the back-pressure."""
+
+MAX_RECORD_BYTES = 2 * KIB
+"""A signed holder record (R12)."""
+
+MAX_RECORD_TTL_S = 120.0
+"""A record dies two minutes after its holder fell silent, at most."""
+
+RECORD_TTL_S = 90.0
+"""What our nodes ask for; renewed at a third of it, so that two renewals may be lost."""
+
+MAX_CLOCK_SKEW_S = 60.0
+"""How far two volunteers' clocks may differ before records are refused."""
+
+MAX_ADDRESSES = 8
+"""Addresses in a record."""
+
+MAX_ADDRESS_BYTES = 128
+"""One address; the longest useful libp2p relay address is just below."""
+
+MAX_HOLDERS_PER_LAYER = 256
+"""Records of one layer that a client reads from the directory."""

@@ -1,0 +1,330 @@
+"""What peers say: frozen messages, and the table of their fields from which the codec works.
+
+A message is a header (a msgpack map with fixed integer keys) and, for DISPATCH and PARTIAL, a body of raw tensors.
+Each class lists its fields once, with key, kind and bounds; encoding, decoding, range checks and PROTOCOL.md §6 all
+follow that table. Knows no bytes order of frames (`frames.py`), no tensors (`tensors.py`), no meaning of weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+from shoal.protocol import limits
+from shoal.protocol.errors import Malformed
+
+Value = int | bytes | tuple[int, ...]
+
+
+class DType(IntEnum):
+    """Element types of hidden states on the wire."""
+
+    F32 = 1
+    BF16 = 2
+
+    @property
+    def size_bytes(self) -> int:
+        return 4 if self is DType.F32 else 2
+
+
+class Rounding(IntEnum):
+    """Canonical arithmetic of an expert (DESIGN §7); part of every request and record."""
+
+    FP32 = 0
+    """"rounding 0": fp32 end to end."""
+    BF16 = 1
+    """"rounding 1": bf16 inputs, fp32 accumulation, gate and up and their product rounded to bf16."""
+
+
+class WeightFormat(IntEnum):
+    """How a holder's weights are stored; replicas in another format are another model."""
+
+    FP8_BLOCK = 1
+    BF16 = 2
+    F32 = 3
+    INT8_G128 = 4
+    INT4_G32 = 5
+    INT4_G128 = 6
+    MXFP4 = 7
+
+
+class Lane(IntEnum):
+    """The connections of one session, so that big frames never block small ones."""
+
+    CTL = 0
+    """ping, cancel, drain"""
+    ACT = 1
+    """decode activations"""
+    BULK = 2
+    """prefill, weights"""
+
+
+@dataclass(frozen=True, slots=True)
+class IntField:
+    """An unsigned integer, `low` <= value <= `high`."""
+
+    key: int
+    name: str
+    low: int
+    high: int
+
+    def check(self, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not self.low <= value <= self.high:
+            raise Malformed(f"{self.name} is not an integer in {self.low}..{self.high}")
+        return int(value)  # an IntEnum of ours becomes a plain number
+
+
+@dataclass(frozen=True, slots=True)
+class BytesField:
+    """A byte string of exactly `size` bytes."""
+
+    key: int
+    name: str
+    size: int
+
+    def check(self, value: object) -> bytes:
+        if type(value) is not bytes or len(value) != self.size:
+            raise Malformed(f"{self.name} is not {self.size} bytes")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class IntsField:
+    """A list of 1 to `max_items` integers, each `low` <= value <= `high`; strictly ascending if `is_ascending`."""
+
+    key: int
+    name: str
+    max_items: int
+    low: int
+    high: int
+    is_ascending: bool = False
+
+    def check(self, value: object) -> tuple[int, ...]:
+        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= self.max_items:
+            raise Malformed(f"{self.name} is not a list of 1..{self.max_items}")
+        previous = -1
+        for item in value:
+            if type(item) is not int or not self.low <= item <= self.high:
+                raise Malformed(f"{self.name} has an item that is not an integer in {self.low}..{self.high}")
+            if self.is_ascending and item <= previous:
+                raise Malformed(f"{self.name} is not strictly ascending")
+            previous = item
+        return tuple(value)
+
+
+Field = IntField | BytesField | IntsField
+MAX_U32 = 2**32 - 1
+
+
+class Message:
+    """Base of all messages: checks the bounds of every field at construction, ours as well as a peer's."""
+
+    __slots__ = ()
+    TYPE: ClassVar[int]
+    FIELDS: ClassVar[tuple[Field, ...]]
+
+    def __post_init__(self) -> None:
+        for field in self.FIELDS:
+            object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
+
+    def header(self) -> dict[int, Value]:
+        """The header as a map of field keys, ascending."""
+        return {field.key: getattr(self, field.name) for field in self.FIELDS}
+
+    def body_size(self) -> int:
+        """Bytes of raw tensors that must follow this header; 0 for most messages."""
+        return 0
+
+    @classmethod
+    def from_header(cls, header: Mapping[int, object]) -> "Message":
+        """Build the message from a decoded header map.
+
+        Raises:
+            Malformed: a key is missing or unknown, or a value is out of its bounds.
+        """
+        if header.keys() != {field.key for field in cls.FIELDS}:
+            raise Malformed(f"{cls.__name__} with fields {sorted(header)}")
+        return cls(**{field.name: header[field.key] for field in cls.FIELDS})
+
+
+_VERSION = IntField(1, "version", 1, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge(Message):
+    """Server, first: the nonce that the client must sign."""
+
+    TYPE = 1
+    FIELDS = (_VERSION, BytesField(2, "server_nonce", 32))
+    version: int
+    server_nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """Client: who I am, with proof (`handshake.py`), and which lane of which session this connection is."""
+
+    TYPE = 2
+    FIELDS = (
+        _VERSION,
+        BytesField(2, "public_key", 32),
+        BytesField(3, "client_nonce", 32),
+        BytesField(4, "session", 16),
+        IntField(5, "lane", 0, 2),
+        BytesField(6, "signature", 64),
+    )
+    version: int
+    public_key: bytes
+    client_nonce: bytes
+    session: bytes
+    lane: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """Server: you are in; the credits are what may be in flight at a time, a reply gives them back."""
+
+    TYPE = 3
+    FIELDS = (
+        _VERSION,
+        BytesField(2, "client_nonce", 32),
+        IntField(3, "credit_requests", 1, 4096),
+        IntField(4, "credit_bytes", limits.MAX_BODY_BYTES, MAX_U32),
+    )
+    version: int
+    client_nonce: bytes
+    credit_requests: int
+    credit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch(Message):
+    """Client: run these experts of a layer on these tokens and return one weighted partial sum.
+
+    Body, in this order: hidden states `dtype[T, H]`, topk_weights `f32[P]`, row_idx `u16[P]`, all little-endian;
+    P = sum(num_rows). Expert `experts[i]` takes the next `num_rows[i]` (row, weight) pairs.
+    """
+
+    TYPE = 16
+    FIELDS = (
+        BytesField(1, "model_root", 32),
+        IntField(2, "layer", 0, limits.MAX_LAYER),
+        IntField(3, "rounding", 0, 1),
+        IntField(4, "weight_format", 1, 7),
+        IntField(5, "dtype", 1, 2),
+        IntField(6, "num_tokens", 1, limits.MAX_TOKENS_PER_FRAME),
+        IntField(7, "hidden", 1, limits.MAX_HIDDEN),
+        IntsField(8, "experts", limits.MAX_EXPERTS_PER_FRAME, 0, 65_535, is_ascending=True),
+        IntsField(9, "num_rows", limits.MAX_EXPERTS_PER_FRAME, 1, limits.MAX_TOKENS_PER_FRAME),
+        IntField(10, "deadline_ms", 1, limits.MAX_DEADLINE_MS),
+    )
+    model_root: bytes
+    layer: int
+    rounding: int
+    weight_format: int
+    dtype: int
+    num_tokens: int
+    hidden: int
+    experts: tuple[int, ...]
+    num_rows: tuple[int, ...]
+    deadline_ms: int
+
+    def __post_init__(self) -> None:
+        # named, not super(): a dataclass with slots is a new class, which breaks the zero-argument form
+        Message.__post_init__(self)
+        if len(self.experts) != len(self.num_rows):
+            raise Malformed("experts and num_rows differ in length")
+        if self.num_pairs > self.num_tokens * limits.MAX_TOP_K or max(self.num_rows) > self.num_tokens:
+            raise Malformed("more (token, expert) pairs than routing can make")
+        if self.body_size() > limits.MAX_BODY_BYTES:
+            raise Malformed("a body over its limit")
+
+    @property
+    def num_pairs(self) -> int:
+        """P, the number of (token, expert) pairs."""
+        return sum(self.num_rows)
+
+    def body_size(self) -> int:
+        return self.num_tokens * self.hidden * DType(self.dtype).size_bytes + self.num_pairs * (4 + 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial(Message):
+    """Server: the weighted partial sum of a DISPATCH. Body: `f32[T, H]`, little-endian.
+
+    `request_hash` binds it to the request (R8). `queue_us` and `compute_us` say where the time went; they are the
+    holder's word and serve load balancing only.
+    """
+
+    TYPE = 17
+    FIELDS = (
+        BytesField(1, "request_hash", 32),
+        IntField(2, "num_tokens", 1, limits.MAX_TOKENS_PER_FRAME),
+        IntField(3, "hidden", 1, limits.MAX_HIDDEN),
+        IntField(4, "queue_us", 0, MAX_U32),
+        IntField(5, "compute_us", 0, MAX_U32),
+    )
+    request_hash: bytes
+    num_tokens: int
+    hidden: int
+    queue_us: int
+    compute_us: int
+
+    def __post_init__(self) -> None:
+        Message.__post_init__(self)
+        if self.body_size() > limits.MAX_BODY_BYTES:
+            raise Malformed("a body over its limit")
+
+    def body_size(self) -> int:
+        return self.num_tokens * self.hidden * 4
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Message):
+    """Server: the request is refused, with a code of `errors.WireCode` and no text."""
+
+    TYPE = 18
+    FIELDS = (IntField(1, "code", 1, 13), IntField(2, "retry_after_ms", 0, limits.MAX_DURATION_MS))
+    code: int
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Message):
+    """Client, lane ctl: the request with this frame's id is not needed any more. Answered by REFUSAL(CANCELLED)."""
+
+    TYPE = 19
+    FIELDS = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Either side: are you there?"""
+
+    TYPE = 32
+    FIELDS = (BytesField(1, "nonce", 8),)
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """The answer to PING, with its nonce."""
+
+    TYPE = 33
+    FIELDS = (BytesField(1, "nonce", 8),)
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Message):
+    """Server, lane ctl: I leave; send no new request. What is in flight is finished within `grace_ms`."""
+
+    TYPE = 34
+    FIELDS = (IntField(1, "grace_ms", 0, limits.MAX_DURATION_MS),)
+    grace_ms: int
+
+
+MESSAGE_TYPES: dict[int, type[Message]] = {
+    message.TYPE: message for message in (Challenge, Hello, Welcome, Dispatch, Partial, Refusal, Cancel, Ping, Pong, Drain)
+}

@@ -1,0 +1,115 @@
+"""The seam of the data path: requests and replies to one authenticated peer (DESIGN §4).
+
+Three back ends: `direct` (asyncio TLS 1.3), `libp2p` (p2pd raw streams), `memory` (tests, simulation). All run the
+same multiplexer; a back end only opens authenticated byte streams. A channel never retries: the caller, who knows the
+replicas, does.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.protocol.frames import Buffer
+from shoal.protocol.ids import PeerId
+from shoal.protocol.messages import Dispatch, Partial
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A DISPATCH with its body, as a server's handler sees it.
+
+    `request_hash` is what the reply must carry. `deadline` is the loop time after which nobody waits any more.
+    """
+
+    peer: PeerId
+    message: Dispatch
+    body: Buffer
+    request_hash: bytes
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A PARTIAL with its body. The multiplexer has checked the request's hash; tensors are still bytes."""
+
+    message: Partial
+    body: Buffer
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+"""Serves one request. Cancelled when the client cancels or is gone. A ShoalError is answered by its wire code;
+anything else by INTERNAL."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of frames on one channel, both directions."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Channel(Protocol):
+    """Requests to one peer, multiplexed over lanes."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Whom the channel is authenticated to."""
+
+    @property
+    def is_closed(self) -> bool:
+        """True once no request can succeed any more; open another channel then."""
+
+    @property
+    def is_draining(self) -> bool:
+        """True once the peer said DRAIN: requests in flight finish, new ones belong elsewhere."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counts of bytes since the channel was opened."""
+
+    async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
+        """Send a DISPATCH (`body`: the pieces of its body in order) and wait for its PARTIAL.
+
+        Raises:
+            DeadlineExceeded: no answer within `message.deadline_ms`; the peer has been told to stop.
+            ChannelClosed: the connection ended first.
+            Busy, Draining, NotHeld, WrongModel, RemoteError: the peer's refusal as an error.
+
+        Cancellation: the request may have been executed, is not any more, or never was; CANCEL is sent.
+        Limits: waits for the peer's credits, within the same deadline.
+        """
+
+    async def ping(self, timeout_s: float) -> float:
+        """Round trip on the control lane in seconds."""
+
+    async def aclose(self) -> None:
+        """Close all lanes; requests in flight end with ChannelClosed. Idempotent."""
+
+
+class Connector(Protocol):
+    """Opens channels of one kind."""
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
+        """Open a channel to `peer` at the first of `addresses` that answers and proves that key.
+
+        Raises:
+            ConnectFailed: no address answered in time. AuthenticationFailed: somebody else lives there.
+        """
+
+    async def aclose(self) -> None:
+        """Close every channel that is still open."""
+
+
+class Listener(Protocol):
+    """Serves channels of one kind."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where peers reach us, in the notation of holder records."""
+
+    async def drain(self, grace_s: float) -> None:
+        """Tell clients to go elsewhere, accept nothing new, give requests in flight `grace_s` to finish."""
+
+    async def aclose(self) -> None:
+        """Stop listening and close all connections; running handlers are cancelled."""

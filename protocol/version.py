@@ -1,0 +1,19 @@
+"""Names and numbers that two peers must agree on exactly (PROTOCOL.md §2). Changing one is a new protocol."""
+
+PROTOCOL_VERSION = 1
+"""Version of frames and messages; carried in each frame and in the handshake."""
+
+LIBP2P_PROTOCOL_ID = "/shoal/expert/1.0.0"
+"""libp2p stream protocol of the data path."""
+
+HANDSHAKE_CONTEXT = b"shoal handshake v1: client proves its key\x00"
+"""Domain separation of the handshake signature: a signature made for one purpose is worth nothing for another."""
+
+RECORD_CONTEXT = b"shoal holder record v1\x00"
+"""Domain separation of a holder record's signature."""
+
+DIRECTORY_KEY_CONTEXT = b"shoal directory key v1\x00"
+"""Domain separation of the hash that names a layer in the directory."""
+
+REQUEST_HASH_CONTEXT = "shoal 2026-11 request hash v1"
+"""BLAKE3 key-derivation context under which a request is hashed; the reply must carry this hash."""

@@ -1,0 +1,1 @@
+"""Swarms on one machine, and what they are measured with."""
