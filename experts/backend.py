@@ -29,6 +29,8 @@ class ExpertWeights:
     gate: QuantizedWeight
     up: QuantizedWeight
     down: QuantizedWeight
+    origin: str = "an expert"
+    """What errors call it: the file and the name of the expert in the checkpoint."""
 
 
 class PackedExpert(Protocol):

@@ -1,18 +1,37 @@
 """What a model family's router and experts are, as data (DESIGN §3; model-and-kernels §A3, §A8).
 
 Read from a checkpoint's `config.json`. Everything that differs between DeepSeek, Kimi, GLM or Qwen is a value of these
-records, not a branch in the code that uses them. Knows no attention: `client/trunk/config.py` does.
+records, not a branch in the code that uses them: a family is a row of `FAMILIES`. Knows no attention:
+`client/trunk/config.py` does. Knows no tensors either: which layers a checkpoint has is `shard.py`'s question.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import cast
 
-from shoal.protocol.errors import CheckpointError, ModelNotFound
+from shoal.protocol import limits
+from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 from shoal.protocol.ids import ExpertId, LayerId
+
+CONFIG_FILE = "config.json"
+
+SCALE_SUFFIX = "_scale_inv"
+"""`<weight name>_scale_inv` holds the fp8 block scales; in spite of the name they multiply (V3 README_WEIGHTS)."""
+
+PROJECTIONS = ("gate", "up", "down")
+
+MAX_INTER = 65_536
+"""`I`: four times Mixtral's 14,336, the widest expert of model-and-kernels §A8."""
+
+MAX_EXPERTS = 65_536
+"""Experts of a layer: what an expert id on the wire can name."""
+
+MAX_SCALE = 1e6
+"""Router scale and similar factors; DeepSeek-V2's 16 is the largest known."""
 
 
 class Score(Enum):
@@ -68,6 +87,31 @@ class ExpertSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorNames:
+    """How a family names the tensors of its MoE layers in a checkpoint; `{layer}` and the like are filled in."""
+
+    expert: str
+    gate: str
+    up: str
+    down: str
+    router: str
+    choice_bias: str | None
+
+
+_MLP_ROUTER = "model.layers.{layer}.mlp.gate.weight"
+_MLP_BIAS = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
+_MLP_EXPERT = "model.layers.{layer}.mlp.experts.{expert}.{projection}.weight"
+_BLOCK_ROUTER = "model.layers.{layer}.block_sparse_moe.gate.weight"
+_BLOCK_BIAS = "model.layers.{layer}.block_sparse_moe.e_score_correction_bias"
+_BLOCK_EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight"
+
+DEEPSEEK_V3_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, _MLP_BIAS)
+QWEN_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, None)
+MIXTRAL_NAMES = TensorNames(_BLOCK_EXPERT, "w1", "w3", "w2", _BLOCK_ROUTER, None)
+MINIMAX_NAMES = TensorNames(_BLOCK_EXPERT, "w1", "w3", "w2", _BLOCK_ROUTER, _BLOCK_BIAS)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What holders and routers need to know of a model."""
 
@@ -78,16 +122,158 @@ class ModelSpec:
     """Layers with routed experts, the MTP layers included."""
     num_layers: int
     """Decoder layers without the MTP layers."""
+    num_mtp_layers: int = 0
+    """Multi-token prediction layers: `num_layers`, `num_layers + 1`, …"""
+    num_shared_experts: int = 0
+    """Shared experts, stored as one SwiGLU of this many times `expert.inter`."""
+    names: TensorNames = DEEPSEEK_V3_NAMES
 
     def expert_tensor(self, layer: LayerId, expert: ExpertId, projection: str) -> str:
         """Name of an expert's weight in the checkpoint; projection: gate, up or down."""
-        return f"model.layers.{layer}.mlp.experts.{expert}.{projection}_proj.weight"
+        own_word = {"gate": self.names.gate, "up": self.names.up, "down": self.names.down}[projection]
+        return self.names.expert.format(layer=layer, expert=expert, projection=own_word)
+
+    def router_tensor(self, layer: LayerId) -> str:
+        """Name of a layer's router weight `[E, H]`."""
+        return self.names.router.format(layer=layer)
+
+    def choice_bias_tensor(self, layer: LayerId) -> str | None:
+        """Name of the bias that chooses experts, `[E]`; None where the family has none."""
+        return self.names.choice_bias.format(layer=layer) if self.names.choice_bias else None
 
 
-SCALE_SUFFIX = "_scale_inv"
-"""`<weight name>_scale_inv` holds the fp8 block scales; in spite of the name they multiply (V3 README_WEIGHTS)."""
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A row of `FAMILIES`: under which keys of config.json a family states what we need, and what is fixed for it."""
 
-PROJECTIONS = ("gate", "up", "down")
+    names: TensorNames
+    score: Score
+    num_experts_key: str
+    inter_key: str = "moe_intermediate_size"
+    num_shared_key: str | None = None
+    first_moe_key: str | None = None
+    """Layers before this index are dense."""
+    every_key: str | None = None
+    """MoE layers are every n-th: (layer + every_offset) % n == 0."""
+    every_offset: int = 0
+    dense_layers_key: str | None = None
+    """A list of layers that are dense all the same."""
+    mtp_key: str | None = None
+    is_grouped: bool = False
+    """Routing is limited to `topk_group` of `n_group` groups."""
+    group_reduce: GroupReduce = GroupReduce.TOP2_SUM
+    is_renormalized: bool | None = None
+    """None: as `norm_topk_prob` says."""
+    scale_key: str | None = None
+    epsilon: float = 0.0
+    topk_methods: tuple[str, ...] = ()
+    """Values of `topk_method` that mean this router; the first where the key is absent."""
+
+
+_DEEPSEEK_V3 = Family(
+    names=DEEPSEEK_V3_NAMES,
+    score=Score.SIGMOID,
+    num_experts_key="n_routed_experts",
+    num_shared_key="n_shared_experts",
+    first_moe_key="first_k_dense_replace",
+    every_key="moe_layer_freq",
+    mtp_key="num_nextn_predict_layers",
+    is_grouped=True,
+    scale_key="routed_scaling_factor",
+    epsilon=1e-20,
+    topk_methods=("noaux_tc",),
+)
+
+FAMILIES: Mapping[str, Family] = {
+    "deepseek_v3": _DEEPSEEK_V3,
+    "deepseek_v32": _DEEPSEEK_V3,  # experts and router of V3; only its attention differs (model-and-kernels §A6)
+    "kimi_k2": _DEEPSEEK_V3,
+    "deepseek_v2": Family(
+        names=QWEN_NAMES,
+        score=Score.SOFTMAX,
+        num_experts_key="n_routed_experts",
+        num_shared_key="n_shared_experts",
+        first_moe_key="first_k_dense_replace",
+        every_key="moe_layer_freq",
+        is_grouped=True,
+        group_reduce=GroupReduce.MAX,
+        is_renormalized=False,
+        scale_key="routed_scaling_factor",
+        topk_methods=("greedy", "group_limited_greedy"),
+    ),
+    "glm4_moe": Family(
+        names=DEEPSEEK_V3_NAMES,
+        score=Score.SIGMOID,
+        num_experts_key="n_routed_experts",
+        num_shared_key="n_shared_experts",
+        first_moe_key="first_k_dense_replace",
+        mtp_key="num_nextn_predict_layers",
+        is_grouped=True,
+        scale_key="routed_scaling_factor",
+        epsilon=1e-20,
+    ),
+    "qwen3_moe": Family(
+        names=QWEN_NAMES,
+        score=Score.SOFTMAX,
+        num_experts_key="num_experts",
+        every_key="decoder_sparse_step",
+        every_offset=1,
+        dense_layers_key="mlp_only_layers",
+    ),
+    "minimax_m2": Family(
+        names=MINIMAX_NAMES,
+        score=Score.SIGMOID,
+        num_experts_key="num_local_experts",
+        inter_key="intermediate_size",
+        is_renormalized=True,
+    ),
+    "mixtral": Family(
+        names=MIXTRAL_NAMES,
+        score=Score.SOFTMAX,
+        num_experts_key="num_local_experts",
+        inter_key="intermediate_size",
+        is_renormalized=True,
+    ),
+}
+
+MISSING: Mapping[str, str] = {
+    "gpt_oss": "its experts have biases, interleaved gate and up columns and a clamped activation (alpha 1.702)",
+    "deepseek_v4": "its router is sqrtsoftplus with hash-routed layers, its experts are clamped and packed fp4",
+    "kimi_k25": "it wraps a deepseek_v3 text model in `text_config`, with vision in front",
+}
+"""Families that we know of and cannot run, with what is missing."""
+
+
+def model_spec(config: Mapping[str, object]) -> ModelSpec:
+    """What `config.json` says about routers and experts.
+
+    The MTP layers that the config announces are in `moe_layers`; published files may lack them, so that
+    `ModelStore.spec` has those that are really there.
+
+    Raises:
+        InvalidRequest: a family, or a variant of one, whose arithmetic we do not have.
+        CheckpointError: a key is missing or out of range, or two contradict each other.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise _unknown_family(model_type)
+    family = FAMILIES[model_type]
+    _check_variant(config)
+    num_layers = _integer(config, "num_hidden_layers", 1, limits.MAX_LAYER)
+    num_mtp = _integer(config, family.mtp_key, 0, limits.MAX_LAYER - num_layers, default=0) if family.mtp_key else 0
+    return ModelSpec(
+        model_type=model_type,
+        router=_router(config, family),
+        expert=ExpertSpec(
+            hidden=_integer(config, "hidden_size", 1, limits.MAX_HIDDEN),
+            inter=_integer(config, family.inter_key, 1, MAX_INTER),
+        ),
+        moe_layers=_moe_layers(config, family, num_layers, num_mtp),
+        num_layers=num_layers,
+        num_mtp_layers=num_mtp,
+        num_shared_experts=_integer(config, family.num_shared_key, 0, 64, default=0) if family.num_shared_key else 0,
+        names=family.names,
+    )
 
 
 def read_config(directory: Path) -> dict[str, object]:
@@ -96,15 +282,127 @@ def read_config(directory: Path) -> dict[str, object]:
     Raises:
         ModelNotFound: no such directory, or no config.json in it. CheckpointError: not a JSON object.
     """
-    path = directory / "config.json"
+    path = directory / CONFIG_FILE
     if not directory.is_dir():
         raise ModelNotFound(f"no such model directory: {directory}")
     if not path.is_file():
         raise ModelNotFound(f"{directory} holds no checkpoint (config.json is missing)")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), None, f"not JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(str(path), None, "not a JSON object")
     return cast(dict[str, object], config)
+
+
+def _unknown_family(model_type: object) -> InvalidRequest:
+    known = ", ".join(FAMILIES)
+    if isinstance(model_type, str) and model_type in MISSING:
+        return InvalidRequest(f"model_type {model_type} cannot run: {MISSING[model_type]}; known: {known}")
+    return InvalidRequest(f"unknown model_type {model_type!r:.80}; known: {known}")
+
+
+def _check_variant(config: Mapping[str, object]) -> None:
+    """Refuse what would change the arithmetic of an expert: only silu SwiGLU without biases is there."""
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise InvalidRequest(f"experts with hidden_act {activation!r:.80} cannot run; silu can")
+    if config.get("mlp_bias"):
+        raise InvalidRequest("experts with biases (mlp_bias) cannot run")
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return
+    if not isinstance(quantization, Mapping):
+        raise _bad("quantization_config", quantization, "an object")
+    method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
+    if method != "fp8" or block != [128, 128] or quantization.get("fmt", "e4m3") != "e4m3":
+        raise InvalidRequest(
+            f"weights quantized by {method!r:.80} in blocks of {block!r:.80} cannot run; fp8 e4m3 in [128, 128] can"
+        )
+
+
+def _router(config: Mapping[str, object], family: Family) -> RouterSpec:
+    num_experts = _integer(config, family.num_experts_key, 1, MAX_EXPERTS)
+    top_k = _integer(config, "num_experts_per_tok", 1, min(limits.MAX_TOP_K, num_experts))
+    num_groups, topk_groups = _groups(config, family, num_experts, top_k)
+    if config.get("scoring_func", family.score.value) != family.score.value:
+        raise InvalidRequest(f"scoring_func {config['scoring_func']!r:.80}; this family has {family.score.value}")
+    return RouterSpec(
+        score=family.score,
+        has_choice_bias=family.names.choice_bias is not None,
+        num_experts=num_experts,
+        top_k=top_k,
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        group_reduce=family.group_reduce,
+        is_renormalized=_is_renormalized(config, family),
+        scale=_number(config, family.scale_key) if family.scale_key else 1.0,
+        epsilon=family.epsilon,
+    )
+
+
+def _groups(config: Mapping[str, object], family: Family, num_experts: int, top_k: int) -> tuple[int, int]:
+    """Number of routing groups and how many of them a token may use; (1, 1) where routing knows no groups."""
+    method = config.get("topk_method", family.topk_methods[0] if family.topk_methods else None)
+    if family.topk_methods and method not in family.topk_methods:
+        raise InvalidRequest(f"topk_method {method!r:.80}; this family has {', '.join(family.topk_methods)}")
+    if not family.is_grouped or method == "greedy":
+        return 1, 1
+    num_groups = _integer(config, "n_group", 1, num_experts, default=1)
+    topk_groups = _integer(config, "topk_group", 1, num_groups, default=1)
+    if num_experts % num_groups:
+        raise _bad("n_group", num_groups, f"a divisor of the {num_experts} experts")
+    if num_groups > 1 and family.group_reduce is GroupReduce.TOP2_SUM and num_experts // num_groups < 2:
+        raise _bad("n_group", num_groups, "groups of at least two experts, as a group's score is its top two")
+    if top_k > topk_groups * (num_experts // num_groups):
+        raise _bad("topk_group", topk_groups, f"groups with room for {top_k} experts a token")
+    return num_groups, topk_groups
+
+
+def _is_renormalized(config: Mapping[str, object], family: Family) -> bool:
+    stated = config.get("norm_topk_prob")
+    if family.is_renormalized is None:
+        if not isinstance(stated, bool):
+            raise _bad("norm_topk_prob", stated, "true or false")
+        return stated
+    if isinstance(stated, bool) and stated is not family.is_renormalized:
+        raise InvalidRequest(f"norm_topk_prob {stated}; this family has {family.is_renormalized}")
+    return family.is_renormalized
+
+
+def _moe_layers(
+    config: Mapping[str, object], family: Family, num_layers: int, num_mtp_layers: int
+) -> tuple[LayerId, ...]:
+    first = _integer(config, family.first_moe_key, 0, num_layers) if family.first_moe_key else 0
+    every = _integer(config, family.every_key, 1, num_layers, default=1) if family.every_key else 1
+    dense = config.get(family.dense_layers_key, []) if family.dense_layers_key else []
+    if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
+        raise _bad(str(family.dense_layers_key), dense, "a list of layer numbers")
+    chosen = [i for i in range(first, num_layers) if (i + family.every_offset) % every == 0 and i not in dense]
+    if not chosen:
+        raise InvalidRequest("a model without routed experts")
+    return tuple(LayerId(layer) for layer in [*chosen, *range(num_layers, num_layers + num_mtp_layers)])
+
+
+def _integer(config: Mapping[str, object], key: str, low: int, high: int, default: int | None = None) -> int:
+    """The integer under `key`, low <= value <= high; `default`, if there is one, where it is absent or null."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise _bad(key, value, f"an integer in {low}..{high}")
+    return value
+
+
+def _number(config: Mapping[str, object], key: str) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _bad(key, value, "a number")
+    if not math.isfinite(value) or not 0 < value <= MAX_SCALE:
+        raise _bad(key, value, f"in 0..{MAX_SCALE:.0f}, not 0")
+    return float(value)
+
+
+def _bad(key: str, value: object, expected: str) -> CheckpointError:
+    return CheckpointError(CONFIG_FILE, None, f"{key} is {value!r:.80}, expected {expected}")

@@ -1,0 +1,137 @@
+"""A model directory as node and client see it: spec, identity, and weights that are verified before anyone gets them.
+
+A node takes experts from here, a trunk host everything else. Composes checkpoint, shard and manifest; knows no kernels
+and no peers.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from shoal.experts.backend import ExpertWeights
+from shoal.experts.checkpoint import Checkpoint
+from shoal.experts.family import SCALE_SUFFIX, ModelSpec
+from shoal.experts.manifest import Manifest, verify_expert, verify_trunk_tensor
+from shoal.experts.manifest_maker import ModelFiles, manifest_of
+from shoal.experts.shard import read_shard
+from shoal.kernels import formats
+from shoal.protocol.errors import CheckpointError
+from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.messages import WeightFormat
+
+_PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ModelStore:
+    """The verified weights of one model directory. Blocking; safe to use from several threads."""
+
+    def __init__(self, files: ModelFiles, manifest: Manifest) -> None:
+        """Use `open`."""
+        self._files = files
+        self._manifest = manifest
+
+    @classmethod
+    def open(cls, directory: Path, cache_dir: Path) -> "ModelStore":
+        """Open a model directory and find, or make, its manifest (kept in `cache_dir` unless shipped with the model).
+
+        With a shipped manifest only config, index and manifest are read; else all headers, or, the first time,
+        everything.
+
+        Raises:
+            ModelNotFound: no such directory, or no checkpoint in it. InvalidRequest: a model that cannot run, or
+            `cache_dir` cannot be written. CheckpointError: damaged files, or a manifest of another model.
+        """
+        files = ModelFiles.open(directory)
+        try:
+            return cls(files, manifest_of(files, cache_dir))
+        except BaseException:
+            files.checkpoint.close()
+            raise
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """`config.json`."""
+        return self._files.config
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Routers and experts; MTP layers are in it if their tensors are in the checkpoint."""
+        return self._files.spec
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's hashes; `manifest.root` is its identity on the wire."""
+        return self._manifest
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The files; what is read from here directly is not verified."""
+        return self._files.checkpoint
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """How the routed experts are stored."""
+        return self._manifest.weight_format
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from safetensors files so far, headers included."""
+        return self.checkpoint.bytes_read
+
+    def expert(self, layer: LayerId, expert: ExpertId) -> ExpertWeights:
+        """One expert as stored, verified against the manifest.
+
+        Raises:
+            InvalidRequest: no such expert. CheckpointError: its bytes, names or shapes are not the manifest's.
+        """
+        shard = read_shard(self.checkpoint, self.spec, layer, expert)
+        verify_expert(self._manifest, layer, expert, shard.tensors)
+        return shard.weights()
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return self.checkpoint.has(name)
+
+    def trunk_tensor(self, name: str) -> torch.Tensor:
+        """A tensor outside the routed experts as stored (fp8 as fp8), verified against the manifest.
+
+        Raises:
+            CheckpointError: there is none, or it is not the manifest's.
+        """
+        tensor = self.checkpoint.read(name)
+        verify_trunk_tensor(self._manifest, tensor)
+        return tensor.data
+
+    def dequantized_trunk_weight(self, name: str) -> torch.Tensor:
+        """A tensor outside the routed experts as f32, fp8 multiplied by its block scales; verified.
+
+        Raises:
+            CheckpointError: as `trunk_tensor`, or an fp8 weight without its scales, or a dtype that is no weight's.
+        """
+        data = self.trunk_tensor(name)
+        if data.dtype in _PLAIN_DTYPES:
+            return data.float()
+        file = self.checkpoint.file_of(name)
+        if data.dtype is not torch.float8_e4m3fn:
+            raise CheckpointError(file, name, f"weights of {data.dtype}")
+        if formats.has_e4m3_nan(data):
+            raise CheckpointError(file, name, "fp8 NaN (byte 0x7f or 0xff)")
+        try:
+            return formats.dequantize_fp8_block(data, self.trunk_tensor(name + SCALE_SUFFIX))
+        except ValueError as error:
+            raise CheckpointError(file, name, str(error)) from error
+
+    def close(self) -> None:
+        """Close the files."""
+        self.checkpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
