@@ -1,0 +1,40 @@
+# README's two commands are `make demo` and `make test`; each does all its own set-up on a machine with Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
+TORCH := torch==2.13.0
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/shoal demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=.links $(BIN)/lint-imports
+	$(BIN)/python tools/check_wheel.py
+
+bench: $(VENV)/.installed
+	$(BIN)/shoal bench wire
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) tools/check_python.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python tools/link.py
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .links build dist
