@@ -1,0 +1,87 @@
+"""Keeps our holder records alive in the directory: one per layer, renewed at a third of their life, withdrawn at the end.
+
+Knows the directory only by its seam. A renewal that fails is logged and tried again at the next turn: two may be lost
+before a record dies.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shoal.protocol.errors import ShoalError
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.limits import RECORD_TTL_S
+from shoal.protocol.messages import Rounding
+from shoal.protocol.net.directory import Directory
+from shoal.protocol.records import HolderRecord
+
+logger = logging.getLogger(__name__)
+
+SERVED_ROUNDINGS = (1 << Rounding.FP32) | (1 << Rounding.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What this node says of itself in every record."""
+
+    peer: PeerId
+    model_root: bytes
+    holding: dict[LayerId, tuple[ExpertId, ...]]
+    weight_format: int
+    kernel_class: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy this node is at the moment of a renewal."""
+
+    capacity_mmacs: int
+    queue_ms: int
+
+
+class Announcer:
+    """Publishes one node's claim. `clock`: Unix time in seconds."""
+
+    def __init__(
+        self, directory: Directory, claim: Claim, load: Callable[[], Load], clock: Callable[[], float]
+    ) -> None:
+        self._directory = directory
+        self._claim = claim
+        self._load = load
+        self._clock = clock
+
+    async def announce(self) -> None:
+        """Publish or renew all records once."""
+        await self._directory.publish([self._record(layer, experts) for layer, experts in self._claim.holding.items()])
+
+    async def run(self) -> None:
+        """Renew for ever. Cancellation: records stay until they expire; call `withdraw`."""
+        while True:
+            await asyncio.sleep(RECORD_TTL_S / 3)
+            try:
+                await self.announce()
+            except ShoalError as error:
+                logger.warning("holder records were not renewed, will try again: %s", error)
+
+    async def withdraw(self) -> None:
+        """Tell the directory that we hold nothing any more."""
+        await self._directory.publish([self._record(layer, ()) for layer in self._claim.holding])
+
+    def _record(self, layer: LayerId, experts: tuple[ExpertId, ...]) -> HolderRecord:
+        claim, load, now_s = self._claim, self._load(), self._clock()
+        return HolderRecord(
+            peer=claim.peer,
+            model_root=claim.model_root,
+            layer=layer,
+            experts=frozenset(experts),
+            weight_format=claim.weight_format,
+            roundings=SERVED_ROUNDINGS,
+            kernel_class=claim.kernel_class,
+            capacity_mmacs=load.capacity_mmacs,
+            queue_ms=load.queue_ms,
+            addresses=claim.addresses,
+            seq=round(now_s * 1000),  # grows from run to run without being stored
+            expires_at_s=round(now_s * 1000 + RECORD_TTL_S * 1000) / 1000,
+        )

@@ -1,0 +1,211 @@
+"""Starts a node and stops it: open the model, choose and load experts, enter the swarm, serve, announce, drain.
+
+The composition root of the package: everything else here gets its parts from this module.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from shoal.experts.backend import ExpertBackend, PackedExpert
+from shoal.experts.reference_backend import ReferenceBackend
+from shoal.experts.store import ModelStore
+from shoal.experts.worker import ComputeWorker, Worker
+from shoal.node.admission import Admission
+from shoal.node.announcer import Announcer, Claim, Load
+from shoal.node.assignment import Holding, assign, parse_holding
+from shoal.node.metrics import NodeMetrics
+from shoal.node.server import ExpertServer, Held
+from shoal.node.settings import NodeSettings
+from shoal.protocol.errors import InvalidRequest, ShoalError
+from shoal.protocol.identity import Identity, load_or_create_identity
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.invite import Invite, encode_invite
+from shoal.protocol.net.channel import Listener
+from shoal.protocol.net.direct import listen_direct
+from shoal.protocol.net.directory import Directory
+from shoal.protocol.net.entry import enter_swarm
+from shoal.protocol.net.libp2p import listen_libp2p
+from shoal.protocol.net.p2pd import P2pdSettings
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SHARE_OF_FREE_MEMORY = 0.5
+"""A guest takes half of what is free, not all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a running node tells its user. `join`: multiaddrs; `invite`: the same and the model's root as one token."""
+
+    peer: PeerId
+    model_root: str
+    join: tuple[str, ...]
+    invite: str
+    addresses: tuple[str, ...]
+    num_experts: int
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A running node."""
+
+    info: NodeInfo
+    metrics: NodeMetrics
+
+
+async def serve_until_stopped(settings: NodeSettings, on_ready: Callable[[NodeInfo], None]) -> None:
+    """Run a node until SIGTERM or SIGINT, then drain; a second signal ends it at once.
+
+    Raises:
+        ShoalError: it could not start.
+    """
+    stop = asyncio.Event()
+    loop, main = asyncio.get_running_loop(), asyncio.current_task()
+
+    def on_signal() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    with suppress(asyncio.CancelledError):
+        await run_until(settings, stop, on_ready)
+
+
+async def run_until(settings: NodeSettings, stop: asyncio.Event, on_ready: Callable[[NodeInfo], None]) -> None:
+    """Run a node until `stop` is set, then drain."""
+    starting = asyncio.create_task(stop.wait())
+    async with running_node(settings) as node:
+        on_ready(node.info)
+        await starting
+
+
+@asynccontextmanager
+async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
+    """A node that serves inside the `with` and drains at its end.
+
+    Raises:
+        ModelNotFound, IntegrityError, InvalidRequest, AddressInUse, ConnectFailed: nothing is left behind.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    identity = _identity(settings)
+    backend: ExpertBackend = ReferenceBackend()
+    async with AsyncExitStack() as stack:
+        worker = ComputeWorker("kernel")
+        stack.push_async_callback(worker.aclose)
+        store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir)
+        holding = parse_holding(settings.experts, store.spec) if settings.experts else None
+        if holding is not None:
+            _check_memory(settings, store, backend, holding)
+        entry = await stack.enter_async_context(
+            enter_swarm(
+                identity, settings.join, store.manifest.root, time.time, P2pdSettings(settings.host, settings.p2p_port)
+            )
+        )
+        if holding is None:
+            holding = await _choose(settings, store, backend, entry.directory, identity.peer)
+        held = await _load(store, backend, worker, holding)
+        admission = Admission(settings.max_queue_macs)
+        server = ExpertServer(held, backend, worker, admission)
+        direct = await listen_direct(identity, settings.host, settings.port, server.handle, os.urandom)
+        stack.push_async_callback(direct.aclose)
+        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom)
+        stack.push_async_callback(libp2p.aclose)
+        claim = Claim(
+            identity.peer, store.manifest.root, holding, store.weight_format, backend.kernel_class,
+            (*direct.addresses, *entry.p2pd.addresses),
+        )  # fmt: skip
+        announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
+        await announcer.announce()
+        renewing = asyncio.create_task(announcer.run(), name="announcer")
+        try:
+            yield Node(_info(claim, entry.p2pd.addresses, held), server.metrics)
+        finally:
+            renewing.cancel()
+            admission.drain()
+            await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
+
+
+def _identity(settings: NodeSettings) -> Identity:
+    entropy = os.urandom(32)
+    return load_or_create_identity(settings.identity, entropy) if settings.identity else Identity.from_seed(entropy)
+
+
+def _check_memory(settings: NodeSettings, store: ModelStore, backend: ExpertBackend, holding: Holding) -> None:
+    """Refuse a holding that does not fit `--share`, or the machine."""
+    count = sum(len(experts) for experts in holding.values())
+    needed = count * backend.resident_bytes(store.spec.expert, store.weight_format)
+    limit = settings.share_bytes if settings.share_bytes is not None else psutil.virtual_memory().available
+    if needed > limit:
+        raise InvalidRequest(f"{count} experts take {needed / 1e9:.2f} GB here and {limit / 1e9:.2f} GB are to be had")
+
+
+async def _choose(
+    settings: NodeSettings, store: ModelStore, backend: ExpertBackend, directory: Directory, peer: PeerId
+) -> Holding:
+    """Ask the directory what is rare and take as much of it as fits."""
+    share = settings.share_bytes
+    if share is None:
+        share = int(psutil.virtual_memory().available * DEFAULT_SHARE_OF_FREE_MEMORY)
+    num_experts = share // backend.resident_bytes(store.spec.expert, store.weight_format)
+    if num_experts < 1:
+        raise InvalidRequest(f"a share of {share} bytes holds no expert of this model")
+    counts: dict[tuple[LayerId, ExpertId], int] = {}
+    for layer, records in (await directory.lookup(store.manifest.root, store.spec.moe_layers)).items():
+        for record in records:
+            for expert in record.experts:
+                counts[layer, expert] = counts.get((layer, expert), 0) + 1
+    return assign(store.spec, counts, num_experts, peer)
+
+
+async def _load(store: ModelStore, backend: ExpertBackend, worker: Worker, holding: Holding) -> Held:
+    """Read, verify and pack the experts of a holding, on the kernel's thread."""
+    experts: dict[LayerId, dict[ExpertId, PackedExpert]] = {}
+    for layer, ids in holding.items():
+        for expert in ids:
+            experts.setdefault(layer, {})[expert] = await worker.run(_load_one, store, backend, layer, expert)
+    return Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
+
+
+def _load_one(store: ModelStore, backend: ExpertBackend, layer: LayerId, expert: ExpertId) -> PackedExpert:
+    return backend.pack(store.spec.expert, store.expert(layer, expert))
+
+
+def _load_of(admission: Admission) -> Load:
+    return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
+
+
+def _info(claim: Claim, join: tuple[str, ...], held: Held) -> NodeInfo:
+    packed = [expert for layer in held.experts.values() for expert in layer.values()]
+    return NodeInfo(
+        peer=claim.peer,
+        model_root=claim.model_root.hex(),
+        join=join,
+        invite=encode_invite(Invite(claim.model_root, join)),
+        addresses=claim.addresses,
+        num_experts=len(packed),
+        resident_bytes=sum(expert.resident_bytes for expert in packed),
+    )
+
+
+async def _leave(announcer: Announcer, listeners: tuple[Listener, ...], grace_s: float) -> None:
+    """Withdraw, tell clients, finish what is in flight; a directory that is gone does not keep us."""
+    try:
+        await announcer.withdraw()
+    except ShoalError as error:
+        logger.info("holder records were not withdrawn and will expire: %s", error)
+    async with asyncio.TaskGroup() as group:
+        for listener in listeners:
+            group.create_task(listener.drain(grace_s))

@@ -1,0 +1,18 @@
+"""Counters of one node: plain numbers for the log, the status line and the tests. No peer ids, no payloads."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class NodeMetrics:
+    """What this node has done since it started."""
+
+    requests_served: int = 0
+    requests_refused: int = 0
+    rows_computed: int = 0
+    """(token, expert) pairs."""
+    compute_s: float = 0.0
+
+    def snapshot(self) -> dict[str, float]:
+        """All counters by name."""
+        return asdict(self)
