@@ -28,7 +28,9 @@ class Admitted:
     lane: Lane
 
 
-def signed_bytes(server: PeerId, client_key: bytes, challenge: Challenge, hello_fields: tuple[bytes, bytes, int]) -> bytes:
+def signed_bytes(
+    server: PeerId, client_key: bytes, challenge: Challenge, hello_fields: tuple[bytes, bytes, int]
+) -> bytes:
     """What the client signs: context, server key, client key, server nonce, client nonce, session, lane (u8)."""
     client_nonce, session, lane = hello_fields
     parts = (public_key_of(server), client_key, challenge.server_nonce, client_nonce, session, bytes([lane]))
@@ -52,9 +54,7 @@ class ClientHandshake:
         _check_version(message.version)
         key = self._identity.public_key
         signed = signed_bytes(self._server, key, message, (self._nonce, self._session, self._lane))
-        return Hello(
-            PROTOCOL_VERSION, key, self._nonce, self._session, self._lane, self._identity.sign(signed)
-        )
+        return Hello(PROTOCOL_VERSION, key, self._nonce, self._session, self._lane, self._identity.sign(signed))
 
     def finish(self, message: Message) -> Welcome:
         """Check the WELCOME, which must answer this very HELLO."""

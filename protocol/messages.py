@@ -326,5 +326,6 @@ class Drain(Message):
 
 
 MESSAGE_TYPES: dict[int, type[Message]] = {
-    message.TYPE: message for message in (Challenge, Hello, Welcome, Dispatch, Partial, Refusal, Cancel, Ping, Pong, Drain)
+    message.TYPE: message
+    for message in (Challenge, Hello, Welcome, Dispatch, Partial, Refusal, Cancel, Ping, Pong, Drain)
 }

@@ -1,0 +1,197 @@
+"""The live view of who can compute what: directory records, channels to their holders, and how well each answers.
+
+Between the directory and `dispatch`. A background task refreshes records and reconnects; a holder is offered only while it
+is connected, has passed its challenge, is not draining and its breaker is closed.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shoal.client.audit import challenge
+from shoal.client.health import Health
+from shoal.client.model_id import ModelId
+from shoal.experts.manifest import Manifest
+from shoal.protocol.errors import ShoalError
+from shoal.protocol.events import HolderJoined, HolderLost, Observer
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.net.channel import Channel, Connector, Traffic
+from shoal.protocol.net.directory import Directory
+from shoal.protocol.records import HolderRecord
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 15.0
+"""Between two looks into the directory: a third of the life of a record that is renewed at a third of its own."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""For connection, handshake and challenge together they may take twice this."""
+
+MAX_PARALLEL_CONNECTS = 16
+"""Connections that are opened at the same time."""
+
+
+@dataclass(slots=True)
+class Holder:
+    """One peer that announces experts of our model."""
+
+    peer: PeerId
+    addresses: tuple[str, ...] = ()
+    experts: dict[LayerId, frozenset[ExpertId]] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+    channel: Channel | None = None
+
+    def is_usable(self, now: float) -> bool:
+        channel = self.channel
+        return channel is not None and not (channel.is_closed or channel.is_draining) and self.health.is_usable(now)
+
+
+class Holders:
+    """All holders of one model that we know. Use inside `async with`-like pairs of `start` and `aclose`."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        connector: Connector,
+        manifest: Manifest,
+        model: ModelId,
+        layers: Sequence[LayerId],
+        observe: Observer,
+        choose_probe: Callable[[Sequence[ExpertId]], ExpertId],
+    ) -> None:
+        self._directory = directory
+        self._connector = connector
+        self._manifest = manifest
+        self._model = model
+        self._layers = layers
+        self._observe = observe
+        self._choose_probe = choose_probe
+        self._holders: dict[PeerId, Holder] = {}
+        self._past_traffic = Traffic()
+        self._refreshing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look up, connect, challenge; then keep doing so in the background."""
+        await self.refresh()
+        self._task = asyncio.create_task(self._run(), name="holders")
+
+    async def aclose(self) -> None:
+        """Stop refreshing and close all channels."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await asyncio.gather(*(holder.channel.aclose() for holder in self._holders.values() if holder.channel))
+
+    def usable(self, layer: LayerId, excluded: Iterable[PeerId] = ()) -> dict[PeerId, frozenset[ExpertId]]:
+        """Experts of a layer by holder that may be asked now."""
+        now, barred = asyncio.get_running_loop().time(), set(excluded)
+        return {
+            peer: holder.experts[layer]
+            for peer, holder in self._holders.items()
+            if peer not in barred and layer in holder.experts and holder.is_usable(now)
+        }
+
+    def costs(self) -> Mapping[PeerId, float]:
+        """Expected seconds of an exchange by holder."""
+        return {peer: holder.health.cost_s() for peer, holder in self._holders.items()}
+
+    def holder(self, peer: PeerId) -> Holder:
+        return self._holders[peer]
+
+    def replicas(self, layer: LayerId) -> dict[ExpertId, int]:
+        """How many usable holders each expert of a layer has; 0 for none."""
+        counts = dict.fromkeys((ExpertId(i) for i in range(self._manifest.num_experts)), 0)
+        for experts in self.usable(layer).values():
+            for expert in experts:
+                counts[expert] += 1
+        return counts
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all channels so far, closed ones included."""
+        total = Traffic(self._past_traffic.bytes_sent, self._past_traffic.bytes_received)
+        for holder in self._holders.values():
+            if holder.channel is not None:
+                total.bytes_sent += holder.channel.traffic.bytes_sent
+                total.bytes_received += holder.channel.traffic.bytes_received
+        return total
+
+    def failed(self, peer: PeerId, error: ShoalError) -> None:
+        """A holder failed a request: remember it, and drop the channel if it is dead."""
+        holder = self._holders[peer]
+        holder.health.failed(error, asyncio.get_running_loop().time())
+        if holder.channel is not None and holder.channel.is_closed:
+            self._drop_channel(holder)
+            self._observe(HolderLost(peer, type(error).__name__))
+
+    async def refresh(self) -> None:
+        """Read the directory and connect to whom we are not connected; holders that fail are left for the next turn.
+
+        Raises:
+            NetworkError: the directory itself can not be read.
+        """
+        async with self._refreshing:
+            found = await self._directory.lookup(self._model.root, self._layers)
+            self._take(found)
+            limit = asyncio.Semaphore(MAX_PARALLEL_CONNECTS)
+            now = asyncio.get_running_loop().time()
+            missing = [
+                holder
+                for holder in self._holders.values()
+                if holder.experts and not holder.is_usable(now) and holder.health.is_usable(now)
+            ]
+            await asyncio.gather(*(self._connect(holder, limit) for holder in missing))
+
+    def _take(self, found: Mapping[LayerId, Sequence[HolderRecord]]) -> None:
+        """Make the directory's answer our view; a holder without a record any more keeps its channel, unused."""
+        for holder in self._holders.values():
+            holder.experts = {}
+        for layer, records in found.items():
+            for record in records:
+                fits = (
+                    record.weight_format == self._model.weight_format and record.roundings >> self._model.rounding & 1
+                )
+                if fits and record.experts:
+                    holder = self._holders.setdefault(record.peer, Holder(record.peer))
+                    holder.addresses = record.addresses
+                    holder.experts[layer] = record.experts
+
+    async def _connect(self, holder: Holder, limit: asyncio.Semaphore) -> None:
+        if holder.channel is not None:
+            if not holder.channel.is_closed:
+                return  # draining: it finishes what it has
+            self._drop_channel(holder)
+        channel: Channel | None = None
+        async with limit:
+            try:
+                channel = await self._connector.connect(holder.peer, holder.addresses, CONNECT_TIMEOUT_S)
+                layer = min(holder.experts)
+                expert = self._choose_probe(sorted(holder.experts[layer]))
+                await challenge(channel, self._manifest, self._model, layer, expert)
+            except ShoalError as error:
+                logger.info("holder %s is not used: %s", holder.peer, type(error).__name__)
+                holder.health.failed(error, asyncio.get_running_loop().time())
+                if channel is not None:
+                    await channel.aclose()
+                return
+        holder.channel = channel
+        holder.health.failures = 0
+        self._observe(HolderJoined(holder.peer, sum(len(experts) for experts in holder.experts.values())))
+
+    def _drop_channel(self, holder: Holder) -> None:
+        if holder.channel is not None:
+            self._past_traffic.bytes_sent += holder.channel.traffic.bytes_sent
+            self._past_traffic.bytes_received += holder.channel.traffic.bytes_received
+            holder.channel = None
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self.refresh()
+            except ShoalError as error:
+                logger.warning("the directory could not be read, will try again: %s", error)

@@ -1,0 +1,33 @@
+"""What a client of a swarm can set: one frozen object, made by the CLI or by the library's user."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("fp32", "bf16")
+CHANNELS = ("direct", "libp2p")
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmSettings:
+    """Settings of one client. `Swarm.join` checks them."""
+
+    model: Path
+    """Checkpoint directory: the trunk is read from it and the swarm must hold its experts."""
+
+    join: tuple[str, ...]
+    """Multiaddrs of peers, or one invite token."""
+
+    dtype: str = "fp32"
+    """Arithmetic of trunk and experts: `fp32` (rounding 0) or `bf16` (rounding 1)."""
+
+    channel: str = "direct"
+    """How holders are reached: `direct` (TLS 1.3) or `libp2p` (p2pd streams)."""
+
+    cache_dir: Path | None = None
+    """Where manifests that we computed are kept. None: the platform's user cache."""
+
+    identity: Path | None = None
+    """Key file (0600), created when missing. None: a new identity for this run, which leaves no trail."""
+
+    threads: int = 0
+    """Threads of the trunk. 0: torch's default, the number of cores."""

@@ -1,0 +1,41 @@
+"""The same model in one process: trunk and experts side by side. The reference that a swarm's answers are held against,
+and what loads the trunk for both.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shoal.client.generate import Engine
+from shoal.client.tokenizer import Tokenizer
+from shoal.client.trunk.checkpoint import load_trunk
+from shoal.client.trunk.local_experts import LocalExperts
+from shoal.client.trunk.model import Trunk
+from shoal.experts.reference_backend import ReferenceBackend
+from shoal.experts.store import ModelStore
+from shoal.experts.worker import Worker
+from shoal.protocol.messages import Rounding
+
+TORCH_DTYPES = {Rounding.FP32: torch.float32, Rounding.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTrunk:
+    """A trunk ready to run, and the model's tokenizer if it has one."""
+
+    trunk: Trunk
+    tokenizer: Tokenizer | None
+
+
+def open_trunk(store: ModelStore, rounding: Rounding, worker: Worker) -> OpenTrunk:
+    """Load trunk and tokenizer of a model. Blocking: run it on a thread."""
+    trunk = load_trunk(store, TORCH_DTYPES[rounding], worker)
+    return OpenTrunk(trunk, Tokenizer.load(store.directory) if (store.directory / "tokenizer.json").is_file() else None)
+
+
+def single_process_engine(model: Path, rounding: Rounding, worker: Worker, cache_dir: Path | None = None) -> Engine:
+    """An engine that needs no swarm: every expert in this process, with the reference kernel. Blocking."""
+    store = ModelStore.open(model, cache_dir)
+    opened = open_trunk(store, rounding, worker)
+    return Engine(opened.trunk, LocalExperts(store, ReferenceBackend(), rounding, worker), opened.tokenizer)

@@ -1,0 +1,226 @@
+"""The public face of a swarm: join it, stream text from it, ask what it holds.
+
+Composes store, trunk, holders and dispatch; the loop itself is `generate.py`. `Swarm.join` makes the real thing; the
+constructor takes the parts, so that a test may build a swarm over memory channels and a virtual clock.
+"""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from shoal.client.dispatch import SwarmExperts
+from shoal.client.generate import Engine, FinishReason, Token
+from shoal.client.holders import Holders
+from shoal.client.model_id import ModelId
+from shoal.client.sampler import Sampling
+from shoal.client.settings import CHANNELS, DTYPES, SwarmSettings
+from shoal.client.single_process import open_trunk
+from shoal.client.tally import Tally
+from shoal.client.tokenizer import ChatMessage
+from shoal.experts.store import ModelStore
+from shoal.experts.worker import ComputeWorker
+from shoal.protocol.errors import CoverageGap, InvalidRequest
+from shoal.protocol.events import Event, Observer, ignore
+from shoal.protocol.identity import Identity, load_or_create_identity
+from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.messages import Rounding
+from shoal.protocol.net.channel import Connector
+from shoal.protocol.net.direct import DirectConnector
+from shoal.protocol.net.entry import Entry, enter_swarm
+from shoal.protocol.net.libp2p import Libp2pConnector
+
+Prompt = str | Sequence[int] | Sequence[ChatMessage]
+"""Text to continue, token ids, or chat messages for the model's template."""
+
+ROUNDINGS = dict(zip(DTYPES, (Rounding.FP32, Rounding.BF16), strict=True))
+
+START_RETRY_AFTER_S = 5.0
+"""What a swarm with gaps at the start asks for: nodes that are starting announce themselves within seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer and what it took. Times in seconds, on the event loop's clock."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    finish_reason: FinishReason
+    ttft_s: float
+    tokens_per_s: float
+    failovers: int
+    """Calls that a replica answered because their first holder failed."""
+    holders_used: int
+    bytes_sent: int
+    bytes_received: int
+    model_root: str
+
+
+class Swarm:
+    """A model whose experts live on other machines."""
+
+    def __init__(
+        self, engine: Engine, holders: Holders, model: ModelId, layers: Sequence[LayerId], tally: Tally
+    ) -> None:
+        self.engine = engine
+        self._holders = holders
+        self._model = model
+        self._layers = layers
+        self._tally = tally
+
+    @staticmethod
+    @asynccontextmanager
+    async def join(settings: SwarmSettings, observe: Observer = ignore) -> AsyncIterator["Swarm"]:
+        """Open the model, enter the swarm, connect to its holders; leave everything tidy at the end.
+
+        Raises:
+            InvalidRequest, ModelNotFound, IntegrityError: before anything is sent. ConnectFailed: no peer of `join`
+            answered. CoverageGap: an expert has no usable holder.
+        """
+        _check(settings)
+        identity = _identity(settings)
+        tally = Tally()
+
+        def tell(event: Event) -> None:
+            tally(event)
+            observe(event)
+
+        async with AsyncExitStack() as stack:
+            worker = ComputeWorker("trunk")
+            stack.push_async_callback(worker.aclose)
+            store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir)
+            rounding = ROUNDINGS[settings.dtype]
+            model = ModelId(
+                store.manifest.root, store.weight_format, rounding, store.spec.expert.hidden,
+                store.spec.expert.macs_per_row,
+            )  # fmt: skip
+            entry = await stack.enter_async_context(enter_swarm(identity, settings.join, model.root, clock=time.time))
+            connector = _connector(settings, identity, entry)
+            stack.push_async_callback(connector.aclose)
+            layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
+            holders = Holders(entry.directory, connector, store.manifest, model, layers, tell, secrets.choice)
+            stack.push_async_callback(holders.aclose)
+            trunk, _ = await asyncio.gather(asyncio.to_thread(open_trunk, store, rounding, worker), holders.start())
+            swarm = Swarm(
+                Engine(trunk.trunk, SwarmExperts(holders, model, tell), trunk.tokenizer), holders, model, layers, tally
+            )
+            swarm.require_coverage()
+            yield swarm
+
+    def require_coverage(self) -> None:
+        """Raise CoverageGap for the first layer with an expert that no usable holder has."""
+        for layer, replicas in self.coverage().items():
+            missing = [expert for expert, count in replicas.items() if count == 0]
+            if missing:
+                raise CoverageGap(layer, missing, START_RETRY_AFTER_S)
+
+    def coverage(self) -> dict[LayerId, dict[ExpertId, int]]:
+        """Usable replicas of every expert, by layer."""
+        return {layer: self._holders.replicas(layer) for layer in self._layers}
+
+    async def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncIterator[Token]:
+        """Generate token by token.
+
+        Raises:
+            InvalidRequest, ContextLengthExceeded: before the first token. CoverageGap and the other ShoalErrors: in the
+            middle, when no replica is left; tokens given so far stay true.
+
+        *Cancellation:* closing the iterator, or cancelling the task, cancels the requests in flight at their holders.
+        """
+        async with aclosing(self.engine.stream(self.prompt_ids(prompt), sampling or Sampling())) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def generate(self, prompt: Prompt, sampling: Sampling | None = None) -> Answer:
+        """Generate to the end. Raises and cancels as `stream`."""
+        prompt_ids = self.prompt_ids(prompt)
+        watch = self.watch(prompt_ids)
+        async with aclosing(self.stream(prompt_ids, sampling)) as tokens:
+            async for token in tokens:
+                watch.add(token)
+        return watch.answer()
+
+    def watch(self, prompt_ids: Sequence[int]) -> "Watch":
+        """Start to measure an answer whose tokens you stream yourself."""
+        return Watch(self._holders, self._tally, self._model.root, len(prompt_ids))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt of any kind.
+
+        Raises:
+            InvalidRequest: text for a model without a tokenizer, or an empty prompt.
+        """
+        if not prompt:
+            raise InvalidRequest("the prompt is empty")
+        if not isinstance(prompt, str) and isinstance(prompt[0], int):
+            return [int(token_id) for token_id in prompt]  # type: ignore[call-overload]
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            raise InvalidRequest("the model has no tokenizer.json; give token ids instead of text")
+        if isinstance(prompt, str):
+            return tokenizer.encode(prompt)
+        return tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+
+
+class Watch:
+    """Measures one answer: times from its own making, traffic and fail-overs as differences."""
+
+    def __init__(self, holders: Holders, tally: Tally, model_root: bytes, num_prompt_tokens: int) -> None:
+        self._holders = holders
+        self._tally = tally
+        self._model_root = model_root
+        self._num_prompt_tokens = num_prompt_tokens
+        self._clock = asyncio.get_running_loop().time
+        self._started = self._clock()
+        self._first: float | None = None
+        self._traffic = holders.traffic
+        self._num_failovers = len(tally.failovers)
+        self._tokens: list[Token] = []
+
+    def add(self, token: Token) -> None:
+        """Count one token of the answer."""
+        if self._first is None:
+            self._first = self._clock()
+        self._tokens.append(token)
+
+    def answer(self) -> Answer:
+        """The answer so far."""
+        now, tokens, traffic = self._clock(), self._tokens, self._holders.traffic
+        first = now if self._first is None else self._first
+        return Answer(
+            text="".join(token.text for token in tokens),
+            token_ids=tuple(token.id for token in tokens),
+            num_prompt_tokens=self._num_prompt_tokens,
+            finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
+            ttft_s=first - self._started,
+            tokens_per_s=(len(tokens) - 1) / (now - first) if now > first else 0.0,
+            failovers=len(self._tally.failovers) - self._num_failovers,
+            holders_used=len(self._tally.holders),
+            bytes_sent=traffic.bytes_sent - self._traffic.bytes_sent,
+            bytes_received=traffic.bytes_received - self._traffic.bytes_received,
+            model_root=self._model_root.hex(),
+        )
+
+
+def _check(settings: SwarmSettings) -> None:
+    if settings.dtype not in DTYPES:
+        raise InvalidRequest(f"dtype {settings.dtype!r} is not one of {', '.join(DTYPES)}")
+    if settings.channel not in CHANNELS:
+        raise InvalidRequest(f"channel {settings.channel!r} is not one of {', '.join(CHANNELS)}")
+    if not settings.join:
+        raise InvalidRequest("join is empty: name a peer's address or an invite token")
+
+
+def _identity(settings: SwarmSettings) -> Identity:
+    entropy = os.urandom(32)
+    return load_or_create_identity(settings.identity, entropy) if settings.identity else Identity.from_seed(entropy)
+
+
+def _connector(settings: SwarmSettings, identity: Identity, entry: Entry) -> Connector:
+    if settings.channel == "libp2p":
+        return Libp2pConnector(identity, entry.p2pd, os.urandom)
+    return DirectConnector(identity, os.urandom)
