@@ -6,11 +6,11 @@ module knows attention, positions and sizes. It knows no tensors. Key names are 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from shoal.protocol.errors import CheckpointError
+from shoal.protocol.errors import CheckpointError, InvalidRequest
 from shoal.protocol.ids import LayerId
 
 SUPPORTED_MODEL_TYPES = ("deepseek_v3", "kimi_k2")
@@ -103,12 +103,13 @@ def model_config(config: Mapping[str, object]) -> ModelConfig:
     """Read a checkpoint's `config.json`.
 
     Raises:
-        CheckpointError: a key is missing, out of range or contradicts another, or the architecture is not ours.
+        InvalidRequest: another architecture, or a variant of ours that this trunk cannot run.
+        CheckpointError: a key is missing or out of range.
     """
     fields = _Fields(config)
-    fields.require("model_type", fields.text("model_type") in SUPPORTED_MODEL_TYPES, " or ".join(SUPPORTED_MODEL_TYPES))
-    fields.require("hidden_act", config.get("hidden_act", "silu") == "silu", "silu")
-    fields.require("moe_layer_freq", config.get("moe_layer_freq", 1) == 1, "1")
+    fields.require_ours("model_type", None, SUPPORTED_MODEL_TYPES)
+    fields.require_ours("hidden_act", "silu", ("silu",))
+    fields.require_ours("moe_layer_freq", 1, (1,))
     context = fields.count("max_position_embeddings")
     result = ModelConfig(
         model_type=fields.text("model_type"),
@@ -141,8 +142,8 @@ def model_config(config: Mapping[str, object]) -> ModelConfig:
 def _rope(fields: "_Fields", context: int) -> RopeConfig:
     """Positions as transformers reads them: `rope_scaling`, else `rope_parameters`; theta inside or beside them."""
     scaling = fields.group("rope_scaling") or fields.group("rope_parameters") or _Fields({})
-    kind = scaling.values.get("rope_type", scaling.values.get("type", "default"))
-    fields.require("rope_scaling", kind in ("default", "yarn"), "of type default or yarn")
+    kind_key = "rope_type" if "rope_type" in scaling.values else "type"
+    kind = scaling.require_ours(kind_key, "default", ("default", "yarn"))
     outer_theta = fields.positive("rope_theta", default=DEFAULT_ROPE_THETA)
     return RopeConfig(
         theta=scaling.positive("rope_theta", default=outer_theta),
@@ -173,6 +174,12 @@ class _Fields:
     """The values of a JSON object, read with their type and range; null counts as missing."""
 
     values: Mapping[str, object]
+
+    def require_ours(self, key: str, default: object, known: Sequence[object]) -> object:
+        value = self.values.get(key, default)
+        if value not in known:
+            raise InvalidRequest(f"config.json: {key} is {value!r}; this trunk runs {' or '.join(map(str, known))}")
+        return value
 
     def require(self, key: str, is_met: bool, expected: str) -> None:
         if not is_met:

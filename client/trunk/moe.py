@@ -4,10 +4,17 @@ Stands after attention in every layer but the first few. Knows `topk_idx` and `t
 channel and no expert weight: whoever implements `RoutedExperts` does.
 """
 
-from typing import Protocol
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from shoal.client.trunk.layers import Mlp
+from shoal.client.trunk.router import Router
+from shoal.experts.worker import Worker
 from shoal.protocol.ids import LayerId
 
 
@@ -28,3 +35,66 @@ class RoutedExperts(Protocol):
 
         Cancellation: leaves nothing running here; what is on the wire is refused by its holder or thrown away.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class MoeInput:
+    """What attention leaves for the experts of a layer."""
+
+    x: Tensor
+    """dtype[T, H], normed."""
+    topk_idx: Tensor
+    """i64[T, K], ascending."""
+    topk_weights: Tensor
+    """f32[T, K]"""
+
+
+@dataclass(frozen=True, slots=True)
+class MoeOutput:
+    """The two sums of a layer's experts; not added yet, so that the next job on the worker does it."""
+
+    routed: Tensor
+    """f32[T, H]"""
+    shared: Tensor
+    """dtype[T, H]"""
+
+    def total(self) -> Tensor:
+        """Their sum, in fp32 and then cast (DeepSeek-V3.2 `MoE.forward`): dtype[T, H]."""
+        return (self.routed + self.shared.to(torch.float32)).to(self.shared.dtype)
+
+
+class Moe:
+    """One layer's experts as the trunk sees them: chooses, sends, computes the shared expert, waits."""
+
+    def __init__(self, layer: LayerId, gate: Router, shared_experts: Mlp) -> None:
+        self.layer = layer
+        self._gate = gate
+        self._shared_experts = shared_experts
+
+    def route(self, x: Tensor) -> MoeInput:
+        """x: dtype[T, H], normed -> what to dispatch. Runs on the worker."""
+        routing = self._gate(x)
+        return MoeInput(x, routing.topk_idx, routing.topk_weights)
+
+    async def forward(self, step: MoeInput, routed_experts: RoutedExperts, worker: Worker) -> MoeOutput:
+        """Dispatch first, then compute the shared expert while the answers travel."""
+        routed, shared = await _together(
+            routed_experts(self.layer, step.x, step.topk_idx, step.topk_weights),
+            worker.run(self._shared_experts, step.x),
+        )
+        return MoeOutput(routed, shared)
+
+
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+
+async def _together(first: Coroutine[None, None, First], second: Coroutine[None, None, Second]) -> tuple[First, Second]:
+    """Run both, `first` a step ahead. An error of one cancels the other and is raised as itself, not in a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            behind = group.create_task(second)
+            result = await first
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return result, behind.result()

@@ -1,0 +1,102 @@
+"""Multi-head latent attention over the compressed cache (DeepSeek-V2, arXiv 2405.04434 §2.1).
+
+Stands first in every layer. Keys and values are never expanded: queries are carried into the latent space instead
+("absorbed", appendix C), so that all heads attend to the cache's own rows. There is one form for prefill and decode:
+DeepSeek-V3's 256-token chunks would save a tenth of attention's multiply-accumulates by expanding, at 128 KiB per
+cached token and a second form to keep equal. Knows nothing of experts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal.client.trunk.config import ModelConfig
+from shoal.client.trunk.kv_cache import LatentCache
+from shoal.client.trunk.layers import Linear, RmsNorm
+from shoal.client.trunk.rope import Rotation, softmax_scale
+from shoal.protocol.ids import LayerId
+
+MAX_SCORES = 2**26
+"""Attention scores held at a time (256 MiB in fp32): a chunk's queries go in slices when the cache is long."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryWeights:
+    """Hidden states to queries: through a narrow latent, or directly where `q_lora_rank` is null."""
+
+    q_a_proj: Linear
+    q_a_layernorm: RmsNorm
+    q_b_proj: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """One layer's attention, in data-flow order; names as in the checkpoint."""
+
+    q_proj: Linear | QueryWeights
+    kv_a_proj_with_mqa: Linear
+    kv_a_layernorm: RmsNorm
+    kv_b_proj: Tensor
+    """dtype[heads * (nope + v), rank]: per head the key rows, then the value rows."""
+    o_proj: Linear
+
+
+class Attention:
+    """One layer's attention."""
+
+    def __init__(self, layer: LayerId, config: ModelConfig, weights: AttentionWeights) -> None:
+        self._layer = layer
+        self._config = config
+        self._weights = weights
+        self._scale = softmax_scale(config)
+        nope, v = config.qk_nope_head_dim, config.v_head_dim
+        per_head = weights.kv_b_proj.view(config.num_attention_heads, nope + v, config.kv_lora_rank)
+        self._to_keys = per_head[:, :nope]  # [heads, nope, rank]
+        self._to_values = per_head[:, nope:].mT  # [heads, rank, v]
+
+    def __call__(self, x: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
+        """x: dtype[T, H], normed, the tokens after the cache's -> dtype[T, H]."""
+        rows = cache.write(self._layer, self._compress(x, rotation))  # [S, W]
+        latents = self._attend(self._queries(x, rotation), rows)  # [heads, T, rank]
+        values = torch.bmm(latents, self._to_values)  # [heads, T, v]
+        return self._weights.o_proj(values.transpose(0, 1).flatten(1))
+
+    def _compress(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """What is remembered of each token: the normed latent and the rotated shared key, dtype[T, W]."""
+        latent, key = self._weights.kv_a_proj_with_mqa(x).split_with_sizes(
+            [self._config.kv_lora_rank, self._config.qk_rope_head_dim], dim=-1
+        )
+        key = rotation.apply(key.unsqueeze(1)).squeeze(1)  # [T, rope]
+        return torch.cat((self._weights.kv_a_layernorm(latent), key), dim=-1)
+
+    def _queries(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """Queries in the cache's own coordinates, dtype[heads, T, W]."""
+        q = self._weights.q_proj(x).view(len(x), self._config.num_attention_heads, self._config.qk_head_dim)
+        nope, rope = q.split_with_sizes([self._config.qk_nope_head_dim, self._config.qk_rope_head_dim], dim=-1)
+        absorbed = torch.bmm(nope.transpose(0, 1), self._to_keys)  # [heads, T, rank]
+        return torch.cat((absorbed, rotation.apply(rope).transpose(0, 1)), dim=-1)
+
+    def _attend(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """queries: [heads, T, W], the last T of the S tokens in rows: [S, W] -> latents [heads, T, rank]."""
+        num_heads, num_queries, _ = queries.shape
+        slice_len = max(1, MAX_SCORES // (num_heads * len(rows)))
+        attended = []
+        for start in range(0, num_queries, slice_len):
+            some = queries[:, start : start + slice_len]
+            num_later = num_queries - start - some.shape[1]
+            attended.append(self._attend_slice(some, rows[: len(rows) - num_later]))
+        return torch.cat(attended, dim=1)
+
+    def _attend_slice(self, queries: Tensor, rows: Tensor) -> Tensor:
+        num_heads, num_queries, _ = queries.shape
+        scores = (queries.flatten(0, 1) @ rows.T).view(num_heads, num_queries, -1) * self._scale  # [heads, T, S]
+        if num_queries > 1:
+            is_future = scores.new_ones(scores.shape[1:], dtype=torch.bool).triu(len(rows) - num_queries + 1)
+            scores = scores.masked_fill(is_future, float("-inf"))
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+        latents = rows[:, : self._config.kv_lora_rank]  # [S, rank]
+        return (probabilities.flatten(0, 1) @ latents).view(num_heads, num_queries, -1)

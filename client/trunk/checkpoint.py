@@ -1,0 +1,173 @@
+"""Where the trunk's weights come from: the published tensor names, read in data-flow order.
+
+Runs once, when a model is opened. fp8 weights are dequantized; everything comes in one dtype, but for the router,
+which is fp32. Knows the names of model-and-kernels §A2; how files are read and checked is `experts/store.py`'s part.
+"""
+
+import torch
+from torch import Tensor
+
+from shoal.client.trunk.attention import Attention, AttentionWeights, QueryWeights
+from shoal.client.trunk.config import ModelConfig, model_config
+from shoal.client.trunk.layers import Linear, Mlp, RmsNorm
+from shoal.client.trunk.model import Block, Trunk, TrunkWeights
+from shoal.client.trunk.moe import Moe
+from shoal.client.trunk.mtp import Mtp, MtpWeights
+from shoal.client.trunk.router import Router
+from shoal.experts.family import SCALE_SUFFIX
+from shoal.experts.store import ModelStore
+from shoal.experts.worker import Worker
+from shoal.protocol.errors import CheckpointError, InvalidRequest
+from shoal.protocol.ids import LayerId
+
+TRUNK_DTYPES = (torch.float32, torch.bfloat16)
+STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+LATENT_NORM_EPSILON = 1e-6
+"""Of q_a_layernorm and kv_a_layernorm: the default of DeepSeek-V3's and transformers' norm, not `rms_norm_eps`."""
+
+
+def load_trunk(store: ModelStore, worker: Worker, dtype: torch.dtype, layers: range | None = None) -> Trunk:
+    """Read the trunk, or a span of its layers. Takes as long as reading the files does: not for the event loop.
+
+    Raises:
+        InvalidRequest: another dtype than fp32 or bf16, or layers that the model does not have.
+        CheckpointError: a tensor is missing or has the wrong shape, or `config.json` is not ours.
+    """
+    config = model_config(store.config)
+    layers = config.layers if layers is None else layers
+    if not 0 <= layers.start < layers.stop <= config.num_hidden_layers or layers.step != 1:
+        raise InvalidRequest(f"layers {layers} of a model with layers 0..{config.num_hidden_layers - 1}")
+    reader = _Reader(store, config, dtype)
+    is_first, is_last = layers.start == 0, layers.stop == config.num_hidden_layers
+    weights = TrunkWeights(
+        dtype,
+        embed_tokens=reader.embedding() if is_first else None,
+        blocks=tuple(reader.block(LayerId(layer)) for layer in layers),
+        norm=reader.norm("model.norm") if is_last else None,
+        lm_head=reader.head() if is_last else None,
+    )
+    return Trunk(config, layers, weights, worker)
+
+
+def load_mtp(store: ModelStore, trunk: Trunk) -> Mtp | None:
+    """Read the first MTP layer for a trunk with embedding and head; None if the checkpoint has none.
+
+    Raises:
+        CheckpointError: a tensor of it is missing or has the wrong shape.
+    """
+    layer = LayerId(trunk.config.num_hidden_layers)
+    if layer not in store.spec.moe_layers:
+        return None
+    reader, prefix = _Reader(store, trunk.config, trunk.dtype), f"model.layers.{layer}"
+    hidden = trunk.config.hidden_size
+    weights = MtpWeights(
+        enorm=reader.norm(f"{prefix}.enorm"),
+        hnorm=reader.norm(f"{prefix}.hnorm"),
+        eh_proj=reader.linear(f"{prefix}.eh_proj", hidden, 2 * hidden),
+        block=reader.block(layer),
+        norm=reader.norm(f"{prefix}.shared_head.norm"),
+    )
+    return Mtp(layer, trunk, weights)
+
+
+class _Reader:
+    """Tensors of one checkpoint in one dtype, their shapes checked."""
+
+    def __init__(self, store: ModelStore, config: ModelConfig, dtype: torch.dtype) -> None:
+        if dtype not in TRUNK_DTYPES:
+            raise InvalidRequest(f"a trunk in {dtype}; expected {' or '.join(map(str, TRUNK_DTYPES))}")
+        self._store = store
+        self._config = config
+        self._dtype = dtype
+
+    def embedding(self) -> Tensor:
+        return self._weight("model.embed_tokens.weight", self._config.vocab_size, self._config.hidden_size)
+
+    def head(self) -> Linear:
+        if self._config.is_embedding_tied:
+            return Linear(self.embedding())
+        return self.linear("lm_head", self._config.vocab_size, self._config.hidden_size)
+
+    def block(self, layer: LayerId) -> Block:
+        prefix = f"model.layers.{layer}"
+        return Block(
+            input_layernorm=self.norm(f"{prefix}.input_layernorm"),
+            self_attn=Attention(layer, self._config, self._attention(f"{prefix}.self_attn")),
+            post_attention_layernorm=self.norm(f"{prefix}.post_attention_layernorm"),
+            mlp=self._moe(layer) if self._config.is_moe(layer) else self._dense(f"{prefix}.mlp"),
+        )
+
+    def _attention(self, prefix: str) -> AttentionWeights:
+        config = self._config
+        hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+        nope_and_value = config.qk_nope_head_dim + config.v_head_dim
+        return AttentionWeights(
+            q_proj=self._queries(prefix),
+            kv_a_proj_with_mqa=self._biased(f"{prefix}.kv_a_proj_with_mqa", config.cache_width, hidden),
+            kv_a_layernorm=self.norm(f"{prefix}.kv_a_layernorm", rank, LATENT_NORM_EPSILON),
+            kv_b_proj=self._weight(f"{prefix}.kv_b_proj.weight", heads * nope_and_value, rank),
+            o_proj=self._biased(f"{prefix}.o_proj", hidden, heads * config.v_head_dim),
+        )
+
+    def _queries(self, prefix: str) -> Linear | QueryWeights:
+        config, rank = self._config, self._config.q_lora_rank
+        width = config.num_attention_heads * config.qk_head_dim
+        if rank is None:
+            return self.linear(f"{prefix}.q_proj", width, config.hidden_size)
+        return QueryWeights(
+            q_a_proj=self._biased(f"{prefix}.q_a_proj", rank, config.hidden_size),
+            q_a_layernorm=self.norm(f"{prefix}.q_a_layernorm", rank, LATENT_NORM_EPSILON),
+            q_b_proj=self.linear(f"{prefix}.q_b_proj", width, rank),
+        )
+
+    def _dense(self, prefix: str) -> Mlp:
+        return self._mlp(prefix, self._config.intermediate_size)
+
+    def _moe(self, layer: LayerId) -> Moe:
+        shared_width = self._config.moe_intermediate_size * self._config.n_shared_experts
+        return Moe(layer, self._router(layer), self._mlp(f"model.layers.{layer}.mlp.shared_experts", shared_width))
+
+    def _router(self, layer: LayerId) -> Router:
+        spec, bias_name = self._store.spec, self._store.spec.choice_bias_tensor(layer)
+        num_experts = spec.router.num_experts
+        weight = self._tensor(spec.router_tensor(layer), (num_experts, self._config.hidden_size))
+        bias = self._tensor(bias_name, (num_experts,)).float() if bias_name else None
+        return Router(spec.router, weight.float(), bias)
+
+    def _mlp(self, prefix: str, width: int) -> Mlp:
+        hidden = self._config.hidden_size
+        return Mlp(
+            gate_proj=self.linear(f"{prefix}.gate_proj", width, hidden),
+            up_proj=self.linear(f"{prefix}.up_proj", width, hidden),
+            down_proj=self.linear(f"{prefix}.down_proj", hidden, width),
+        )
+
+    def norm(self, name: str, width: int | None = None, epsilon: float | None = None) -> RmsNorm:
+        """A norm over hidden states, or over `width` values with an `epsilon` of its own."""
+        weight = self._tensor(f"{name}.weight", (width or self._config.hidden_size,))
+        return RmsNorm(weight.to(self._dtype), epsilon or self._config.rms_norm_eps)
+
+    def linear(self, name: str, out_width: int, in_width: int) -> Linear:
+        """A linear map [out, in]."""
+        return Linear(self._weight(f"{name}.weight", out_width, in_width))
+
+    def _biased(self, name: str, out_width: int, in_width: int) -> Linear:
+        """A linear map that has a bias where `attention_bias` is true."""
+        weight = self._weight(f"{name}.weight", out_width, in_width)
+        has_bias = self._config.has_attention_bias
+        return Linear(weight, self._tensor(f"{name}.bias", (out_width,)).to(self._dtype) if has_bias else None)
+
+    def _weight(self, name: str, out_width: int, in_width: int) -> Tensor:
+        has_scales = self._store.has(name + SCALE_SUFFIX)
+        weight = self._store.dequantized_trunk_weight(name) if has_scales else self._store.trunk_tensor(name)
+        return self._checked(name, weight, (out_width, in_width)).to(self._dtype)
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._checked(name, self._store.trunk_tensor(name), shape)
+
+    def _checked(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if tuple(tensor.shape) != shape or tensor.dtype not in STORED_DTYPES:
+            found = f"{tensor.dtype}{list(tensor.shape)}, expected a float type and {list(shape)}"
+            raise CheckpointError(self._store.checkpoint.file_of(name), name, found)
+        return tensor
