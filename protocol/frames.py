@@ -7,7 +7,7 @@ header implies, before the bytes they announce are waited for. Knows no sockets:
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import msgpack
@@ -22,11 +22,12 @@ PREFIX = struct.Struct(">2sBBHHIQ")
 PREFIX_BYTES = PREFIX.size
 
 Buffer = bytes | bytearray | memoryview
+ALL_MESSAGES = frozenset(MESSAGE_TYPES.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One message with its request id (0: belongs to no request) and its raw body."""
+    """One message with its request id (0: belongs to no request) and its raw body, which nobody else writes to."""
 
     request_id: int
     message: Message
@@ -59,10 +60,7 @@ def encode_frame(request_id: int, message: Message, header: bytes | None = None)
     `header` saves encoding twice when the caller has hashed `encode_header(message)` already.
     """
     header = encode_header(message) if header is None else header
-    prefix = PREFIX.pack(
-        MAGIC, PROTOCOL_VERSION, message.TYPE, len(header), 0, message.body_size(), request_id
-    )
-    return prefix + header
+    return PREFIX.pack(MAGIC, PROTOCOL_VERSION, message.TYPE, len(header), 0, message.body_size(), request_id) + header
 
 
 def decode_prefix(data: Buffer, max_bytes: int = limits.MAX_FRAME_BYTES) -> Prefix:
@@ -120,42 +118,67 @@ def _unpack(data: bytes) -> dict[int, object]:
 class FrameDecoder:
     """Bytes in, frames out: the receiving half of a lane.
 
-    Limits: holds at most one frame's bytes beyond what was fed; `max_bytes` bounds a frame (handshake: 4 KiB).
+    `expected` are the only message types that are parsed at all (R3: nothing but the handshake before it is done);
+    `max_bytes` bounds header and body. Both may be replaced between frames.
+
+    Limits: holds at most the bytes of one frame, and only bytes that have arrived: a length that a peer merely
+    announces allocates nothing.
     """
 
-    def __init__(self, max_bytes: int = limits.MAX_FRAME_BYTES) -> None:
+    def __init__(
+        self, expected: Container[type[Message]] = ALL_MESSAGES, max_bytes: int = limits.MAX_FRAME_BYTES
+    ) -> None:
+        self.expected = expected
         self.max_bytes = max_bytes
-        self._buffer = bytearray()
+        self._chunk = memoryview(b"")
+        self._partial = bytearray()
         self._prefix: Prefix | None = None
         self._message: Message | None = None
         self._header = b""
 
-    def feed(self, data: Buffer) -> Iterator[Frame]:
-        """Take bytes from the wire and yield every frame they complete. Body buffers are owned by the frame.
+    @property
+    def is_between_frames(self) -> bool:
+        """True if no byte of an unfinished frame is held."""
+        return self._prefix is None and not self._partial and not self._chunk
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take bytes from the wire and yield every frame they complete; what is not asked for stays for the next call.
+
+        A body that lies in `data` whole is a view of it and is not copied; `data` must therefore be immutable.
 
         Raises:
             RemoteError: the stream can not be followed any further; close it.
         """
-        self._buffer += data
+        self._chunk = memoryview(bytes(self._chunk) + data) if self._chunk else memoryview(data)
         while (frame := self._next_frame()) is not None:
             yield frame
 
-    def _take(self, size: int) -> bytes | None:
-        if len(self._buffer) < size:
+    def _take(self, size: int) -> Buffer | None:
+        """The next `size` bytes, or None after putting aside what there is of them."""
+        if not self._partial and len(self._chunk) >= size:
+            taken, self._chunk = self._chunk[:size], self._chunk[size:]
+            return taken
+        missing = size - len(self._partial)
+        self._partial += self._chunk[:missing]
+        self._chunk = self._chunk[missing:]
+        if len(self._partial) < size:
             return None
-        taken = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
-        return taken
+        whole, self._partial = self._partial, bytearray()
+        return whole
 
     def _next_frame(self) -> Frame | None:
         if self._prefix is None:
             if (data := self._take(PREFIX_BYTES)) is None:
                 return None
-            self._prefix = decode_prefix(data, self.max_bytes)
+            prefix = decode_prefix(data, self.max_bytes)
+            if prefix.message_type not in self.expected:
+                raise Malformed(f"{prefix.message_type.__name__} where it has no place")
+            self._prefix = prefix
         if self._message is None:
-            if (header := self._take(self._prefix.header_len)) is None:
+            if (data := self._take(self._prefix.header_len)) is None:
                 return None
-            self._message, self._header = decode_header(self._prefix, header), header
+            self._header = bytes(data)
+            self._message = decode_header(self._prefix, self._header)
         if (body := self._take(self._prefix.body_len)) is None:
             return None
         frame = Frame(self._prefix.request_id, self._message, body, self._header)

@@ -75,9 +75,12 @@ def read_partial_body(message: Partial, body: Buffer) -> torch.Tensor:
     return partial
 
 
-def request_hash(header: bytes, body: Buffer) -> bytes:
-    """BLAKE3-256 of a request (header, then body); its PARTIAL must carry it (R8)."""
-    return blake3(header, derive_key_context=REQUEST_HASH_CONTEXT).update(body).digest()
+def request_hash(header: bytes, *body: Buffer) -> bytes:
+    """BLAKE3-256 of a request (header, then the pieces of its body); its PARTIAL must carry it (R8)."""
+    hasher = blake3(header, derive_key_context=REQUEST_HASH_CONTEXT)
+    for piece in body:
+        hasher.update(piece)
+    return hasher.digest()
 
 
 def _offsets(num_rows: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,20 +4,49 @@ A back end only opens or accepts byte streams: `open_channel` for clients, `Lane
 encrypted and must have proved the server's key to the client. Knows no addresses, sockets, certificates or libp2p.
 """
 
+import asyncio
 import logging
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
+from shoal.protocol import limits
+from shoal.protocol.errors import (
+    CapacityError,
+    ChannelClosed,
+    ConnectFailed,
+    DeadlineExceeded,
+    Draining,
+    Malformed,
+    ShoalError,
+)
+from shoal.protocol.handshake import Admitted, ClientHandshake, ServerHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Lane
-from shoal.protocol.net.channel import Channel, Handler
+from shoal.protocol.messages import Challenge, Hello, Lane, Message, Refusal, Welcome
+from shoal.protocol.net.admission import Admission
+from shoal.protocol.net.channel import Channel, Handler, Traffic
+from shoal.protocol.net.client_session import ClientSession
+from shoal.protocol.net.lane import LaneStream
+from shoal.protocol.net.refusals import error_of, refusal_of
+from shoal.protocol.net.server_session import FROM_CLIENT, ServerSession
+from shoal.protocol.version import PROTOCOL_VERSION
 
 LaneOpener = Callable[[Lane], Awaitable[tuple[StreamReader, StreamWriter]]]
 """Opens one byte stream to the peer, on which the server has already proved its key. Called once per lane."""
 
 RandomBytes = Callable[[int], bytes]
 """`os.urandom` in main, a seeded generator in tests."""
+
+
+NONCE_BYTES = 32
+SESSION_BYTES = 16
+HANDSHAKE_FROM_SERVER: frozenset[type[Message]] = frozenset({Challenge, Welcome, Refusal})
+HANDSHAKE_FROM_CLIENT: frozenset[type[Message]] = frozenset({Hello})
+
+LINGER_S = 1.0
+"""How long a refused client may take to close first (p2pd loses our REFUSAL otherwise); RTT and a little."""
 
 
 async def open_channel(
@@ -29,8 +58,52 @@ async def open_channel(
         ConnectFailed: a lane did not open in time. AuthenticationFailed: the server's answer is not to our hello.
         Busy, Draining: the server takes no more lanes of ours. UnsupportedVersion, Malformed: not our protocol.
         Whatever `opener` raises.
+
+    Cancellation: lanes that are open already are closed; the server may have let us in.
     """
-    raise NotImplementedError
+    session = random_bytes(SESSION_BYTES)
+    opened: dict[Lane, tuple[LaneStream, Welcome]] = {}
+
+    async def open_lane(lane: Lane) -> None:
+        handshake = ClientHandshake(identity, peer, random_bytes(NONCE_BYTES), session, lane)
+        opened[lane] = await _join(await opener(lane), handshake, peer)
+
+    try:
+        async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as openings:
+            for lane in Lane:
+                openings.create_task(open_lane(lane))
+    except BaseException as error:
+        for stream, _ in opened.values():
+            stream.close()
+        if isinstance(error, TimeoutError):
+            raise ConnectFailed(f"{peer} did not answer in {timeout_s} s") from error
+        if isinstance(error, ExceptionGroup):
+            raise error.exceptions[0] from None
+        raise
+    lanes = {lane: stream for lane, (stream, _) in opened.items()}
+    channel = ClientSession(peer, lanes, opened[Lane.ACT][1], random_bytes)
+    channel.start()
+    return channel
+
+
+async def _join(
+    streams: tuple[StreamReader, StreamWriter], handshake: ClientHandshake, peer: PeerId
+) -> tuple[LaneStream, Welcome]:
+    """The client's handshake on one new stream, which is closed if it fails."""
+    lane = LaneStream(*streams, HANDSHAKE_FROM_SERVER)
+    try:
+        challenge = await lane.receive()
+        lane.write(0, handshake.answer(challenge.message))
+        answer = (await lane.receive()).message
+        if isinstance(answer, Refusal):
+            raise error_of(answer, peer)
+        return lane, handshake.finish(answer)
+    except ChannelClosed as error:
+        lane.close()
+        raise ConnectFailed(f"{peer} hung up in the handshake") from error
+    except BaseException:
+        lane.close()
+        raise
 
 
 class LaneServer:
@@ -39,21 +112,128 @@ class LaneServer:
     def __init__(
         self, identity: Identity, handler: Handler, random_bytes: RandomBytes, log: logging.Logger | None = None
     ) -> None:
-        raise NotImplementedError
+        self.admission = Admission()
+        """For a back end whose streams cost something before `serve_lane` (a TLS handshake)."""
+        self._peer = identity.peer
+        self._handler = handler
+        self._random_bytes = random_bytes
+        self._log = log or logging.getLogger(__name__)
+        self._lanes: set[LaneStream] = set()
+        self._sessions: dict[tuple[PeerId, bytes], ServerSession] = {}
+        self._is_draining = False
+        self._is_closed = False
+        self._changed = asyncio.Event()
 
     async def serve_lane(self, reader: StreamReader, writer: StreamWriter, proven_peer: PeerId | None) -> None:
-        """Run one accepted stream until it ends; close it. Never raises but CancelledError.
+        """Run one accepted stream until it ends; close it. Raises nothing but CancelledError.
 
         `proven_peer`: whom the layer below has authenticated (libp2p), None where only HELLO says so (direct, memory).
         On a proper end the client has closed first, as p2pd needs it.
         """
-        raise NotImplementedError
+        lane = LaneStream(reader, writer, HANDSHAKE_FROM_CLIENT)
+        if self._is_closed:
+            lane.abort()
+            return
+        self._lanes.add(lane)
+        try:
+            await self._serve(lane, proven_peer)
+        except ChannelClosed:
+            lane.close()
+            await lane.wait_closed()
+        except ShoalError as error:  # a RemoteError, or no place for a connection that is not authenticated
+            self._log.debug("a connection was cut: %s", type(error).__name__)
+        finally:
+            lane.abort()
+            self._lanes.discard(lane)
+            self._changed.set()
 
     async def drain(self, grace_s: float) -> None:
-        """Send DRAIN, refuse new lanes and requests, wait up to `grace_s` for requests in flight, then for the
-        clients to close."""
-        raise NotImplementedError
+        """Send DRAIN, refuse new lanes and requests, and wait up to `grace_s` until all requests in flight are
+        answered and all clients have closed."""
+        self._is_draining = True
+        for session in self._sessions.values():
+            session.say_drain(grace_s)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._until_empty()
+        except TimeoutError:
+            return
 
     async def aclose(self) -> None:
-        """Cancel every handler and close every lane. Idempotent; returns when all `serve_lane` calls have ended."""
-        raise NotImplementedError
+        """Cut every lane and cancel every handler. Idempotent; returns when all `serve_lane` calls have ended."""
+        self._is_closed = True
+        for lane in self._lanes:
+            lane.abort()
+        await self._until_empty()
+
+    async def _until_empty(self) -> None:
+        while self._lanes:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _serve(self, lane: LaneStream, proven_peer: PeerId | None) -> None:
+        with ExitStack() as place:
+            with self.admission.half_open():
+                hello, admitted = await self._receive_hello(lane, proven_peer)
+                try:
+                    session = self._enter(place, lane, admitted)
+                except CapacityError as error:
+                    await _send_away(lane, error)
+            lane.begin(FROM_CLIENT, Traffic())
+            lane.write(0, _welcome(hello))
+            await session.serve(lane)
+
+    async def _receive_hello(self, lane: LaneStream, proven_peer: PeerId | None) -> tuple[Hello, Admitted]:
+        handshake = ServerHandshake(self._peer, self._random_bytes(NONCE_BYTES))
+        lane.write(0, handshake.challenge)
+        try:
+            async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT_S):
+                hello = (await lane.receive()).message
+        except TimeoutError as error:
+            raise DeadlineExceeded("no HELLO in time") from error
+        lane.refuse_early_bytes()
+        admitted = handshake.admit(hello, proven_peer)
+        if not isinstance(hello, Hello):  # `admit` has raised; this tells the type checker
+            raise Malformed("not a HELLO")
+        return hello, admitted
+
+    def _enter(self, place: ExitStack, lane: LaneStream, admitted: Admitted) -> ServerSession:
+        """Take a place for an authenticated lane, which `place` gives back.
+
+        Raises:
+            Busy, Draining: none for this client. Malformed: the session has that lane already.
+        """
+        if self._is_draining:
+            raise Draining("we are leaving")
+        place.enter_context(self.admission.lane(admitted.peer))
+        return place.enter_context(self._member(lane, admitted))
+
+    @contextmanager
+    def _member(self, lane: LaneStream, admitted: Admitted) -> Iterator[ServerSession]:
+        key = (admitted.peer, admitted.session)
+        session = self._sessions.get(key) or ServerSession(admitted.peer, self._handler, self.admission, self._log)
+        if admitted.lane in session.lanes:
+            raise Malformed(f"a second {admitted.lane.name} lane in one session")
+        self._sessions[key] = session
+        session.lanes[admitted.lane] = lane
+        try:
+            yield session
+        finally:
+            del session.lanes[admitted.lane]
+            if not session.lanes:
+                del self._sessions[key]
+
+
+def _welcome(hello: Hello) -> Welcome:
+    return Welcome(PROTOCOL_VERSION, hello.client_nonce, limits.MAX_INFLIGHT_REQUESTS, limits.MAX_INFLIGHT_BYTES)
+
+
+async def _send_away(lane: LaneStream, error: CapacityError) -> NoReturn:
+    """Refuse an authenticated client and let it close first: p2pd loses the refusal otherwise."""
+    lane.write(0, refusal_of(error))
+    try:
+        async with asyncio.timeout(LINGER_S):
+            await lane.receive_all(lambda _: None)
+    except TimeoutError:
+        pass
+    raise ChannelClosed("a client was sent away") from error

@@ -1,0 +1,280 @@
+"""Channels inside one process: real handshakes and frames over byte streams that are queues of the event loop.
+
+For tests and for simulations under a virtual clock: no sockets, no threads; time only through the loop. Peers can be
+killed and silenced. Knows no bandwidth: a link has a delay and never loses a byte.
+"""
+
+import asyncio
+from asyncio import StreamReader, StreamReaderProtocol, StreamWriter
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from shoal.protocol.errors import AddressInUse, AuthenticationFailed, ConnectFailed
+from shoal.protocol.identity import Identity
+from shoal.protocol.ids import PeerId
+from shoal.protocol.messages import Lane
+from shoal.protocol.net.channel import Channel, Handler
+from shoal.protocol.net.lane import READ_BYTES
+from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
+from shoal.protocol.net.task_set import TaskSet
+
+ADDRESS_PREFIX = "memory/"
+
+Delay = Callable[[PeerId, PeerId], float]
+"""One-way delay in seconds from a peer to another; asked once per connection."""
+
+
+def no_delay(sender: PeerId, receiver: PeerId) -> float:
+    """All peers in one place."""
+    return 0.0
+
+
+class MemoryNetwork:
+    """A network of peers in one event loop."""
+
+    def __init__(self, delay_s: Delay = no_delay) -> None:
+        self._delay_s = delay_s
+        self._listeners: dict[PeerId, MemoryListener] = {}
+        self._links: dict[PeerId, set[_Link]] = {}
+        self._silenced: set[PeerId] = set()
+
+    def connector(self, identity: Identity, random_bytes: RandomBytes) -> "MemoryConnector":
+        """How the peer `identity` opens channels."""
+        return MemoryConnector(self, identity, random_bytes)
+
+    async def listen(self, identity: Identity, handler: Handler, random_bytes: RandomBytes) -> "MemoryListener":
+        """Serve `handler` as the peer `identity`.
+
+        Raises:
+            AddressInUse: that peer listens already.
+        """
+        if identity.peer in self._listeners:
+            raise AddressInUse(ADDRESS_PREFIX + identity.peer)
+        listener = MemoryListener(self, identity, LaneServer(identity, handler, random_bytes))
+        self._listeners[identity.peer] = listener
+        return listener
+
+    def kill(self, peer: PeerId) -> None:
+        """The peer's process dies: its connections are reset, nobody listens there any more."""
+        self._listeners.pop(peer, None)
+        for link in tuple(self._links.get(peer, ())):
+            link.abort()
+
+    def silence(self, peer: PeerId) -> None:
+        """The peer's cable is cut: connections stay and carry nothing, new ones do not come about."""
+        self._silenced.add(peer)
+        for link in self._links.get(peer, ()):
+            link.is_silent = True
+
+    def forget(self, peer: PeerId) -> None:
+        """Stop listening under this peer id."""
+        self._listeners.pop(peer, None)
+
+    async def open_stream(self, client: PeerId, server: PeerId) -> tuple[StreamReader, StreamWriter]:
+        """A byte stream from `client` to whoever listens at `server`'s address.
+
+        Raises:
+            ConnectFailed: nobody does.
+        """
+        there, back = self._delay_s(client, server), self._delay_s(server, client)
+        await asyncio.sleep(there + back)  # what a TCP handshake takes
+        if {client, server} & self._silenced:
+            await asyncio.Event().wait()  # until the caller's timeout
+        listener = self._listeners.get(server)
+        if listener is None:
+            raise ConnectFailed(f"nobody listens at {ADDRESS_PREFIX}{server}")
+        link = _Link(there, back)
+        for peer in (client, server):
+            links = self._links.setdefault(peer, set())
+            links.add(link)
+            link.on_lost.append(partial(links.discard, link))
+        listener.accept(*link.server.streams())
+        return link.client.streams()
+
+
+class MemoryConnector:
+    """Implements `Connector`."""
+
+    def __init__(self, network: MemoryNetwork, identity: Identity, random_bytes: RandomBytes) -> None:
+        self._network = network
+        self._identity = identity
+        self._random_bytes = random_bytes
+        self._channels: list[Channel] = []
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
+        """See `Connector.connect`. An address names the listener, which must be `peer`."""
+        for address in addresses:
+            if not address.startswith(ADDRESS_PREFIX):
+                continue
+            at = PeerId(address.removeprefix(ADDRESS_PREFIX))
+            if at != peer:
+                raise AuthenticationFailed(f"{at} lives at {address}, not {peer}")
+            channel = await open_channel(self._identity, peer, self._opener(peer), self._random_bytes, timeout_s)
+            self._channels = [*(known for known in self._channels if not known.is_closed), channel]
+            return channel
+        raise ConnectFailed(f"{peer} has no memory address")
+
+    async def aclose(self) -> None:
+        """See `Connector.aclose`."""
+        for channel in self._channels:
+            await channel.aclose()
+
+    def _opener(self, peer: PeerId) -> Callable[[Lane], "asyncio.Future[tuple[StreamReader, StreamWriter]]"]:
+        return lambda _: asyncio.ensure_future(self._network.open_stream(self._identity.peer, peer))
+
+
+class MemoryListener:
+    """Implements `Listener`."""
+
+    def __init__(self, network: MemoryNetwork, identity: Identity, server: LaneServer) -> None:
+        self._network = network
+        self._peer = identity.peer
+        self._server = server
+        self._tasks = TaskSet()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (ADDRESS_PREFIX + self._peer,)
+
+    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """Serve a new stream."""
+        self._tasks.start(self._server.serve_lane(reader, writer, None), "memory lane")
+
+    async def drain(self, grace_s: float) -> None:
+        """See `Listener.drain`."""
+        await self._server.drain(grace_s)
+
+    async def aclose(self) -> None:
+        """See `Listener.aclose`."""
+        self._network.forget(self._peer)
+        await self._server.aclose()
+        await self._tasks.aclose()
+
+
+class _Link:
+    """One connection: two ends, a delay each way."""
+
+    def __init__(self, there_s: float, back_s: float) -> None:
+        self.is_silent = False
+        self.on_lost: list[Callable[[], None]] = []
+        self.client = _End(self, there_s)
+        self.server = _End(self, back_s)
+        self.client.other, self.server.other = self.server, self.client
+
+    def abort(self) -> None:
+        """Reset both ends, as the death of one process does."""
+        for end in (self.client, self.server):
+            end.lose(ConnectionResetError("the peer died"))
+
+
+class _End(asyncio.Transport):
+    """One end of a link, as an asyncio transport: what is written here arrives there after the delay, in order."""
+
+    other: "_End"
+
+    def __init__(self, link: _Link, delay_s: float) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._delay_s = delay_s
+        self._reader = StreamReader(READ_BYTES)
+        self._protocol = StreamReaderProtocol(self._reader)
+        self._on_the_way: deque[bytes | None] = deque()  # None: end of the stream
+        self._arrived: deque[bytes | None] = deque()
+        self._num_unread = 0
+        self._high, self._low = READ_BYTES, READ_BYTES // 4
+        self._is_reading = True
+        self._is_writing_paused = False
+        self._is_closing = False
+        self._is_lost = False
+
+    def streams(self) -> tuple[StreamReader, StreamWriter]:
+        """Connect the protocol and return the streams of this end."""
+        self._protocol.connection_made(self)
+        return self._reader, StreamWriter(self, self._protocol, self._reader, self._loop)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._is_closing and data:
+            self._num_unread += len(data)
+            self._send(bytes(data))
+            self._update_writing()
+
+    def close(self) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            self._send(None)
+            self._loop.call_soon(self.lose, None)
+
+    def abort(self) -> None:
+        if not self._is_lost:
+            self.lose(None)
+            self._loop.call_later(self._delay_s, self.other.lose, ConnectionResetError("the peer cut the connection"))
+
+    def lose(self, error: Exception | None) -> None:
+        """The connection ends here."""
+        if not self._is_lost:
+            self._is_lost = self._is_closing = True
+            self._loop.call_soon(self._protocol.connection_lost, error)
+            for callback in self._link.on_lost:
+                callback()
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None:
+        self._is_reading = False
+
+    def resume_reading(self) -> None:
+        self._is_reading = True
+        self._loop.call_soon(self._deliver)
+
+    def is_reading(self) -> bool:
+        return self._is_reading and not self._is_closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = READ_BYTES if high is None else high
+        self._low = self._high // 4 if low is None else low
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def get_write_buffer_size(self) -> int:
+        return self._num_unread
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def _send(self, data: bytes | None) -> None:
+        # Timers of one moment run in no particular order; the queue keeps the bytes in theirs.
+        self._on_the_way.append(data)
+        self._loop.call_later(self._delay_s, self._hand_over)
+
+    def _hand_over(self) -> None:
+        data = self._on_the_way.popleft()
+        if not self._link.is_silent:
+            self.other._arrived.append(data)
+            self.other._deliver()
+
+    def _deliver(self) -> None:
+        while self._arrived and self._is_reading and not self._is_closing:
+            data = self._arrived.popleft()
+            if data is None:
+                self._protocol.eof_received()
+            else:
+                self._protocol.data_received(data)
+                self.other._was_read(len(data))
+
+    def _was_read(self, size: int) -> None:
+        self._num_unread -= size
+        self._update_writing()
+
+    def _update_writing(self) -> None:
+        if self._is_lost:
+            return
+        if not self._is_writing_paused and self._num_unread > self._high:
+            self._is_writing_paused = True
+            self._protocol.pause_writing()
+        elif self._is_writing_paused and self._num_unread <= self._low:
+            self._is_writing_paused = False
+            self._protocol.resume_writing()
