@@ -212,6 +212,9 @@ async def _attach(identity: Identity, process: Process, directory: Path) -> P2pd
     (directory / "identity").unlink()
     control_path = directory / "control.sock"
     p2p = await P2P.replicate(Multiaddr(f"/unix{control_path}"))
+    control = p2p._client.control
+    for task in (control._read_task, control._write_task):
+        task.add_done_callback(_forget_outcome)
     peer = PeerId(p2p.peer_id.to_base58())
     if peer != identity.peer:
         await p2p.shutdown()
@@ -219,6 +222,12 @@ async def _attach(identity: Identity, process: Process, directory: Path) -> P2pd
     addresses = tuple(str(address) for address in await p2p.get_visible_maddrs())
     output = asyncio.create_task(_log_output(process), name="p2pd output")
     return P2pd(p2p, peer, addresses, control_path, process, output)
+
+
+def _forget_outcome(task: "asyncio.Task[None]") -> None:
+    """hivemind awaits these tasks never; when p2pd dies, asyncio would print their errors on the user's terminal."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.debug("hivemind lost p2pd: %r", error)
 
 
 async def _log_output(process: Process) -> None:
