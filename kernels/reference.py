@@ -48,7 +48,8 @@ def grouped_swiglu(
             continue
         pairs = row_idx[begin:end]
         answer = swiglu(expert, rows[pairs], is_rounded=is_rounded)
-        y.index_add_(0, pairs, answer * topk_weights[begin:end, None])
+        # not index_add_, which starts OpenMP's threads even for one row: 27 ms instead of 2 us on two busy cores
+        y.index_put_((pairs,), answer * topk_weights[begin:end, None], accumulate=True)
     return y
 
 
