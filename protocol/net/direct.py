@@ -25,6 +25,9 @@ from shoal.protocol.net.task_set import TaskSet
 KEEPALIVE_IDLE_S = 60
 """TCP asks a silent peer after a minute, so that lanes of clients that lost power do not hold their places."""
 
+ACCEPT_PAUSE_S = 0.1
+"""After a failed accept; the cause is mostly a lack of file descriptors, which trying at once does not mend."""
+
 
 def parse_address(address: str) -> tuple[str, int] | None:
     """Host and port of `host:port` or `[ipv6]:port`; None for an address of another kind (a multiaddr)."""
@@ -100,7 +103,7 @@ async def _open_stream(
     except BaseException:
         transport.abort()
         raise
-    _tune(transport)
+    _tune(transport.get_extra_info("socket"))
     return reader, StreamWriter(transport, protocol, reader, loop)
 
 
@@ -130,86 +133,80 @@ async def listen_direct(
 class DirectListener:
     """Implements `Listener` over TLS 1.3. Make it with `listen_direct`.
 
-    Limits: a connection counts as half open from its acceptance, so also while its TLS handshake runs.
+    Accepts by hand instead of through the loop's TLS server: so a connection counts as half open from its first packet,
+    and a failed TLS handshake is our exception and not a line in somebody's log.
     """
 
     def __init__(self, identity: Identity, handler: Handler, random_bytes: RandomBytes) -> None:
         self._context = server_context(identity)
         self._lanes = LaneServer(identity, handler, random_bytes)
-        self._tasks = TaskSet()
-        self._server: asyncio.Server | None = None
+        self._accepting = TaskSet()
+        self._serving = TaskSet()
         self._addresses: tuple[str, ...] = ()
 
     async def start(self, host: str, port: int, announce_host: str | None) -> None:
         """Begin to listen."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Accepted(self), host, port)
-        bound_port = self._server.sockets[0].getsockname()[1]
-        self._addresses = (format_address(announce_host or host, bound_port),)
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, address = found[0]
+        listening = socket.create_server((str(address[0]), port), family=family, backlog=limits.MAX_HALF_OPEN)
+        listening.setblocking(False)
+        self._addresses = (format_address(announce_host or host, listening.getsockname()[1]),)
+        self._accepting.start(self._accept(listening), "direct listener")
 
     @property
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
 
-    def accept(self, transport: asyncio.Transport) -> None:
-        """Take a new TCP connection, whose reading is paused."""
-        self._tasks.start(self._serve(transport), "direct lane")
-
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""
-        self._stop_listening()
+        await self._accepting.aclose()
         await self._lanes.drain(grace_s)
 
     async def aclose(self) -> None:
         """See `Listener.aclose`."""
-        self._stop_listening()
+        await self._accepting.aclose()
         await self._lanes.aclose()
-        await self._tasks.aclose()
+        await self._serving.aclose()
 
-    def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listening)
+                except OSError:  # out of file descriptors, or the client is gone already
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    continue
+                self._serving.start(self._serve(connection), "direct lane")
 
-    async def _serve(self, transport: asyncio.Transport) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
         try:
             with self._lanes.admission.half_open():
-                reader, writer = await self._start_tls(transport)
-        except (OSError, Busy):  # no TLS 1.3, silence, or too many: nobody we owe an answer
-            transport.abort()
+                reader, writer = await self._start_tls(connection)
+        except (OSError, Busy):  # no TLS 1.3, silence, or too many: nobody whom we owe an answer
+            connection.close()
             return
         await self._lanes.serve_lane(reader, writer, None)
 
-    async def _start_tls(self, transport: asyncio.Transport) -> tuple[StreamReader, StreamWriter]:
-        """The server's TLS handshake; done here, not by the event loop's server, to count and time it ourselves."""
+    async def _start_tls(self, connection: socket.socket) -> tuple[StreamReader, StreamWriter]:
         loop = asyncio.get_running_loop()
+        _tune(connection)
         reader = StreamReader(READ_BYTES)
         protocol = StreamReaderProtocol(reader)
-        _tune(transport)
-        secured = await loop.start_tls(
-            transport, protocol, self._context, server_side=True,
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, connection, ssl=self._context,
             ssl_handshake_timeout=limits.HANDSHAKE_TIMEOUT_S, ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
         )  # fmt: skip
-        if secured is None or secured.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN:
+        if transport.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN:
+            transport.abort()
             raise ConnectionAbortedError("not our protocol")
-        protocol.connection_made(secured)
-        return reader, StreamWriter(secured, protocol, reader, loop)
+        return reader, StreamWriter(transport, protocol, reader, loop)
 
 
-class _Accepted(asyncio.Protocol):
-    """A TCP connection before TLS: not a byte is read until its handshake is ours to watch."""
-
-    def __init__(self, listener: DirectListener) -> None:
-        self._listener = listener
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            transport.pause_reading()
-            self._listener.accept(transport)
-
-
-def _tune(transport: asyncio.BaseTransport) -> None:
+def _tune(connection: socket.socket) -> None:
     """No Nagle delay (an exchange is one write each way); keepalive, so that dead peers are noticed."""
-    connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # Linux; macOS has another name and two hours

@@ -35,7 +35,7 @@ ERROR_TYPES: dict[WireCode, type[ShoalError]] = {
     WireCode.INTERNAL: PeerFailed,
     WireCode.RATE: Busy,
 }
-"""What a client raises for each code. Errors without a code of their own (LocalError, CoverageGap) leave as INTERNAL."""
+"""What a client raises for each code. LocalError and CoverageGap have no code: they left as INTERNAL."""
 
 
 def refusal_of(error: ShoalError) -> Refusal:
