@@ -1,1 +1,40 @@
-"""Where a token begins and ends: the public client library (`from shoal.client import Swarm`)."""
+"""Where a token begins and ends: the public client library.
+
+    async with Swarm.join(SwarmSettings(model=Path("DIR"), join=("ADDRESS or TOKEN",))) as swarm:
+        async for token in swarm.stream("Once upon a time", Sampling(max_tokens=64)):
+            print(token.text, end="")
+
+Everything a user needs is named here; everything else may change. Errors are `shoal.protocol.errors`.
+"""
+
+from shoal.client.generate import FinishReason, Token
+from shoal.client.sampler import Sampling
+from shoal.client.settings import SwarmSettings
+from shoal.client.swarm import Answer, Swarm
+from shoal.protocol.errors import (
+    CheckpointError,
+    ContextLengthExceeded,
+    CoverageGap,
+    IntegrityError,
+    InvalidRequest,
+    ModelNotFound,
+    ShoalError,
+    WrongModel,
+)
+
+__all__ = [
+    "Answer",
+    "CheckpointError",
+    "ContextLengthExceeded",
+    "CoverageGap",
+    "FinishReason",
+    "IntegrityError",
+    "InvalidRequest",
+    "ModelNotFound",
+    "Sampling",
+    "ShoalError",
+    "Swarm",
+    "SwarmSettings",
+    "Token",
+    "WrongModel",
+]

@@ -8,8 +8,8 @@ verification of real answers is later work, and PROTOCOL §12 says so.
 import torch
 
 from shoal.client.model_id import ModelId
-from shoal.experts.manifest import Manifest
-from shoal.experts.probe import check_probe, probe_input
+from shoal.experts.manifest import Manifest, check_probe
+from shoal.experts.probe import probe_input
 from shoal.protocol.errors import WrongModel
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Dispatch, DType, Rounding

@@ -27,7 +27,8 @@ def choose(
 ) -> Plan:
     """Cover `needed` with few and cheap holders (greedy set cover, within ln(n) of the fewest).
 
-    `cost`: expected seconds of an exchange per holder; ties go to the lower peer id, so that equal inputs give equal plans.
+    `cost`: expected seconds of an exchange per holder; ties go to the lower peer id, so that equal inputs give equal
+    plans.
     """
     left = set(needed)
     shares: dict[PeerId, tuple[ExpertId, ...]] = {}

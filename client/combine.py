@@ -1,7 +1,7 @@
 """Weighted partial sums of the holders to the layer's routed output, in an order that no network can change.
 
-After dispatch, before the next layer. Floating-point addition is not associative, so the sum runs by lowest expert id and
-not by arrival: the same plan gives the same bits, whoever answered first (DESIGN §5).
+After dispatch, before the next layer. Floating-point addition is not associative, so the sum runs by lowest expert id
+and not by arrival: the same plan gives the same bits, whoever answered first (DESIGN §5).
 """
 
 from collections.abc import Iterable

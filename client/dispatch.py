@@ -1,8 +1,8 @@
 """From the router's choice to the layer's routed output, through the swarm: group, choose, send, fail over, combine.
 
 Implements the trunk's seam `RoutedExperts`. One frame per (layer, holder) with all its experts and only the tokens they
-need. A holder that fails a request is set aside and the same experts are asked of replicas, so a death costs one retry and
-no token. Knows no model beyond `ModelId` and no sockets.
+need. A holder that fails a request is set aside and the same experts are asked of replicas, so a death costs one retry
+and no token. Knows no model beyond `ModelId` and no sockets.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from shoal.client.combine import PartialSum, combine
 from shoal.client.grouping import ExpertRows, group_by_expert
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId
-from shoal.protocol.errors import ChannelClosed, CoverageGap, Malformed, ShoalError
+from shoal.protocol.errors import ChannelClosed, CoverageGap, IntegrityError, Malformed, ShoalError
 from shoal.protocol.events import DispatchSent, FailedOver, Observer, ReplyReceived
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.messages import Dispatch, DType, Rounding
@@ -54,10 +54,14 @@ class SwarmExperts:
         Returns f32[T, H].
 
         Raises:
-            CoverageGap: nobody reachable holds an expert. ShoalError: every replica failed; the last one's error.
+            IntegrityError: x is not finite. CoverageGap: nobody reachable holds an expert. ShoalError: every replica
+            failed; the last one's error.
 
         Cancellation: requests in flight are cancelled at their holders.
         """
+        if not bool(torch.isfinite(x).all()):
+            # said here, or every holder would refuse and be taken for a liar
+            raise IntegrityError(f"the hidden states of layer {layer} are not finite: the trunk's weights are damaged")
         wire_dtype = torch.bfloat16 if self._model.rounding is Rounding.BF16 else torch.float32
         rows = group_by_expert(topk_idx, topk_weights)
         call = _Call(layer, x.to(wire_dtype), rows)

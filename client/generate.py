@@ -1,13 +1,30 @@
-"""The visible loop: prefill, decode, stop.  (Signatures; the bodies follow.)"""
+"""The visible loop: prefill, then decode, sample, detokenize and stop, token by token.
 
-from collections.abc import AsyncIterator, Sequence
+Where a prompt's journey begins and ends. Knows a trunk and the seam to its routed experts; it cannot tell a swarm
+from one process, and knows no peers.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 
-from shoal.client.sampler import Sampling
+import torch
+from torch import Tensor
+
+from shoal.client.sampler import Sampler, Sampling
+from shoal.client.stop_strings import StopStrings
 from shoal.client.tokenizer import Tokenizer
+from shoal.client.trunk.kv_cache import LatentCache
 from shoal.client.trunk.model import Trunk
 from shoal.client.trunk.moe import RoutedExperts
+from shoal.protocol.errors import ContextLengthExceeded, InvalidRequest
+
+PREFILL_CHUNK = 256
+"""Prompt tokens per forward pass: half of `limits.MAX_TOKENS_PER_FRAME`, so that a frame stays at 7 MB for DeepSeek-V3
+and a decode step of another stream waits for no more than that."""
 
 
 class FinishReason(Enum):
@@ -28,9 +45,9 @@ class Token:
     index: int
     """0 for the first generated token."""
     logprob: float
-    """Natural log of its probability under the model, before temperature and filters."""
+    """Natural log of its probability under the model, before penalty, temperature and filters."""
     finish_reason: FinishReason | None = None
-    """Set on the last token of a generation, and only there."""
+    """Set on the last token of a generation, and only there. An end-of-sequence token is one too, without text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +59,120 @@ class Generation:
     num_prompt_tokens: int
     finish_reason: FinishReason
     ttft_s: float
+    """From the call to the first token."""
     tokens_per_s: float
+    """Of the tokens after the first; 0 if there is only one."""
 
 
 class Engine:
     """One model, ready to generate: trunk, routed experts and, if the model has one, a tokenizer."""
 
-    def __init__(self, trunk: Trunk, routed_experts: RoutedExperts, tokenizer: Tokenizer | None = None) -> None:
-        raise NotImplementedError
+    def __init__(
+        self,
+        trunk: Trunk,
+        routed_experts: RoutedExperts,
+        tokenizer: Tokenizer | None = None,
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
+    ) -> None:
+        """draw_seed: the seed of a generation that names none."""
+        self.trunk = trunk
+        self.routed_experts = routed_experts
+        self.tokenizer = tokenizer
+        self._draw_seed = draw_seed
 
-    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Token]:
-        """Generate token by token (an async generator; close it or cancel the task to stop)."""
-        raise NotImplementedError
+    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Token, None]:
+        """Generate token by token.
+
+        Raises:
+            InvalidRequest: an empty prompt, an id outside the vocabulary, or stop strings without a tokenizer.
+            ContextLengthExceeded: prompt and `max_tokens` do not fit the model's context. What the experts raise.
+
+        *Cancellation:* closing the generator, or cancelling its task, leaves no task behind; tokens given so far stay.
+        """
+        max_tokens = self.check(prompt_ids, sampling)
+        sampler, answer = self._sampler(prompt_ids, sampling), Answer(self.tokenizer, sampling.stop)
+        cache = self.trunk.new_cache()
+        logits = await self._prefill(torch.tensor(prompt_ids), cache)
+        for index in range(max_tokens):
+            sampled = await self.trunk.worker.run(sampler.sample, logits)
+            is_end = sampled.token_id in self._end_ids(sampling)
+            piece = answer.end() if is_end else answer.push(sampled.token_id)
+            reason = FinishReason.STOP if is_end or answer.is_stopped else None
+            if reason is None and index + 1 == max_tokens:
+                reason, piece = FinishReason.LENGTH, piece + answer.end()
+            yield Token(sampled.token_id, piece, index, sampled.logprob, reason)
+            if reason is not None:
+                return
+            logits = await self._decode(sampled.token_id, cache)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """Generate to the end."""
-        raise NotImplementedError
+        """Generate to the end. Raises and cancels as `stream`."""
+        clock = asyncio.get_running_loop().time
+        started, tokens, times = clock(), list[Token](), list[float]()
+        async with aclosing(self.stream(prompt_ids, sampling)) as stream:
+            async for token in stream:
+                tokens.append(token)
+                times.append(clock())
+        return Generation(
+            text="".join(token.text for token in tokens),
+            token_ids=tuple(token.id for token in tokens),
+            num_prompt_tokens=len(prompt_ids),
+            finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
+            ttft_s=times[0] - started,
+            tokens_per_s=(len(tokens) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0,
+        )
+
+    def check(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
+        """Refuse, before anything runs, what `stream` would refuse; return the most tokens it will generate."""
+        config = self.trunk.config
+        if not prompt_ids:
+            raise InvalidRequest("the prompt is empty")
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
+            raise InvalidRequest(f"prompt ids must be in 0..{config.vocab_size - 1}")
+        if sampling.stop and self.tokenizer is None:
+            raise InvalidRequest("stop strings need a tokenizer, and the model has no tokenizer.json")
+        num_tokens = len(prompt_ids) + (sampling.max_tokens or 1)
+        if num_tokens > config.max_position_embeddings:
+            raise ContextLengthExceeded(num_tokens, config.max_position_embeddings)
+        return sampling.max_tokens or config.max_position_embeddings - len(prompt_ids)
+
+    async def _prefill(self, ids: Tensor, cache: LatentCache) -> Tensor:
+        """ids: i64[T] -> logits of the last one, f32[V]."""
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            hidden = await self.trunk.forward(ids[start : start + PREFILL_CHUNK], cache, self.routed_experts)
+        return (await self.trunk.logits(hidden[-1:]))[0]
+
+    async def _decode(self, token_id: int, cache: LatentCache) -> Tensor:
+        hidden = await self.trunk.forward(torch.tensor([token_id]), cache, self.routed_experts)
+        return (await self.trunk.logits(hidden))[0]
+
+    def _sampler(self, prompt_ids: Sequence[int], sampling: Sampling) -> Sampler:
+        seed = self._draw_seed() if sampling.seed is None else sampling.seed
+        return Sampler(sampling, prompt_ids, torch.Generator().manual_seed(seed))
+
+    def _end_ids(self, sampling: Sampling) -> tuple[int, ...]:
+        return () if sampling.ignore_eos else self.trunk.config.eos_token_ids
+
+
+class Answer:
+    """The text of an answer as it grows: detokenized, and cut at the first stop string."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self._detokenizer = tokenizer.detokenizer() if tokenizer else None
+        self._stop = StopStrings(stop)
+        self.is_stopped = False
+        """Whether a stop string has ended the answer."""
+
+    def push(self, token_id: int) -> str:
+        """Text that may be shown now. Without a tokenizer there is none."""
+        return self._cut(self._detokenizer.push(token_id)) if self._detokenizer else ""
+
+    def end(self) -> str:
+        """What was held back, when no more tokens come."""
+        rest = self._cut(self._detokenizer.flush()) if self._detokenizer else ""
+        return rest if self.is_stopped else rest + self._stop.flush()
+
+    def _cut(self, piece: str) -> str:
+        matched = self._stop.push(piece)
+        self.is_stopped = self.is_stopped or matched.is_stopped
+        return matched.text

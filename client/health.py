@@ -12,7 +12,8 @@ INITIAL_RTT_S = 0.25
 """Before the first answer: a link across a continent. RFC 6298 says 1 s; a peer that is up has just shaken hands."""
 
 MIN_DEADLINE_S = 0.5
-"""Below this a deadline would fire on a scheduler's hiccup: two busy cores stall a process for 100-300 ms (measured)."""
+"""Below this a deadline would fire on a scheduler's hiccup: two busy cores stall a process for 100-300 ms
+(measured)."""
 
 MAX_DEADLINE_S = 30.0
 """Half of what the wire allows: by then another replica has answered."""

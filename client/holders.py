@@ -1,7 +1,7 @@
 """The live view of who can compute what: directory records, channels to their holders, and how well each answers.
 
-Between the directory and `dispatch`. A background task refreshes records and reconnects; a holder is offered only while it
-is connected, has passed its challenge, is not draining and its breaker is closed.
+Between the directory and `dispatch`. A background task refreshes records and reconnects; a holder is offered only while
+it is connected, has passed its challenge, is not draining and its breaker is closed.
 """
 
 import asyncio
@@ -104,7 +104,7 @@ class Holders:
 
     def replicas(self, layer: LayerId) -> dict[ExpertId, int]:
         """How many usable holders each expert of a layer has; 0 for none."""
-        counts = dict.fromkeys((ExpertId(i) for i in range(self._manifest.num_experts)), 0)
+        counts = dict.fromkeys((ExpertId(i) for i in range(self._model.num_experts)), 0)
         for experts in self.usable(layer).values():
             for expert in experts:
                 counts[expert] += 1

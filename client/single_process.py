@@ -2,6 +2,8 @@
 and what loads the trunk for both.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_trunk
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Trunk
+from shoal.experts.locations import default_cache_dir
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
@@ -28,14 +31,18 @@ class OpenTrunk:
     tokenizer: Tokenizer | None
 
 
-def open_trunk(store: ModelStore, rounding: Rounding, worker: Worker) -> OpenTrunk:
+def open_trunk(store: ModelStore, directory: Path, rounding: Rounding, worker: Worker) -> OpenTrunk:
     """Load trunk and tokenizer of a model. Blocking: run it on a thread."""
-    trunk = load_trunk(store, TORCH_DTYPES[rounding], worker)
-    return OpenTrunk(trunk, Tokenizer.load(store.directory) if (store.directory / "tokenizer.json").is_file() else None)
+    trunk = load_trunk(store, worker, TORCH_DTYPES[rounding])
+    has_tokenizer = (directory / "tokenizer.json").is_file()
+    return OpenTrunk(trunk, Tokenizer.load(directory) if has_tokenizer else None)
 
 
-def single_process_engine(model: Path, rounding: Rounding, worker: Worker, cache_dir: Path | None = None) -> Engine:
-    """An engine that needs no swarm: every expert in this process, with the reference kernel. Blocking."""
-    store = ModelStore.open(model, cache_dir)
-    opened = open_trunk(store, rounding, worker)
-    return Engine(opened.trunk, LocalExperts(store, ReferenceBackend(), rounding, worker), opened.tokenizer)
+@contextmanager
+def single_process_engine(
+    directory: Path, rounding: Rounding, worker: Worker, cache_dir: Path | None = None
+) -> Iterator[Engine]:
+    """An engine that needs no swarm: every expert in this process, read when it is first chosen. Blocking."""
+    with ModelStore.open(directory, cache_dir or default_cache_dir()) as store:
+        opened = open_trunk(store, directory, rounding, worker)
+        yield Engine(opened.trunk, LocalExperts(store, ReferenceBackend(), rounding, worker), opened.tokenizer)

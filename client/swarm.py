@@ -8,19 +8,21 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from shoal.client.chat_template import ChatMessage
 from shoal.client.dispatch import SwarmExperts
 from shoal.client.generate import Engine, FinishReason, Token
 from shoal.client.holders import Holders
-from shoal.client.model_id import ModelId
+from shoal.client.model_id import ModelId, model_id
 from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, SwarmSettings
 from shoal.client.single_process import open_trunk
 from shoal.client.tally import Tally
-from shoal.client.tokenizer import ChatMessage
+from shoal.client.tokenizer import Tokenizer
+from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import ComputeWorker
 from shoal.protocol.errors import CoverageGap, InvalidRequest
@@ -59,6 +61,10 @@ class Answer:
     bytes_received: int
     model_root: str
 
+    def as_json(self) -> dict[str, object]:
+        """All fields as plain values."""
+        return asdict(self) | {"finish_reason": self.finish_reason.value}
+
 
 class Swarm:
     """A model whose experts live on other machines."""
@@ -92,22 +98,21 @@ class Swarm:
         async with AsyncExitStack() as stack:
             worker = ComputeWorker("trunk")
             stack.push_async_callback(worker.aclose)
-            store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir)
+            store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir or default_cache_dir())
+            stack.callback(store.close)
             rounding = ROUNDINGS[settings.dtype]
-            model = ModelId(
-                store.manifest.root, store.weight_format, rounding, store.spec.expert.hidden,
-                store.spec.expert.macs_per_row,
-            )  # fmt: skip
+            model = model_id(store, rounding)
             entry = await stack.enter_async_context(enter_swarm(identity, settings.join, model.root, clock=time.time))
             connector = _connector(settings, identity, entry)
             stack.push_async_callback(connector.aclose)
             layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
             holders = Holders(entry.directory, connector, store.manifest, model, layers, tell, secrets.choice)
             stack.push_async_callback(holders.aclose)
-            trunk, _ = await asyncio.gather(asyncio.to_thread(open_trunk, store, rounding, worker), holders.start())
-            swarm = Swarm(
-                Engine(trunk.trunk, SwarmExperts(holders, model, tell), trunk.tokenizer), holders, model, layers, tally
+            opened, _ = await asyncio.gather(
+                asyncio.to_thread(open_trunk, store, settings.model, rounding, worker), holders.start()
             )
+            engine = Engine(opened.trunk, SwarmExperts(holders, model, tell), opened.tokenizer)
+            swarm = Swarm(engine, holders, model, layers, tally)
             swarm.require_coverage()
             yield swarm
 
@@ -122,7 +127,7 @@ class Swarm:
         """Usable replicas of every expert, by layer."""
         return {layer: self._holders.replicas(layer) for layer in self._layers}
 
-    async def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncIterator[Token]:
+    async def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Token, None]:
         """Generate token by token.
 
         Raises:
@@ -156,14 +161,19 @@ class Swarm:
         """
         if not prompt:
             raise InvalidRequest("the prompt is empty")
-        if not isinstance(prompt, str) and isinstance(prompt[0], int):
-            return [int(token_id) for token_id in prompt]  # type: ignore[call-overload]
-        tokenizer = self.engine.tokenizer
-        if tokenizer is None:
+        if not isinstance(prompt, str):
+            token_ids = [item for item in prompt if isinstance(item, int)]
+            messages = [item for item in prompt if not isinstance(item, int)]
+            if token_ids and messages:
+                raise InvalidRequest("a prompt is either token ids or chat messages")
+            return token_ids or self._tokenizer.encode_chat(messages)
+        return self._tokenizer.encode(prompt)
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        if self.engine.tokenizer is None:
             raise InvalidRequest("the model has no tokenizer.json; give token ids instead of text")
-        if isinstance(prompt, str):
-            return tokenizer.encode(prompt)
-        return tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        return self.engine.tokenizer
 
 
 class Watch:

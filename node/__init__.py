@@ -1,1 +1,2 @@
-"""The volunteer's daemon: loads experts, announces them, serves them, and stays a good guest. Never imports `client`."""
+"""The volunteer's daemon: loads experts, announces them, serves them, and stays a good guest. Never imports
+`client`."""

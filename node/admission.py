@@ -1,7 +1,7 @@
 """Admission: whether a request is let in at all (R7). Over a limit the answer is BUSY with a time, never a queue.
 
-One request has an exactly known cost, rows x 3·H·I multiply-accumulates, so the backlog is counted in those and the time
-to work it off is known. Knows no tensors.
+One request has an exactly known cost, rows x 3·H·I multiply-accumulates, so the backlog is counted in those and the
+time to work it off is known. Knows no tensors.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Keeps our holder records alive in the directory: one per layer, renewed at a third of their life, withdrawn at the end.
+"""Keeps our holder records alive in the directory: one per layer, renewed at a third of their life, withdrawn at the
+end.
 
 Knows the directory only by its seam. A renewal that fails is logged and tried again at the next turn: two may be lost
 before a record dies.

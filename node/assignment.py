@@ -1,7 +1,7 @@
 """What to hold: a user's words, or rarity within a budget, as a pure function of what the swarm already has.
 
-Units are whole routing groups of one layer where they fit: a token uses at most `topk_groups` groups, so holders of whole
-groups bound the fan-out of a layer (DESIGN §1). Knows no network: coverage comes in as counts.
+Units are whole routing groups of one layer where they fit: a token uses at most `topk_groups` groups, so holders of
+whole groups bound the fan-out of a layer (DESIGN §1). Knows no network: coverage comes in as counts.
 """
 
 import re

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from shoal.experts.backend import ExpertBackend, PackedExpert
+from shoal.experts.locations import default_cache_dir
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import ComputeWorker, Worker
@@ -105,7 +106,7 @@ async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
     async with AsyncExitStack() as stack:
         worker = ComputeWorker("kernel")
         stack.push_async_callback(worker.aclose)
-        store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir)
+        store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir or default_cache_dir())
         holding = parse_holding(settings.experts, store.spec) if settings.experts else None
         if holding is not None:
             _check_memory(settings, store, backend, holding)

@@ -12,7 +12,8 @@ class NodeSettings:
     """Checkpoint directory."""
 
     experts: str | None = None
-    """What to hold, e.g. `all`, `0-15` (of every layer), `3:0-31,4:0-31`. None: chosen by rarity within `share_bytes`."""
+    """What to hold, e.g. `all`, `0-15` (of every layer), `3:0-31,4:0-31`. None: chosen by rarity within
+    `share_bytes`."""
 
     share_bytes: int | None = None
     """Memory for experts, in bytes, when `experts` is None. None: everything, if it fits half of the free memory."""

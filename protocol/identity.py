@@ -44,7 +44,7 @@ def public_key_of(peer: PeerId) -> bytes:
     if len(peer) > MAX_PEER_ID_CHARACTERS:
         raise Malformed(f"a peer id of {len(peer)} characters")
     try:
-        raw = base58.b58decode(peer)
+        raw: bytes = base58.b58decode(peer)
     except ValueError as error:
         raise Malformed("a peer id that is not base58") from error
     if not raw.startswith(_MULTIHASH_PREFIX) or len(raw) != len(_MULTIHASH_PREFIX) + PUBLIC_KEY_BYTES:

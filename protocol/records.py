@@ -1,8 +1,9 @@
-"""Holder records: "I hold these experts of this layer, in this format, and here is where I am", signed (PROTOCOL.md §7).
+"""Holder records: "I hold these experts of this layer, in this format, and here is where I am", signed (PROTOCOL.md
+§7).
 
-Sans-IO: time and identity are arguments. A record's owner is the key that signed it; the directory's subkey must be that
-peer id, so nobody can speak for another. Validation order (R12): size, map shape, signature, time; only then is a value
-used. A record is a hint until its holder passes a known-answer challenge.
+Sans-IO: time and identity are arguments. A record's owner is the key that signed it; the directory's subkey must be
+that peer id, so nobody can speak for another. Validation order (R12): size, map shape, signature, time; only then is a
+value used. A record is a hint until its holder passes a known-answer challenge.
 """
 
 from dataclasses import dataclass
@@ -40,9 +41,9 @@ _BITMAP_KEY, _ADDRESSES_KEY, _SIGNATURE_KEY = 5, 11, 14
 class HolderRecord:
     """One holder's claim for one layer.
 
-    `roundings`: bit r set = serves rounding r. `kernel_class`: 0 reference, 1 cpu, 2 cuda. `capacity_mmacs`: millions of
-    multiply-accumulates per second that it offers, 0 = not measured. `addresses`: `direct` ones as `host:port`, libp2p
-    ones as multiaddrs. An empty `experts` withdraws the holder.
+    `roundings`: bit r set = serves rounding r. `kernel_class`: 0 reference, 1 cpu, 2 cuda. `capacity_mmacs`: millions
+    of multiply-accumulates per second that it offers, 0 = not measured. `addresses`: `direct` ones as `host:port`,
+    libp2p ones as multiaddrs. An empty `experts` withdraws the holder.
     """
 
     peer: PeerId
@@ -111,7 +112,7 @@ def decode_record(data: bytes, owner: PeerId, now_s: float) -> HolderRecord:
     try:
         signature = BytesField(_SIGNATURE_KEY, "signature", SIGNATURE_BYTES).check(fields.pop(_SIGNATURE_KEY, None))
         _check_fields(fields)
-        if peer_id_of(fields[2]) != owner:
+        if peer_id_of(BytesField(2, "public_key", 32).check(fields[2])) != owner:
             raise RecordRejected("a record under somebody else's name")
         verify(owner, signature, RECORD_CONTEXT + msgpack.packb(fields))
     except (Malformed, KeyError) as error:

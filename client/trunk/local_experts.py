@@ -4,9 +4,9 @@ Stands where `client/dispatch.py` stands otherwise: same seam, same grouping by 
 no peers.
 """
 
-import torch
 from torch import Tensor
 
+from shoal.client.grouping import group_by_expert
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
@@ -33,12 +33,9 @@ class LocalExperts:
         return await self._worker.run(self._run, layer, x, topk_idx, topk_weights)
 
     def _run(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
-        chosen, order = topk_idx.flatten().sort(stable=True)  # i64[T * K]: pairs, grouped by expert ascending
-        expert_ids, num_rows = torch.unique_consecutive(chosen, return_counts=True)
-        experts = [self._expert(layer, ExpertId(expert)) for expert in expert_ids.tolist()]
-        offsets = [0, *num_rows.cumsum(0).tolist()]
-        row_idx, weights = order // topk_idx.shape[1], topk_weights.flatten()[order]
-        return self._backend.run(experts, x, row_idx, offsets, weights, self._rounding)
+        rows = group_by_expert(topk_idx, topk_weights)
+        experts = [self._expert(layer, expert) for expert in rows.experts]
+        return self._backend.run(experts, x, rows.row_idx, rows.offsets, rows.topk_weights, self._rounding)
 
     def _expert(self, layer: LayerId, expert: ExpertId) -> PackedExpert:
         if (layer, expert) not in self._packed:

@@ -1,0 +1,37 @@
+"""The boundary between the program and the terminal: runs a verb's coroutine, turns errors into one line and a status.
+
+Knows nothing of what a verb does.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+
+from shoal.protocol.errors import ShoalError
+
+CTRL_C_STATUS = 130
+"""128 + SIGINT, as shells have it."""
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Print a ShoalError as one line on stderr and exit with its status; Ctrl-C exits 130 without a word."""
+    try:
+        yield
+    except ShoalError as error:
+        print(f"shoal: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None  # the reader of our output is gone
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise SystemExit(CTRL_C_STATUS) from None
+
+
+def run_coroutine(make: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a verb in a fresh uvloop; Ctrl-C cancels it and lets it clean up first."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(make())

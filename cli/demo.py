@@ -1,0 +1,125 @@
+"""`shoal demo`: a swarm on this machine, a story, a death, and the same story."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoal.cli.boundary import reporting_errors, run_coroutine
+from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
+
+if TYPE_CHECKING:
+    from shoal.client import Token
+    from shoal.protocol.ids import PeerId
+    from shoal.simulations.demo import DemoResult
+    from shoal.simulations.local import LocalNode
+
+DEFAULT_PROMPT = "Once upon a time there was a little frog"
+REPETITION_PENALTY = 1.15
+"""A small model under greedy decoding repeats itself; the reference is sampled in the same way."""
+
+
+def demo(
+    model: Annotated[
+        Path | None, typer.Option(help="Any DeepSeek-V3-shaped checkpoint. Default: the embedded story model.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
+    prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, e.g. 5,17,3.")] = None,
+    nodes: Annotated[int, typer.Option(help="Node processes.", min=1, max=64)] = 4,
+    replicas: Annotated[int, typer.Option(help="Holders of every expert.", min=1)] = 2,
+    kill_after: Annotated[str, typer.Option(help="Kill a node after this many tokens, or never.")] = "16",
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens.", min=1)] = 96,
+    dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
+    channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Start a swarm on this machine, stream a story, kill a node in mid-answer, prove that nothing changed."""
+    with reporting_errors():
+        kill_token = _kill_token(kill_after, replicas)
+        from shoal.simulations.local import LocalSwarmSettings, prepare_fork_server
+
+        context = prepare_fork_server()  # it imports in parallel with us
+        from shoal.client import Sampling
+        from shoal.protocol.errors import InvalidRequest
+        from shoal.simulations.demo import DemoSettings, run_demo
+        from shoal.simulations.demo_model import MODEL_DIRECTORY
+
+        ids = parse_ids(prompt_ids)
+        if prompt is not None and ids is not None:
+            raise InvalidRequest("give either --prompt or --prompt-ids")
+        settings = DemoSettings(
+            swarm=LocalSwarmSettings(model or MODEL_DIRECTORY, nodes, replicas),
+            prompt=ids if ids is not None else prompt or DEFAULT_PROMPT,
+            sampling=Sampling(max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY, ignore_eos=True),
+            kill_after=kill_token,
+            dtype=dtype.value,
+            channel=channel.value,
+        )
+        narrator = Quiet() if as_json else Storyteller(settings.prompt)
+
+        async def show() -> None:
+            result = await run_demo(context, settings, narrator)
+            print(json.dumps(result.as_json())) if as_json else _conclude(result)
+            if not result.matches_reference:
+                raise SystemExit(1)
+
+        run_coroutine(show)
+
+
+def _kill_token(words: str, replicas: int) -> int | None:
+    if words == "never":
+        return None
+    if not words.isdigit() or int(words) < 1:
+        raise typer.BadParameter("--kill-after is a number of tokens, or never")
+    if replicas < 2:
+        raise typer.BadParameter("with one replica a death leaves a gap: use --replicas 2 or --kill-after never")
+    return int(words)
+
+
+class Quiet:
+    """Says nothing: for --json."""
+
+    def nodes_are_up(self, nodes: "list[LocalNode]") -> None: ...
+    def token(self, token: "Token") -> None: ...
+    def killed(self, peer: "PeerId", pid: int) -> None: ...
+    def checking(self) -> None: ...
+
+
+class Storyteller(Quiet):
+    """Tells the demonstration to a terminal."""
+
+    def __init__(self, prompt: object) -> None:
+        self._prompt = prompt if isinstance(prompt, str) else ""
+
+    def nodes_are_up(self, nodes: "list[LocalNode]") -> None:
+        print("A small story model, a real network path: every expert lives in another process, twice.\n")
+        for node in nodes:
+            print(f"  node {node.info.peer[-8:]}  pid {node.pid:<7}  {node.info.num_experts} experts")
+        print(f"\n{self._prompt}", end="", flush=True)
+
+    def token(self, token: "Token") -> None:
+        print(token.text, end="", flush=True)
+
+    def killed(self, peer: "PeerId", pid: int) -> None:
+        print(f" [kill -9 {pid}: node {peer[-8:]} died with our request] ", end="", flush=True)
+
+    def checking(self) -> None:
+        print("\n\nComputing the same answer in this process alone …", flush=True)
+
+
+def _conclude(result: "DemoResult") -> None:
+    answer = result.answer
+    print("the text is equal, token for token." if result.matches_reference else "THE TEXT DIFFERS. This is a bug.")
+    print(
+        f"\n  {len(answer.token_ids)} tokens at {answer.tokens_per_s:.1f} tokens/s from {answer.holders_used} holders"
+    )
+    print(f"  exchange with a holder: {result.exchange_ms_p50:.2f} ms median, {result.exchange_ms_p99:.2f} ms p99")
+    if result.recovery_ms is not None:
+        print(f"  node {(result.killed_peer or '')[-8:]} died; fail-over cost {result.recovery_ms:.0f} ms and no token")
+    print("\nNext:")
+    print("  shoal demo --nodes 6 --replicas 3 --channel libp2p     another swarm, through libp2p")
+    print("  shoal node --model DIR --experts all                   hold experts; prints how others join")
+    print("  shoal run 'Once upon a time' --join TOKEN              use a swarm that is up")
+    sys.stdout.flush()

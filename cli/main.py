@@ -1,0 +1,34 @@
+"""The command `shoal`: its verbs, and the one place where errors become exit statuses.
+
+Exit statuses: 0 ok · 1 error · 2 usage · 4 nobody holds an expert · 5 a peer refused or misbehaved · 6 weights are not
+what they should be · 7 a resource limit · 130 Ctrl-C. Heavy imports wait inside the verbs, so that `--help` is quick.
+"""
+
+import typer
+
+from shoal.cli.bench import bench_app
+from shoal.cli.demo import demo
+from shoal.cli.node import node
+from shoal.cli.run import run
+from shoal.cli.version import version
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Run DeepSeek-class Mixture-of-Experts models on many small machines.",
+)
+app.command()(demo)
+app.command()(run)
+app.command()(node)
+app.command()(version)
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="shoal")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""`shoal node`: give this machine's memory and kernels to a swarm."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.boundary import reporting_errors, run_coroutine
+from shoal.cli.options import parse_size
+
+
+def node(
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.", envvar="SHOAL_MODEL")],
+    experts: Annotated[
+        str | None, typer.Option(help="What to hold: all, 0-15 (of every layer), 3:0-31,4:5. Default: what is rarest.")
+    ] = None,
+    share: Annotated[str | None, typer.Option(help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")] = None,
+    join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SHOAL_HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the direct channel; 0: any free one.", min=0, max=65535)] = 0,
+    p2p_port: Annotated[int, typer.Option(help="Port of libp2p; 0: any free one.", min=0, max=65535)] = 0,
+    identity: Annotated[
+        Path | None, typer.Option(help="Key file, made when missing. Default: a new key for this run.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Kernel threads; 0: one per core.", min=0)] = 0,
+) -> None:
+    """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
+    with reporting_errors():
+        from shoal.node.daemon import NodeInfo, serve_until_stopped
+        from shoal.node.settings import NodeSettings
+
+        settings = NodeSettings(
+            model=model, experts=experts, share_bytes=parse_size(share), join=tuple(join or ()), host=host,
+            port=port, p2p_port=p2p_port, identity=identity, threads=threads,
+        )  # fmt: skip
+
+        def announce(info: NodeInfo) -> None:
+            print(f"holding {info.num_experts} experts ({info.resident_bytes / 1e6:.0f} MB) as {info.peer}")
+            print(f"use it:    shoal run 'Once upon a time' --model {model} --join {info.invite}")
+            print(f"join it:   shoal node --model {model} --join {info.invite}")
+            print("stop:      Ctrl-C (finishes what it has begun)", flush=True)
+
+        run_coroutine(lambda: serve_until_stopped(settings, announce))
+        print("stopped", file=sys.stderr)

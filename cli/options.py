@@ -1,0 +1,43 @@
+"""What several verbs accept, parsed once: sizes, token ids, data types."""
+
+import re
+from enum import StrEnum
+
+import typer
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
+
+
+class DTypeOption(StrEnum):
+    """Arithmetic of trunk and experts."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class ChannelOption(StrEnum):
+    """How experts are reached."""
+
+    DIRECT = "direct"
+    LIBP2P = "libp2p"
+
+
+def parse_size(words: str | None) -> int | None:
+    """`2GB` or `512MiB` to bytes."""
+    if words is None:
+        return None
+    match = _SIZE.fullmatch(words.strip())
+    if match is None:
+        raise typer.BadParameter(f"{words!r} is no size; write e.g. 2GB or 512MiB")
+    return int(float(match[1]) * UNITS[(match[2] or "").upper()])
+
+
+def parse_ids(words: str | None) -> list[int] | None:
+    """`5,17,3` to token ids."""
+    if words is None:
+        return None
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{words!r} are no token ids; write e.g. 5,17,3") from None

@@ -1,0 +1,77 @@
+"""`shoal run`: a prompt through a swarm that is already up."""
+
+import json
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoal.cli.boundary import reporting_errors, run_coroutine
+from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
+
+if TYPE_CHECKING:
+    from shoal.client import Sampling, SwarmSettings
+
+
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint directory. Default: the embedded demonstration model.")
+    ] = None,
+    join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
+    prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, e.g. 5,17,3.")] = None,
+    chat: Annotated[bool, typer.Option(help="Put the prompt into the model's chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0: greedy.", min=0)] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: all.", min=0)] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
+    dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
+    channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Continue a prompt with a swarm that is already up."""
+    with reporting_errors():
+        from shoal.client.sampler import Sampling
+        from shoal.client.settings import SwarmSettings
+        from shoal.protocol.errors import InvalidRequest
+        from shoal.simulations.demo_model import MODEL_DIRECTORY
+
+        ids = parse_ids(prompt_ids)
+        if (prompt is None) == (ids is None):
+            raise InvalidRequest("give either a prompt or --prompt-ids")
+        if not join:
+            raise InvalidRequest("--join ADDRESS|TOKEN is needed; `shoal node` prints it, `shoal demo` needs none")
+        sampling = Sampling(
+            temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
+            seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()),
+        )  # fmt: skip
+        settings = SwarmSettings(
+            model=model or MODEL_DIRECTORY, join=tuple(join), dtype=dtype.value, channel=channel.value
+        )
+        words = ids if ids is not None else prompt or ""
+        run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))
+
+
+async def _run(
+    settings: "SwarmSettings", prompt: "str | list[int]", chat: bool, sampling: "Sampling", as_json: bool
+) -> None:
+    from shoal.client import Swarm
+
+    async with Swarm.join(settings) as swarm:
+        prompt_ids = swarm.prompt_ids(
+            [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
+        )
+        watch = swarm.watch(prompt_ids)
+        async with aclosing(swarm.stream(prompt_ids, sampling)) as tokens:
+            async for token in tokens:
+                watch.add(token)
+                if not as_json:
+                    print(token.text, end="", flush=True)
+        if as_json:
+            print(json.dumps(watch.answer().as_json()))
+        else:
+            print()

@@ -1,0 +1,73 @@
+"""The way into a swarm, for nodes and clients alike: one p2pd under our identity, and the directory it leads to.
+
+Knows the words a user gives to `--join` (multiaddrs, an invite token); knows no experts and no channels.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from shoal.protocol.errors import InvalidRequest, WrongModel
+from shoal.protocol.identity import Identity
+from shoal.protocol.invite import TOKEN_PREFIX, decode_invite
+from shoal.protocol.net.directory import Directory
+from shoal.protocol.net.hivemind_dht import join_dht
+from shoal.protocol.net.p2pd import P2pd, P2pdSettings, start_p2pd
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a peer of a swarm has."""
+
+    p2pd: P2pd
+    directory: Directory
+
+
+def bootstrap_addresses(join: Sequence[str], model_root: bytes) -> list[str]:
+    """The multiaddrs that the words of `--join` stand for.
+
+    Raises:
+        InvalidRequest: neither a multiaddr nor a token. WrongModel: a token for another model.
+    """
+    addresses: list[str] = []
+    for word in join:
+        if word.startswith(TOKEN_PREFIX):
+            invite = decode_invite(word)
+            if invite.model_root != model_root:
+                raise WrongModel(
+                    f"the token is for model {invite.model_root.hex()[:16]}…, this is {model_root.hex()[:16]}…"
+                )
+            addresses.extend(invite.bootstrap)
+        elif word.startswith("/"):
+            addresses.append(word)
+        else:
+            raise InvalidRequest(f"{word!r} is neither an address (/ip4/…/tcp/…/p2p/…) nor a token ({TOKEN_PREFIX}…)")
+    return addresses
+
+
+@asynccontextmanager
+async def enter_swarm(
+    identity: Identity,
+    join: Sequence[str],
+    model_root: bytes,
+    clock: Callable[[], float],
+    settings: P2pdSettings | None = None,
+) -> AsyncIterator[Entry]:
+    """Start p2pd and join the directory through the peers of `join`; none: the first peer of a new swarm.
+
+    `clock`: Unix time in seconds. Leaves the directory and ends p2pd at the end of the `with`.
+
+    Raises:
+        InvalidRequest, WrongModel: `join` is wrong. AddressInUse: the libp2p port is taken. ConnectFailed: no peer of
+        `join` answered.
+    """
+    addresses = bootstrap_addresses(join, model_root)
+    p2pd = await start_p2pd(identity, settings)
+    try:
+        directory = await join_dht(p2pd, identity, addresses, clock)
+        try:
+            yield Entry(p2pd, directory)
+        finally:
+            await directory.aclose()
+    finally:
+        await p2pd.aclose()

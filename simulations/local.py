@@ -1,0 +1,176 @@
+"""A swarm of real processes on this machine: real nodes, real DHT, real TLS, killable by pid.
+
+Nodes are forked from one process that has imported everything once (`multiprocessing`'s fork server): importing torch
+and hivemind takes two to four seconds of CPU, which five fresh interpreters on two cores would pay five times. Each
+node holds one end of a pipe and ends when the other end does, so no node outlives a launcher that was killed.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from shoal.node.daemon import NodeInfo, run_until
+from shoal.node.settings import NodeSettings
+from shoal.protocol.errors import InvalidRequest, ShoalError
+
+START_TIMEOUT_S = 120.0
+"""From fork to ready: a large checkpoint on a busy machine."""
+
+STOP_TIMEOUT_S = 10.0
+"""Twice the grace that a node gives to requests in flight; then SIGKILL."""
+
+
+class NodeFailed(ShoalError):
+    """A node process could not start; carries what the node said, and its exit status."""
+
+    def __init__(self, reason: str, exit_status: int) -> None:
+        super().__init__(f"a node could not start: {reason}")
+        self.exit_status = exit_status  # type: ignore[misc]  # per instance: the node's own error decides
+
+
+@dataclass(slots=True)
+class LocalNode:
+    """One node process."""
+
+    process: BaseProcess
+    info: NodeInfo
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSwarmSettings:
+    """What a local swarm is made of."""
+
+    model: Path
+    num_nodes: int = 4
+    replicas: int = 2
+    cache_dir: Path | None = None
+    threads: int = 1
+    """Kernel threads of each node: the nodes share this machine's cores."""
+
+
+def holdings(num_nodes: int, replicas: int, num_experts: int) -> list[str]:
+    """Who holds which experts (of every layer), as `--experts` words: N // R equal parts, dealt in turn.
+
+    Raises:
+        InvalidRequest: fewer nodes than replicas.
+    """
+    if not 1 <= replicas <= num_nodes:
+        raise InvalidRequest(f"{replicas} replicas of every expert need at least as many nodes, not {num_nodes}")
+    num_parts = min(num_nodes // replicas, num_experts)
+    bounds = [num_experts * i // num_parts for i in range(num_parts + 1)]
+    return [f"{bounds[i % num_parts]}-{bounds[i % num_parts + 1] - 1}" for i in range(num_nodes)]
+
+
+def prepare_fork_server() -> ForkServerContext:
+    """Start importing in the background; call it first, then import what you need yourself.
+
+    SIGINT is blocked while the fork server starts, and so in all nodes: Ctrl-C belongs to the launcher, which then ends
+    its nodes in order.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["shoal.simulations.preload"])
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return context
+
+
+@asynccontextmanager
+async def local_swarm(
+    context: ForkServerContext, settings: LocalSwarmSettings, num_experts: int
+) -> AsyncIterator[list[LocalNode]]:
+    """Start the nodes, give them, end them.
+
+    Raises:
+        NodeFailed: a node could not start; the others are ended.
+    """
+    words = holdings(settings.num_nodes, settings.replicas, num_experts)
+    processes: list[tuple[BaseProcess, Connection]] = []
+    try:
+        first = await _start(context, _node_settings(settings, words[0], ()), processes)
+        rest = [_start(context, _node_settings(settings, word, first.info.join), processes) for word in words[1:]]
+        yield [first, *await asyncio.gather(*rest)]
+    finally:
+        await asyncio.shield(asyncio.to_thread(_end, processes))
+
+
+def _node_settings(settings: LocalSwarmSettings, experts: str, join: Sequence[str]) -> NodeSettings:
+    return NodeSettings(
+        model=settings.model, experts=experts, join=tuple(join), cache_dir=settings.cache_dir, threads=settings.threads
+    )
+
+
+async def _start(
+    context: ForkServerContext, settings: NodeSettings, processes: list[tuple[BaseProcess, Connection]]
+) -> LocalNode:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_node_main, args=(settings, theirs), name="shoal-node")
+    await asyncio.to_thread(process.start)
+    processes.append((process, ours))
+    theirs.close()
+    said = await asyncio.to_thread(_receive, ours)
+    if isinstance(said, NodeInfo):
+        return LocalNode(process, said)
+    if isinstance(said, tuple):
+        raise NodeFailed(*said)
+    raise NodeFailed("it ended without a word", 1)
+
+
+def _receive(connection: Connection) -> object:
+    try:
+        return connection.recv() if connection.poll(START_TIMEOUT_S) else None
+    except EOFError:
+        return None
+
+
+def _end(processes: Sequence[tuple[BaseProcess, Connection]]) -> None:
+    """SIGTERM to all, then wait, then SIGKILL to who is left."""
+    for process, connection in processes:
+        connection.close()
+        if process.is_alive():
+            process.terminate()
+    for process, _ in processes:
+        process.join(STOP_TIMEOUT_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _node_main(settings: NodeSettings, connection: Connection) -> None:
+    """A node process: tell the launcher when ready, end when told to, or when the launcher is gone."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_node(settings, connection))
+
+
+async def _node(settings: NodeSettings, connection: Connection) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_reader(connection.fileno(), stop.set)  # the launcher never writes: readable means gone
+    try:
+        await run_until(settings, stop, connection.send)
+    except ShoalError as error:
+        connection.send((str(error), error.exit_status))
+    finally:
+        loop.remove_reader(connection.fileno())

@@ -1,0 +1,117 @@
+"""A swarm inside one event loop: real nodes' servers, real client, memory channels and directory. No sockets.
+
+For the whole-system oracles and for faults that must hit an exact moment.
+"""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.client.dispatch import SwarmExperts
+from shoal.client.generate import Engine
+from shoal.client.holders import Holders
+from shoal.client.model_id import model_id as model_id_of
+from shoal.client.single_process import open_trunk
+from shoal.client.swarm import ROUNDINGS, Swarm
+from shoal.client.tally import Tally
+from shoal.experts.backend import PackedExpert
+from shoal.experts.reference_backend import ReferenceBackend
+from shoal.experts.store import ModelStore
+from shoal.experts.worker import InlineWorker
+from shoal.node.admission import Admission
+from shoal.node.announcer import Announcer, Claim, Load
+from shoal.node.assignment import parse_holding
+from shoal.node.server import ExpertServer, Held
+from shoal.protocol.events import Event
+from shoal.protocol.identity import Identity
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.net.channel import Handler, Reply, Request
+from shoal.protocol.net.memory import MemoryNetwork
+from shoal.protocol.net.memory_directory import MemoryDirectory
+
+NOW_S = 1_790_000_000.0
+"""Unix time in this world."""
+
+
+@dataclass
+class World:
+    """What a test may touch. `handlers` may be replaced while the swarm runs."""
+
+    network: MemoryNetwork
+    directory: MemoryDirectory
+    servers: dict[PeerId, ExpertServer]
+    handlers: dict[PeerId, Handler]
+    events: list[Event]
+    swarm: Swarm
+    store: ModelStore
+
+    @property
+    def peers(self) -> list[PeerId]:
+        return list(self.servers)
+
+
+@asynccontextmanager
+async def memory_swarm(
+    model: Path, holdings: Sequence[str], cache_dir: Path, dtype: str = "fp32", seed: int = 0
+) -> AsyncIterator[World]:
+    """Nodes with these `--experts` words, and a client that has joined them."""
+    entropy = random.Random(seed)
+    network, directory = MemoryNetwork(), MemoryDirectory(lambda: NOW_S)
+    servers: dict[PeerId, ExpertServer] = {}
+    handlers: dict[PeerId, Handler] = {}
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(ModelStore.open(model, cache_dir))
+        for words in holdings:
+            identity = Identity.from_seed(entropy.randbytes(32))
+            server = expert_server(store, words)
+            servers[identity.peer], handlers[identity.peer] = server, server.handle
+
+            async def handle(request: Request, peer: PeerId = identity.peer) -> Reply:
+                return await handlers[peer](request)
+
+            listener = await network.listen(identity, handle, entropy.randbytes)
+            stack.push_async_callback(listener.aclose)
+            holding = parse_holding(words, store.spec)
+            claim = Claim(identity.peer, store.manifest.root, holding, store.weight_format, 0, listener.addresses)
+            await Announcer(directory.of(identity), claim, lambda: Load(0, 0), lambda: NOW_S).announce()
+        swarm, events = await _client(stack, store, model, network, directory, dtype, entropy)
+        yield World(network, directory, servers, handlers, events, swarm, store)
+
+
+def expert_server(store: ModelStore, words: str) -> ExpertServer:
+    """A node's server with the experts that these words name."""
+    backend, experts = ReferenceBackend(), dict[LayerId, dict[ExpertId, PackedExpert]]()
+    for layer, ids in parse_holding(words, store.spec).items():
+        experts[layer] = {expert: backend.pack(store.spec.expert, store.expert(layer, expert)) for expert in ids}
+    held = Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
+    return ExpertServer(held, backend, InlineWorker(), Admission(10**12))
+
+
+async def _client(
+    stack: AsyncExitStack,
+    store: ModelStore,
+    model: Path,
+    network: MemoryNetwork,
+    directory: MemoryDirectory,
+    dtype: str,
+    entropy: random.Random,
+) -> tuple[Swarm, list[Event]]:
+    identity, tally, events = Identity.from_seed(entropy.randbytes(32)), Tally(), list[Event]()
+
+    def observe(event: Event) -> None:
+        tally(event)
+        events.append(event)
+
+    spec, rounding = store.spec, ROUNDINGS[dtype]
+    model_id = model_id_of(store, rounding)
+    layers = [layer for layer in spec.moe_layers if layer < spec.num_layers]
+    connector = network.connector(identity, entropy.randbytes)
+    stack.push_async_callback(connector.aclose)
+    holders = Holders(directory.of(identity), connector, store.manifest, model_id, layers, observe, entropy.choice)
+    stack.push_async_callback(holders.aclose)
+    await holders.start()
+    opened = open_trunk(store, model, rounding, InlineWorker())
+    engine = Engine(opened.trunk, SwarmExperts(holders, model_id, observe), opened.tokenizer)
+    return Swarm(engine, holders, model_id, layers, tally), events
