@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import base58
 
-from shoal.protocol.errors import AuthenticationFailed, ConnectFailed, Malformed
+from shoal.protocol.errors import AuthenticationFailed, ConnectFailed, ShoalError
 from shoal.protocol.identity import public_key_of
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.lane import READ_BYTES
@@ -31,6 +31,9 @@ MAX_VARINT_BYTES = 3
 
 ACCEPT_TIMEOUT_S = 5.0
 """p2pd writes whom a stream is from before anything else."""
+
+STOP_TIMEOUT_S = 1.0
+"""For p2pd to forget our handler; it is about to end in most cases."""
 
 StreamHandler = Callable[[StreamReader, StreamWriter, PeerId], Awaitable[None]]
 """Serves one stream of a peer that libp2p has authenticated, and closes it."""
@@ -77,33 +80,51 @@ async def open_stream(control_path: Path, peer: PeerId, protocol_id: str) -> tup
     return reader, writer
 
 
-async def serve_streams(control_path: Path, protocol_id: str, handler: StreamHandler) -> asyncio.Server:
-    """Have p2pd hand us every stream that peers open under `protocol_id`; ends when the server is closed.
+class StreamServer:
+    """Takes the streams that peers open to us under one protocol id."""
 
-    Raises:
-        ConnectFailed: p2pd refused, or is gone.
-    """
-    from hivemind.proto.p2pd_pb2 import Request, StreamHandlerRequest
+    def __init__(self, control_path: Path, protocol_id: str) -> None:
+        self._control_path = control_path
+        self._path = control_path.with_name("streams.sock")
+        self._protocol_id = protocol_id
+        self._server: asyncio.Server | None = None
 
-    async def accept(reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            peer = await _read_peer(reader)
-        except (Malformed, OSError, EOFError, TimeoutError) as error:
-            _log.debug("a stream of nobody: %s", error)
-            writer.transport.abort()
+    async def start(self, handler: StreamHandler) -> None:
+        """Have p2pd hand every stream to `handler`.
+
+        Raises:
+            ConnectFailed: p2pd has ended, or somebody serves the protocol already.
+        """
+        from hivemind.proto.p2pd_pb2 import Request, StreamHandlerRequest
+
+        async def accept(reader: StreamReader, writer: StreamWriter) -> None:
+            try:
+                peer = await _read_peer(reader)
+            except (ShoalError, OSError, EOFError, TimeoutError) as error:
+                _log.debug("a stream of nobody: %s", error)
+                writer.transport.abort()
+                return
+            await handler(reader, writer, peer)
+
+        streams = StreamHandlerRequest(addr=_unix_address(self._path), proto=[self._protocol_id], balanced=False)
+        async with _control(self._control_path) as (reader, writer):
+            await _ask(reader, writer, Request(type=Request.STREAM_HANDLER, streamHandler=streams))
+        self._server = await asyncio.start_unix_server(accept, self._path, limit=READ_BYTES)
+
+    async def stop(self) -> None:
+        """Take no new streams; those that are open go on. Idempotent, and no error if p2pd has ended."""
+        if self._server is None:
             return
-        await handler(reader, writer, peer)
+        from hivemind.proto.p2pd_pb2 import RemoveStreamHandlerRequest, Request
 
-    path = control_path.with_name("streams.sock")
-    server = await asyncio.start_unix_server(accept, path, limit=READ_BYTES)
-    try:
-        request = StreamHandlerRequest(addr=_unix_address(path), proto=[protocol_id])
-        async with _control(control_path) as (reader, writer):
-            await _ask(reader, writer, Request(type=Request.STREAM_HANDLER, streamHandler=request))
-    except BaseException:
-        server.close()
-        raise
-    return server
+        self._server.close()
+        self._server = None
+        remove = RemoveStreamHandlerRequest(addr=_unix_address(self._path), proto=[self._protocol_id])
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S), _control(self._control_path) as (reader, writer):
+                await _ask(reader, writer, Request(type=Request.REMOVE_STREAM_HANDLER, removeStreamHandler=remove))
+        except (ConnectFailed, TimeoutError) as error:
+            _log.debug("p2pd kept our handler: %s", error)
 
 
 async def _read_peer(reader: StreamReader) -> PeerId:
