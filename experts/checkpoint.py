@@ -20,6 +20,7 @@ from shoal.experts.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     TensorEntry,
+    check_name,
     parse_header,
     parse_object,
 )
@@ -246,8 +247,9 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(INDEX_FILE, None, "no weight_map")
     for name, file in weight_map.items():
+        check_name(name, INDEX_FILE)
         if not isinstance(file, str) or not _is_plain_file_name(file):
-            raise CheckpointError(INDEX_FILE, name[:200], f"in a file named {file!r:.200}")
+            raise CheckpointError(INDEX_FILE, name, f"in a file named {file!r:.200}")
     if len(set(weight_map.values())) > MAX_FILES:
         raise CheckpointError(INDEX_FILE, None, f"more than {MAX_FILES} files")
     return weight_map

@@ -81,7 +81,7 @@ def parse_object(raw: bytes, file: str) -> dict[str, object]:
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except _DuplicateKey as error:
-        raise CheckpointError(file, error.key[:MAX_NAME_CHARACTERS], "named twice") from None
+        raise CheckpointError(file, printable(error.key), "named twice") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(file, None, f"not JSON: {error!s:.200}") from error
     if not isinstance(value, dict):
@@ -89,6 +89,17 @@ def parse_object(raw: bytes, file: str) -> dict[str, object]:
     if len(value) > MAX_TENSORS + 1:
         raise CheckpointError(file, None, f"more than {MAX_TENSORS} entries")
     return value
+
+
+def check_name(name: str, file: str) -> None:
+    """Raises CheckpointError if a tensor's name is empty, over its limit or not printable."""
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
+        raise CheckpointError(file, printable(name), f"a name of {len(name)} characters, or unprintable ones")
+
+
+def printable(name: str) -> str:
+    """A name as it may stand in a message: a file must not write to a terminal through our errors."""
+    return name if len(name) <= MAX_NAME_CHARACTERS and name.isprintable() else ascii(name[:40])
 
 
 class _DuplicateKey(Exception):
@@ -118,10 +129,7 @@ def _check_metadata(value: object, file: str) -> None:
 
 
 def _entry(name: str, value: object, file: str) -> TensorEntry:
-    if not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
-        raise CheckpointError(
-            file, name[:MAX_NAME_CHARACTERS], f"a name of {len(name)} characters, or unprintable ones"
-        )
+    check_name(name, file)
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(file, name, "not described by dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
