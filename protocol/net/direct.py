@@ -73,14 +73,14 @@ class DirectConnector:
 
     async def _connect_to(self, peer: PeerId, host: str, port: int, timeout_s: float) -> Channel:
         async def open_lane(lane: Lane) -> tuple[StreamReader, StreamWriter]:
-            return await _open_stream(self._context, peer, host, port)
+            return await open_stream(self._context, peer, host, port)
 
         channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, timeout_s)
         self._channels = [*(known for known in self._channels if not known.is_closed), channel]
         return channel
 
 
-async def _open_stream(
+async def open_stream(
     context: ssl.SSLContext, peer: PeerId, host: str, port: int
 ) -> tuple[StreamReader, StreamWriter]:
     """Open a TLS stream and make sure that `peer` is at its other end, before anything is sent on it."""

@@ -21,6 +21,7 @@ class TaskSet:
 
     async def aclose(self) -> None:
         """Cancel every task and wait for their ends; an error that a task did not report is raised here."""
+        await asyncio.sleep(0)  # a task cancelled before its first step would not close what it was given
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
