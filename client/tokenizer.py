@@ -38,9 +38,6 @@ class Tokenizer:
         self._vocabulary = _vocabulary(tokenizer_json)
         self._plain = _blind_to_control_tokens(_vocabulary(tokenizer_json))
         self._special_tokens = _special_tokens(config)
-        self._adds_bos = config.get("add_bos_token") is True and "bos_token" in self._special_tokens
-        self._adds_eos = config.get("add_eos_token") is True and "eos_token" in self._special_tokens
-        self._has_explicit_rule = "add_bos_token" in config or "add_eos_token" in config
         source = chat_template or _template_in(config)
         self._template = ChatTemplate(source, self._special_tokens, strftime_now) if source else None
 
@@ -81,17 +78,15 @@ class Tokenizer:
         """Token ids of a text.
 
         parses_control_tokens: read "<｜User｜>" and its like as the tokens of that name; never for text from a user.
-        adds_special_tokens: add what the model's own tokenizer adds (a BOS for some, nothing for DeepSeek-V3).
+        adds_special_tokens: add what `tokenizer.json` itself adds (a BOS for some models, nothing for DeepSeek-V3).
         """
         vocabulary = self._vocabulary if parses_control_tokens else self._plain
-        if not adds_special_tokens or not self._has_explicit_rule:
-            return vocabulary.encode(text, add_special_tokens=adds_special_tokens).ids
-        ids = vocabulary.encode(text, add_special_tokens=False).ids
-        return [*self._begin(self._adds_bos), *ids, *self._end()]
+        return vocabulary.encode(text, add_special_tokens=adds_special_tokens).ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a text to continue: as trained, it begins with BOS if the model has one."""
-        return [*self._begin(True), *self.encode(text, adds_special_tokens=False)]
+        """Token ids of a text to continue: as in training, it begins with BOS if the model has one."""
+        begin = [] if self.bos_token_id is None else [self.bos_token_id]
+        return begin + self.encode(text, adds_special_tokens=False)
 
     def encode_chat(
         self,
@@ -124,14 +119,6 @@ class Tokenizer:
     def detokenizer(self) -> IncrementalDetokenizer:
         """Decodes one answer token by token."""
         return IncrementalDetokenizer(self._vocabulary)
-
-    def _begin(self, is_wanted: bool) -> list[int]:
-        bos = self.bos_token_id
-        return [bos] if is_wanted and bos is not None else []
-
-    def _end(self) -> list[int]:
-        eos = self.eos_token_id
-        return [eos] if self._adds_eos and eos is not None else []
 
 
 def _vocabulary(tokenizer_json: bytes) -> Vocabulary:
