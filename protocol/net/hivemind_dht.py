@@ -40,6 +40,9 @@ WAIT_TIMEOUT_S = 1.2
 DIAL_TIMEOUT_S = 5.0
 """For a bootstrap peer to be connected: 3 RTT, and time to try its other addresses."""
 
+DIAL_GRACE_S = 0.5
+"""For the other bootstrap peers once one is connected; one that is switched off would hold up every join."""
+
 LOOKUP_TIMEOUT_S = 10.0
 """For all layers of a lookup (60 keys: 0.5 s measured); what has been found by then is returned."""
 
@@ -168,13 +171,15 @@ class HivemindDirectory:
         await self.rejoin_if_alone()
         keys = {directory_key(model_root, layer): layer for layer in layers}
         searches = await self._node.get_many(list(keys), sufficient_expiration_time=float("inf"), return_futures=True)
-        done, late = await asyncio.wait(searches.values(), timeout=LOOKUP_TIMEOUT_S) if searches else (set(), set())
-        for search in late:
-            search.cancel()
+        try:
+            done, late = await asyncio.wait(searches.values(), timeout=LOOKUP_TIMEOUT_S) if searches else (set(), set())
+        finally:
+            for search in searches.values():
+                search.cancel()  # no effect on those that are done
         if late and not done:
             raise DeadlineExceeded(f"the directory did not answer within {LOOKUP_TIMEOUT_S:.0f} s")
         return {
-            layer: self._read(searches[key].result() if searches[key] in done else None) for key, layer in keys.items()
+            layer: self._read(searches[key].result()) if searches[key] in done else [] for key, layer in keys.items()
         }
 
     def _read(self, found: "tuple[dict[str, tuple[bytes, float]], float] | None") -> list[HolderRecord]:
@@ -206,7 +211,9 @@ class HivemindDirectory:
 
     async def aclose(self) -> None:
         """Leave the DHT; p2pd goes on. Our records stay with their keepers until they expire."""
-        with contextlib.suppress(Exception):  # p2pd may be gone already: then there is nothing to take away
+        from hivemind.p2p import P2PDaemonError
+
+        with contextlib.suppress(P2PDaemonError, TimeoutError):  # p2pd is gone: then there is nothing to take away
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._node.shutdown()
 
@@ -263,16 +270,28 @@ def _validator(checker: RecordChecker) -> object:
 
 
 async def _dial_any(p2pd: P2pd, addresses: Sequence[str]) -> list[str]:
-    """Connect p2pd to all of them in parallel and return those that answered.
+    """Connect p2pd to all of them in parallel and return those that answered, the slow ones left out.
 
     Raises:
         ConnectFailed: none did, with each one's reason.
     """
-    failures = await asyncio.gather(*(_dial(p2pd, address) for address in addresses))
-    reached = [address for address, failure in zip(addresses, failures, strict=True) if failure is None]
-    if addresses and not reached:
-        reasons = (f"{address}: {failure}" for address, failure in zip(addresses, failures, strict=True))
-        raise ConnectFailed(f"no bootstrap peer answered: {'; '.join(reasons)}")
+    dials = {asyncio.create_task(_dial(p2pd, address)): address for address in addresses}
+    pending = set(dials)
+    timeout_s: float | None = None
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            if any(dial.result() is None for dial in done):
+                timeout_s = DIAL_GRACE_S
+    finally:
+        for dial in pending:
+            dial.cancel()
+    reached = [address for dial, address in dials.items() if dial not in pending and dial.result() is None]
+    if dials and not reached:
+        reasons = "; ".join(f"{address}: {dial.result()}" for dial, address in dials.items())
+        raise ConnectFailed(f"no bootstrap peer answered: {reasons}")
     return reached
 
 

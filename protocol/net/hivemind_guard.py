@@ -139,6 +139,8 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
     def _is_full(self, *, is_new_key: bool) -> bool:
         if is_new_key and len(self) >= MAX_STORED_KEYS:
             return True
+        if len(self) * limits.MAX_HOLDERS_PER_LAYER < MAX_STORED_RECORDS:
+            return False  # the usual case, without counting
         return sum(len(dictionary) for _, (dictionary, _) in self.items()) >= MAX_STORED_RECORDS
 
 

@@ -151,7 +151,7 @@ async def _spawn(identity: Identity, settings: P2pdSettings, directory: Path) ->
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=STDOUT,
-        process_group=0,  # Ctrl-C in a terminal is for us, who then drain; p2pd must live until that is done
+        start_new_session=True,  # Ctrl-C is for us, who then drain; p2pd lives until then (uvloop: no process_group)
         env={**os.environ, "GOLOG_LOG_LEVEL": "error"},
     )
 

@@ -1,11 +1,12 @@
 """The DHT directory over real daemons: what is published is found, and lies about others are refused."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -33,6 +34,14 @@ from shoal.protocol.net.hivemind_guard import BoundedStorage, FlatSerializer, Ho
 IDENTITIES = [Identity.from_seed(bytes(31) + bytes([number])) for number in range(6)]
 ROOT = bytes(range(32))
 LAYER = LayerId(7)
+
+
+@pytest.fixture(autouse=True)
+def nothing_reaches_the_user(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """hivemind's forgotten tasks and tracebacks would end on the terminal through asyncio's logger."""
+    yield
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if not record.name.startswith("hivemind")] == []
 
 
 def record_of(identity: Identity, layer: LayerId = LAYER, seq: int = 1, ttl_s: float = 60.0) -> HolderRecord:
@@ -259,6 +268,52 @@ def test_a_bootstrap_peer_that_does_not_answer_is_named() -> None:
 
 
 @pytest.mark.socket
+def test_a_dead_bootstrap_peer_does_not_hold_up_a_join_through_another() -> None:
+    async def run() -> None:
+        async with swarm(1) as (daemons, _):
+            silent = f"/ip4/192.0.2.1/tcp/9/p2p/{IDENTITIES[4].peer}"  # TEST-NET-1: nobody answers
+            daemon = await start_p2pd(IDENTITIES[5])
+            started = time.monotonic()
+            directory = await join_dht(daemon, IDENTITIES[5], [silent, *daemons[0].addresses], time.time)
+            assert time.monotonic() - started < 3
+            assert directory.num_neighbours == 1
+            await directory.aclose()
+            await daemon.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.socket
+def test_a_bootstrap_peer_without_a_directory_is_named() -> None:
+    async def run() -> None:
+        ours, other = await asyncio.gather(start_p2pd(IDENTITIES[0]), start_p2pd(IDENTITIES[1]))
+        try:
+            with pytest.raises(ConnectFailed, match="no directory of ours at"):
+                await join_dht(ours, IDENTITIES[0], other.addresses, time.time)
+        finally:
+            await ours.aclose()
+            await other.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.socket
+def test_who_has_lost_everybody_finds_the_swarm_again() -> None:
+    async def run() -> None:
+        async with swarm(2) as (_, directories):
+            lost = directories[1]
+            table = lost._node.protocol.routing_table
+            for node_id in list(table.uid_to_peer_id):
+                del table[node_id]
+            assert lost.num_neighbours == 0
+            await lost.publish([record_of(IDENTITIES[1])])
+            assert lost.num_neighbours == 1
+            assert len(await find(directories[0])) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.socket
 def test_the_first_peer_of_a_swarm_keeps_its_own_records() -> None:
     async def run() -> None:
         async with swarm(1) as (_, (directory,)):
@@ -299,6 +354,12 @@ def test_the_codec_refuses_noise_with_a_value_error(data: bytes) -> None:
     except ValueError:
         return
     assert value is None or isinstance(value, str | bytes | HolderDictionary)
+
+
+@pytest.mark.parametrize("depth", [2, 100, 5_000])
+def test_the_codec_refuses_lists_in_lists(depth: int) -> None:
+    with pytest.raises(ValueError, match=r"list of records|^$"):
+        FlatSerializer.loads(b"\x91" * depth + b"\xc0")
 
 
 def test_the_codec_reads_what_it_writes() -> None:

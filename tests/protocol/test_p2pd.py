@@ -1,6 +1,7 @@
 """One p2pd under our identity: it listens, says who it is, and leaves nothing behind."""
 
 import asyncio
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -10,13 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from shoal.protocol.errors import AddressInUse, InvalidRequest
 from shoal.protocol.identity import Identity
 from shoal.protocol.net import p2pd
+from shoal.protocol.net.hivemind_loader import load_hivemind
 from shoal.protocol.net.p2pd import P2pdSettings, start_p2pd
 
 pytestmark = pytest.mark.socket
@@ -43,7 +47,10 @@ def leftovers(tmp: Path, name: str = "*") -> list[Path]:
     return list(tmp.rglob(name))
 
 
-def test_it_listens_under_our_identity_and_ends_without_a_trace(private_tmp: Path) -> None:
+@pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run])
+def test_it_listens_under_our_identity_and_ends_without_a_trace(
+    private_tmp: Path, run_loop: Callable[[Coroutine[object, object, None]], None]
+) -> None:
     async def run() -> None:
         daemon = await start_p2pd(IDENTITY)
         assert daemon.peer == IDENTITY.peer
@@ -60,7 +67,7 @@ def test_it_listens_under_our_identity_and_ends_without_a_trace(private_tmp: Pat
         assert not is_running(pid)
         assert not leftovers(private_tmp)
 
-    asyncio.run(run())
+    run_loop(run())
 
 
 def test_the_key_file_is_ours_alone_while_it_exists(private_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +185,22 @@ def test_hivemind_says_nothing_to_the_user_and_loads_no_scipy(private_tmp: Path)
     assert done.stderr == ""
     words = done.stdout.split()
     assert words[1:] == ["False", "WARNING", "DHT"]
+
+
+def test_hivemind_is_heard_when_debugging() -> None:
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    shoal, root, hivemind = (logging.getLogger(name) for name in ("shoal", None, "hivemind.p2p"))
+    root.addHandler(handler)
+    try:
+        for level in (logging.NOTSET, logging.DEBUG, logging.NOTSET):
+            shoal.setLevel(level)
+            load_hivemind()
+            hivemind.error("at %s", logging.getLevelName(level))
+    finally:
+        root.removeHandler(handler)
+    assert heard == ["at DEBUG"]
 
 
 def test_the_daemon_dies_with_a_parent_that_is_killed(private_tmp: Path) -> None:
