@@ -6,7 +6,7 @@ and no token. Knows no model beyond `ModelId` and no sockets.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,12 @@ class _Call:
 class SwarmExperts:
     """Routed experts that live on other machines."""
 
-    def __init__(self, holders: Holders, model: ModelId, observe: Observer) -> None:
+    def __init__(self, holders: Holders, model: ModelId, observe: Observer, clock: Callable[[], float]) -> None:
+        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop."""
         self._holders = holders
         self._model = model
         self._observe = observe
+        self._clock = clock
 
     async def __call__(
         self, layer: LayerId, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor
@@ -85,8 +87,7 @@ class SwarmExperts:
         self, call: _Call, peer: PeerId, experts: tuple[ExpertId, ...], tried: tuple[PeerId, ...]
     ) -> list[PartialSum]:
         """Ask one holder; on a failure that another replica may mend, ask others."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = self._clock()
         try:
             return [await self._exchange(call, peer, experts)]
         except ShoalError as error:
@@ -95,7 +96,7 @@ class SwarmExperts:
                 raise
             failure = error
         partials = await self._retry(call, experts, (*tried, peer), failure)
-        self._observe(FailedOver(peer, call.layer, experts, type(failure).__name__, loop.time() - started))
+        self._observe(FailedOver(peer, call.layer, experts, type(failure).__name__, self._clock() - started))
         return partials
 
     async def _retry(
@@ -121,12 +122,12 @@ class SwarmExperts:
         if holder.channel is None:
             raise ChannelClosed(f"{peer} is gone")
         self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx)))
-        started = asyncio.get_running_loop().time()
+        started = self._clock()
         reply = await holder.channel.request(message, body)
         if (reply.message.num_tokens, reply.message.hidden) != (message.num_tokens, message.hidden):
             raise Malformed("a partial sum of another shape than was asked for")
         values = read_partial_body(reply.message, reply.body)
-        exchange_s = asyncio.get_running_loop().time() - started
+        exchange_s = self._clock() - started
         queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
         holder.health.answered(exchange_s, compute_s, macs)
         self._observe(ReplyReceived(peer, call.layer, exchange_s, queue_s, compute_s))

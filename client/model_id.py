@@ -23,6 +23,4 @@ class ModelId:
 def model_id(store: ModelStore, rounding: Rounding) -> ModelId:
     """The id of an open model."""
     expert, num_experts = store.spec.expert, store.spec.router.num_experts
-    return ModelId(
-        store.manifest.root, store.weight_format, rounding, expert.hidden, num_experts, expert.macs_per_row
-    )
+    return ModelId(store.manifest.root, store.weight_format, rounding, expert.hidden, num_experts, expert.macs_per_row)

@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 
@@ -70,13 +70,21 @@ class Swarm:
     """A model whose experts live on other machines."""
 
     def __init__(
-        self, engine: Engine, holders: Holders, model: ModelId, layers: Sequence[LayerId], tally: Tally
+        self,
+        engine: Engine,
+        holders: Holders,
+        model: ModelId,
+        layers: Sequence[LayerId],
+        tally: Tally,
+        clock: Callable[[], float],
     ) -> None:
+        """clock: seconds, for durations."""
         self.engine = engine
         self._holders = holders
         self._model = model
         self._layers = layers
         self._tally = tally
+        self._clock = clock
 
     @staticmethod
     @asynccontextmanager
@@ -111,8 +119,8 @@ class Swarm:
             opened, _ = await asyncio.gather(
                 asyncio.to_thread(open_trunk, store, settings.model, rounding, worker), holders.start()
             )
-            engine = Engine(opened.trunk, SwarmExperts(holders, model, tell), opened.tokenizer)
-            swarm = Swarm(engine, holders, model, layers, tally)
+            engine = Engine(opened.trunk, SwarmExperts(holders, model, tell, time.perf_counter), opened.tokenizer)
+            swarm = Swarm(engine, holders, model, layers, tally, time.perf_counter)
             swarm.require_coverage()
             yield swarm
 
@@ -151,7 +159,7 @@ class Swarm:
 
     def watch(self, prompt_ids: Sequence[int]) -> "Watch":
         """Start to measure an answer whose tokens you stream yourself."""
-        return Watch(self._holders, self._tally, self._model.root, len(prompt_ids))
+        return Watch(self._holders, self._tally, self._model.root, len(prompt_ids), self._clock)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt of any kind.
@@ -179,12 +187,14 @@ class Swarm:
 class Watch:
     """Measures one answer: times from its own making, traffic and fail-overs as differences."""
 
-    def __init__(self, holders: Holders, tally: Tally, model_root: bytes, num_prompt_tokens: int) -> None:
+    def __init__(
+        self, holders: Holders, tally: Tally, model_root: bytes, num_prompt_tokens: int, clock: Callable[[], float]
+    ) -> None:
         self._holders = holders
         self._tally = tally
         self._model_root = model_root
         self._num_prompt_tokens = num_prompt_tokens
-        self._clock = asyncio.get_running_loop().time
+        self._clock = clock
         self._started = self._clock()
         self._first: float | None = None
         self._traffic = holders.traffic

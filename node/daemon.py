@@ -35,7 +35,7 @@ from shoal.protocol.net.direct import listen_direct
 from shoal.protocol.net.directory import Directory
 from shoal.protocol.net.entry import enter_swarm
 from shoal.protocol.net.libp2p import listen_libp2p
-from shoal.protocol.net.p2pd import P2pdSettings
+from shoal.protocol.net.p2pd import P2pd, P2pdSettings
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class NodeInfo:
     addresses: tuple[str, ...]
     num_experts: int
     resident_bytes: int
+    p2pd_pid: int
+    """Our p2pd: it ends by itself within seconds when this process is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
             holding = await _choose(settings, store, backend, entry.directory, identity.peer)
         held = await _load(store, backend, worker, holding)
         admission = Admission(settings.max_queue_macs)
-        server = ExpertServer(held, backend, worker, admission)
+        server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         direct = await listen_direct(identity, settings.host, settings.port, server.handle, os.urandom)
         stack.push_async_callback(direct.aclose)
         libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom)
@@ -132,7 +134,7 @@ async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
         await announcer.announce()
         renewing = asyncio.create_task(announcer.run(), name="announcer")
         try:
-            yield Node(_info(claim, entry.p2pd.addresses, held), server.metrics)
+            yield Node(_info(claim, entry.p2pd, held), server.metrics)
         finally:
             renewing.cancel()
             admission.drain()
@@ -188,16 +190,17 @@ def _load_of(admission: Admission) -> Load:
     return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
 
 
-def _info(claim: Claim, join: tuple[str, ...], held: Held) -> NodeInfo:
+def _info(claim: Claim, p2pd: P2pd, held: Held) -> NodeInfo:
     packed = [expert for layer in held.experts.values() for expert in layer.values()]
     return NodeInfo(
         peer=claim.peer,
         model_root=claim.model_root.hex(),
-        join=join,
-        invite=encode_invite(Invite(claim.model_root, join)),
+        join=p2pd.addresses,
+        invite=encode_invite(Invite(claim.model_root, p2pd.addresses)),
         addresses=claim.addresses,
         num_experts=len(packed),
         resident_bytes=sum(expert.resident_bytes for expert in packed),
+        p2pd_pid=p2pd.pid,
     )
 
 

@@ -4,7 +4,6 @@ Between the channel (which has authenticated the peer and checked the frame) and
 same `ExpertServer.handle` serves every kind of channel.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -37,11 +36,15 @@ class Held:
 class ExpertServer:
     """Serves DISPATCH requests on held experts."""
 
-    def __init__(self, held: Held, backend: ExpertBackend, worker: Worker, admission: Admission) -> None:
+    def __init__(
+        self, held: Held, backend: ExpertBackend, worker: Worker, admission: Admission, clock: Callable[[], float]
+    ) -> None:
+        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop."""
         self._held = held
         self._backend = backend
         self._worker = worker
         self._admission = admission
+        self._clock = clock
         self.metrics = NodeMetrics()
 
     async def handle(self, request: Request) -> Reply:
@@ -64,11 +67,10 @@ class ExpertServer:
         experts = self._find(message)
         macs = message.num_pairs * self._held.spec.macs_per_row
         with self._admission.admit(macs):
-            clock = asyncio.get_running_loop().time
-            arrived = clock()
+            arrived = self._clock()
             rows = read_dispatch_body(message, request.body)
-            result, compute_s = await self._worker.run(self._compute, experts, rows, message.rounding, clock)
-            elapsed_s = clock() - arrived
+            result, compute_s = await self._worker.run(self._compute, experts, rows, message.rounding)
+            elapsed_s = self._clock() - arrived
         self._admission.observe(macs, compute_s)
         self._count(message, compute_s)
         if not bool(torch.isfinite(result).all()):
@@ -92,14 +94,12 @@ class ExpertServer:
         except KeyError as error:
             raise NotHeld(f"expert {error} of layer {message.layer} is not held here") from error
 
-    def _compute(
-        self, experts: list[PackedExpert], rows: Rows, rounding: int, clock: Callable[[], float]
-    ) -> tuple[torch.Tensor, float]:
+    def _compute(self, experts: list[PackedExpert], rows: Rows, rounding: int) -> tuple[torch.Tensor, float]:
         """On the worker: the sum, and the seconds it took."""
-        started = clock()
+        started = self._clock()
         run = self._backend.run
         result = run(experts, rows.x, rows.row_idx, rows.offsets, rows.topk_weights, Rounding(rounding))
-        return result, clock() - started
+        return result, self._clock() - started
 
     def _count(self, message: Dispatch, compute_s: float) -> None:
         self.metrics.requests_served += 1

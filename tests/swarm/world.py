@@ -4,10 +4,12 @@ For the whole-system oracles and for faults that must hit an exact moment.
 """
 
 import random
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from shoal.client.dispatch import SwarmExperts
 from shoal.client.generate import Engine
@@ -30,6 +32,7 @@ from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.net.channel import Handler, Reply, Request
 from shoal.protocol.net.memory import MemoryNetwork
 from shoal.protocol.net.memory_directory import MemoryDirectory
+from shoal.protocol.record_book import RecordBook
 
 NOW_S = 1_790_000_000.0
 """Unix time in this world."""
@@ -40,7 +43,6 @@ class World:
     """What a test may touch. `handlers` may be replaced while the swarm runs."""
 
     network: MemoryNetwork
-    directory: MemoryDirectory
     servers: dict[PeerId, ExpertServer]
     handlers: dict[PeerId, Handler]
     events: list[Event]
@@ -54,18 +56,27 @@ class World:
 
 @asynccontextmanager
 async def memory_swarm(
-    model: Path, holdings: Sequence[str], cache_dir: Path, dtype: str = "fp32", seed: int = 0
+    model: Path,
+    holdings: Sequence[str],
+    cache_dir: Path,
+    dtype: str = "fp32",
+    seed: int = 0,
+    impostors: Mapping[int, Path] = MappingProxyType({}),
 ) -> AsyncIterator[World]:
-    """Nodes with these `--experts` words, and a client that has joined them."""
+    """Nodes with these `--experts` words, and a client that has joined them.
+
+    impostors: nodes, by place, that compute with another checkpoint's weights under this model's name.
+    """
     entropy = random.Random(seed)
-    network, directory = MemoryNetwork(), MemoryDirectory(lambda: NOW_S)
+    network, book = MemoryNetwork(), RecordBook()
     servers: dict[PeerId, ExpertServer] = {}
     handlers: dict[PeerId, Handler] = {}
     async with AsyncExitStack() as stack:
         store = stack.enter_context(ModelStore.open(model, cache_dir))
-        for words in holdings:
+        for place, words in enumerate(holdings):
             identity = Identity.from_seed(entropy.randbytes(32))
-            server = expert_server(store, words)
+            weights = stack.enter_context(ModelStore.open(impostors.get(place, model), cache_dir))
+            server = expert_server(weights, words, store.manifest.root)
             servers[identity.peer], handlers[identity.peer] = server, server.handle
 
             async def handle(request: Request, peer: PeerId = identity.peer) -> Reply:
@@ -75,18 +86,19 @@ async def memory_swarm(
             stack.push_async_callback(listener.aclose)
             holding = parse_holding(words, store.spec)
             claim = Claim(identity.peer, store.manifest.root, holding, store.weight_format, 0, listener.addresses)
-            await Announcer(directory.of(identity), claim, lambda: Load(0, 0), lambda: NOW_S).announce()
-        swarm, events = await _client(stack, store, model, network, directory, dtype, entropy)
-        yield World(network, directory, servers, handlers, events, swarm, store)
+            directory = MemoryDirectory(book, identity, lambda: NOW_S)
+            await Announcer(directory, claim, lambda: Load(0, 0), lambda: NOW_S).announce()
+        swarm, events = await _client(stack, store, model, network, book, dtype, entropy)
+        yield World(network, servers, handlers, events, swarm, store)
 
 
-def expert_server(store: ModelStore, words: str) -> ExpertServer:
-    """A node's server with the experts that these words name."""
+def expert_server(store: ModelStore, words: str, model_root: bytes) -> ExpertServer:
+    """A node's server with the experts that these words name, under the name of a model."""
     backend, experts = ReferenceBackend(), dict[LayerId, dict[ExpertId, PackedExpert]]()
     for layer, ids in parse_holding(words, store.spec).items():
         experts[layer] = {expert: backend.pack(store.spec.expert, store.expert(layer, expert)) for expert in ids}
-    held = Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
-    return ExpertServer(held, backend, InlineWorker(), Admission(10**12))
+    held = Held(model_root, store.weight_format, store.spec.expert, experts)
+    return ExpertServer(held, backend, InlineWorker(), Admission(10**12), time.perf_counter)
 
 
 async def _client(
@@ -94,7 +106,7 @@ async def _client(
     store: ModelStore,
     model: Path,
     network: MemoryNetwork,
-    directory: MemoryDirectory,
+    book: RecordBook,
     dtype: str,
     entropy: random.Random,
 ) -> tuple[Swarm, list[Event]]:
@@ -109,9 +121,17 @@ async def _client(
     layers = [layer for layer in spec.moe_layers if layer < spec.num_layers]
     connector = network.connector(identity, entropy.randbytes)
     stack.push_async_callback(connector.aclose)
-    holders = Holders(directory.of(identity), connector, store.manifest, model_id, layers, observe, entropy.choice)
+    holders = Holders(
+        MemoryDirectory(book, identity, lambda: NOW_S),
+        connector,
+        store.manifest,
+        model_id,
+        layers,
+        observe,
+        entropy.choice,
+    )
     stack.push_async_callback(holders.aclose)
     await holders.start()
     opened = open_trunk(store, model, rounding, InlineWorker())
-    engine = Engine(opened.trunk, SwarmExperts(holders, model_id, observe), opened.tokenizer)
-    return Swarm(engine, holders, model_id, layers, tally), events
+    engine = Engine(opened.trunk, SwarmExperts(holders, model_id, observe, time.perf_counter), opened.tokenizer)
+    return Swarm(engine, holders, model_id, layers, tally, time.perf_counter), events
