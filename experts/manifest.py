@@ -4,9 +4,10 @@ One digest per trunk tensor, one per expert (all its tensors), one of the config
 the root can check any weight from any source. Stored as `shoal.manifest.json`. Knows no directories and no caches
 (`manifest_maker.py`), no kernels.
 
-The root's leaves, in this order: `model` (format version, model type, weight format, config), `trunk/<name>` by name,
-`expert/<layer>/<expert>` by number. Probes are not under the root: they are fp32 sums, which differ in the last bits
-between machines, and a model's identity must not; a hash of their own guards them against damage.
+The root's leaves, in this order: `model` (format version, model type, weight format, config), `trunk/<name>
+<dtype><shape>` by name, `expert/<layer>/<expert>` by number. Probes are not under the root: they are fp32 sums, which
+differ in the last bits between machines, and a model's identity must not; a hash of their own guards them against
+damage.
 """
 
 import json
@@ -24,7 +25,7 @@ from shoal.experts import probe
 from shoal.experts.checkpoint import StoredTensor
 from shoal.experts.digest import DIGEST_BYTES, digest_tensors, leaf_hash, merkle_root
 from shoal.experts.family import MAX_EXPERTS
-from shoal.experts.safetensors_header import ITEM_BYTES, MAX_RANK, MAX_TENSOR_BYTES, parse_object
+from shoal.experts.safetensors_header import ITEM_BYTES, MAX_RANK, MAX_TENSOR_BYTES, check_name, parse_object
 from shoal.protocol import limits
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 from shoal.protocol.ids import ExpertId, LayerId
@@ -49,6 +50,10 @@ class TrunkLeaf:
     dtype: str
     shape: tuple[int, ...]
     digest: bytes
+
+    def hash(self, name: str) -> bytes:
+        """The leaf under the root; 32 bytes. Dtype and shape are part of the key, so that they cannot be misstated."""
+        return leaf_hash(f"trunk/{name} {self.dtype}{list(self.shape)}".encode(), self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Manifest:
     def _leaves(self) -> list[bytes]:
         model = f"{FORMAT_VERSION} {self.model_type} {self.weight_format.name} ".encode() + self.config_digest
         leaves = [leaf_hash(b"model", blake3(model).digest())]
-        leaves += [leaf_hash(f"trunk/{name}".encode(), self.trunk[name].digest) for name in sorted(self.trunk)]
+        leaves += [self.trunk[name].hash(name) for name in sorted(self.trunk)]
         for layer in sorted(self.experts):
             for expert, digest in enumerate(self.experts[layer]):
                 leaves.append(leaf_hash(f"expert/{layer}/{expert}".encode(), digest))
@@ -254,15 +259,14 @@ class _Reader:
         return cast(Mapping[str, object], value)
 
     def _leaf(self, name: str, value: object) -> TrunkLeaf:
+        check_name(name, self._file)
         if not isinstance(value, list) or len(value) != 3:
-            raise self._refusal(f"trunk tensor {name:.200} is not [dtype, shape, digest]")
+            raise self._refusal(f"trunk tensor {name} is not [dtype, shape, digest]")
         dtype, shape, digest = value
-        is_shape = isinstance(shape, list) and len(shape) <= MAX_RANK
-        if dtype not in ITEM_BYTES or not is_shape or any(type(n) is not int or n < 0 for n in shape):
-            raise self._refusal(f"trunk tensor {name:.200} is {dtype!r:.40}{shape!r:.80}")
-        if any(n > MAX_TENSOR_BYTES for n in shape):
-            raise self._refusal(f"trunk tensor {name:.200} has shape {shape!r:.80}")
-        return TrunkLeaf(dtype, tuple(shape), self._hex(digest, DIGEST_BYTES, name))
+        is_right = isinstance(dtype, str) and dtype in ITEM_BYTES and isinstance(shape, list) and len(shape) <= MAX_RANK
+        if not is_right or any(type(size) is not int or not 0 <= size <= MAX_TENSOR_BYTES for size in shape):
+            raise self._refusal(f"trunk tensor {name} is {dtype!r:.40}{shape!r:.80}")
+        return TrunkLeaf(dtype, tuple(shape), self._hex(digest, DIGEST_BYTES, f"digest of {name}"))
 
     def _hex(self, value: object, size: int | None, what: str) -> bytes:
         if not isinstance(value, str) or set(value) - set("0123456789abcdef") or len(value) % 2:
