@@ -7,8 +7,10 @@ Source of the peer id: libp2p/specs `peer-ids`: identity multihash (0x00, length
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkstemp
 
 import base58
 from cryptography.exceptions import InvalidSignature
@@ -104,16 +106,29 @@ class Identity:
 def load_or_create_identity(path: Path, entropy: bytes) -> Identity:
     """Read the 32-byte seed in `path`, or create the file (mode 0600) from `entropy` (32 random bytes).
 
+    The file appears whole or not at all, also when two programs start at once: then both read the first one's.
+
     Raises:
         InvalidRequest: the file is readable by others, or is not a seed.
     """
+    if not path.exists():
+        Identity.from_seed(entropy)  # refuses what is no seed before it becomes a file
+        _publish(path, entropy)
+    return _load_identity(path)
+
+
+def _publish(path: Path, seed: bytes) -> None:
+    """Write a private temporary file beside `path` and link it into place unless somebody was faster."""
+    descriptor, temporary = mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _load_identity(path)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(entropy)
-    return Identity.from_seed(entropy)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(seed)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
 
 
 def _load_identity(path: Path) -> Identity:

@@ -12,7 +12,7 @@ import msgpack
 from blake3 import blake3
 
 from shoal.protocol import limits
-from shoal.protocol.errors import InvalidRequest, Malformed, RecordRejected
+from shoal.protocol.errors import AuthenticationFailed, InvalidRequest, Malformed, RecordRejected
 from shoal.protocol.identity import SIGNATURE_BYTES, Identity, peer_id_of, verify
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.messages import MAX_U32, BytesField, IntField
@@ -115,9 +115,9 @@ def decode_record(data: bytes, owner: PeerId, now_s: float) -> HolderRecord:
         if peer_id_of(BytesField(2, "public_key", 32).check(fields[2])) != owner:
             raise RecordRejected("a record under somebody else's name")
         verify(owner, signature, RECORD_CONTEXT + msgpack.packb(fields))
-    except (Malformed, KeyError) as error:
-        raise RecordRejected(f"a record of {owner} that is malformed: {error}") from error
-    if msgpack.packb({**fields, _SIGNATURE_KEY: signature}) != data:
+    except (Malformed, AuthenticationFailed) as error:
+        raise RecordRejected(f"a record of {owner} that is malformed or forged: {error}") from error
+    if msgpack.packb({**dict(sorted(fields.items())), _SIGNATURE_KEY: signature}) != data:
         raise RecordRejected("a record that is not canonical")
     record = _from_fields(fields, owner)
     if not now_s < record.expires_at_s <= now_s + limits.MAX_RECORD_TTL_S + limits.MAX_CLOCK_SKEW_S:
