@@ -96,10 +96,11 @@ class Engine:
         for index in range(max_tokens):
             sampled = await self.trunk.worker.run(sampler.sample, logits)
             is_end = sampled.token_id in self._end_ids(sampling)
-            piece = answer.end() if is_end else answer.push(sampled.token_id)
-            reason = FinishReason.STOP if is_end or answer.is_stopped else None
-            if reason is None and index + 1 == max_tokens:
-                reason, piece = FinishReason.LENGTH, piece + answer.end()
+            is_last = is_end or index + 1 == max_tokens
+            piece = "" if is_end else answer.push(sampled.token_id)
+            if is_last:
+                piece += answer.end()
+            reason = FinishReason.STOP if is_end or answer.is_stopped else FinishReason.LENGTH if is_last else None
             yield Token(sampled.token_id, piece, index, sampled.logprob, reason)
             if reason is not None:
                 return
@@ -169,7 +170,7 @@ class Answer:
 
     def end(self) -> str:
         """What was held back, when no more tokens come."""
-        rest = self._cut(self._detokenizer.flush()) if self._detokenizer else ""
+        rest = self._cut(self._detokenizer.flush()) if self._detokenizer and not self.is_stopped else ""
         return rest if self.is_stopped else rest + self._stop.flush()
 
     def _cut(self, piece: str) -> str:

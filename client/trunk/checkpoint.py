@@ -4,6 +4,8 @@ Runs once, when a model is opened. fp8 weights are dequantized; everything comes
 which is fp32. Knows the names of model-and-kernels §A2; how files are read and checked is `experts/store.py`'s part.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def load_trunk(store: ModelStore, worker: Worker, dtype: torch.dtype, layers: ra
     is_first, is_last = layers.start == 0, layers.stop == config.num_hidden_layers
     weights = TrunkWeights(
         dtype,
-        embed_tokens=reader.embedding() if is_first else None,
+        embed_tokens=reader.embedding if is_first else None,
         blocks=tuple(reader.block(LayerId(layer)) for layer in layers),
         norm=reader.norm("model.norm") if is_last else None,
         lm_head=reader.head() if is_last else None,
@@ -81,15 +83,19 @@ class _Reader:
         self._config = config
         self._dtype = dtype
 
+    @cached_property
     def embedding(self) -> Tensor:
+        """dtype[V, H]"""
         return self._weight("model.embed_tokens.weight", self._config.vocab_size, self._config.hidden_size)
 
     def head(self) -> Linear:
+        """The map to logits; the embedding itself where it is tied."""
         if self._config.is_embedding_tied:
-            return Linear(self.embedding())
+            return Linear(self.embedding)
         return self.linear("lm_head", self._config.vocab_size, self._config.hidden_size)
 
     def block(self, layer: LayerId) -> Block:
+        """A decoder layer, or the decoder layer inside an MTP layer."""
         prefix = f"model.layers.{layer}"
         return Block(
             input_layernorm=self.norm(f"{prefix}.input_layernorm"),

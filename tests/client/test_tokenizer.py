@@ -9,46 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Vocabulary
+from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from shoal.client.detokenizer import IncrementalDetokenizer
 from shoal.client.tokenizer import Tokenizer
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
+from tests.client.tiny_tokenizer import BOS, CONFIG, CORPUS, EOS, USER, train
 
-BOS, EOS, USER = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>"
-CORPUS = [
-    "Once upon a time there was a shoal of fish.",
-    "Es war einmal ein Fisch, größer als die anderen.",
-    "漢字 👩‍👧",
-]
 SAMPLES = [*CORPUS, "", " ", "a\n\nb", "tabs\tand  spaces", "👩‍👩‍👧‍👦 é ï", "0123456789", "\x00\u200b"]
-CONFIG = {
-    "add_bos_token": False,
-    "bos_token": {"__type": "AddedToken", "content": BOS},
-    "eos_token": EOS,
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "chat_template": "{{ bos_token }}{% for m in messages %}<｜User｜>{{ m.content }}{% endfor %}",
-}
-
-
-def train() -> Vocabulary:
-    """A byte-level BPE with DeepSeek's markers, of which, as there, only some are marked special."""
-    vocabulary = Vocabulary(models.BPE())
-    vocabulary.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    vocabulary.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    vocabulary.train_from_iterator(CORPUS * 3, trainer)
-    vocabulary.add_tokens([AddedToken(USER, special=False), AddedToken("<think>", special=False)])
-    return vocabulary
-
-
 VOCABULARY = train()
 
 
