@@ -20,7 +20,7 @@ def reporting_errors() -> Iterator[None]:
     try:
         yield
     except ShoalError as error:
-        print(f"shoal: {error}", file=sys.stderr)
+        print(f"shoal: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of our output is gone

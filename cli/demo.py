@@ -97,10 +97,11 @@ class Storyteller(Quiet):
         print("A small story model, a real network path: every expert lives in another process, twice.\n")
         for node in nodes:
             print(f"  node {node.info.peer[-8:]}  pid {node.pid:<7}  {node.info.num_experts} experts")
-        print(f"\n{self._prompt}", end="", flush=True)
+        print(flush=True)
 
     def token(self, token: "Token") -> None:
-        print(token.text, end="", flush=True)
+        prompt = self._prompt if token.index == 0 else ""
+        print(prompt + token.text, end="", flush=True)
 
     def killed(self, peer: "PeerId", pid: int) -> None:
         print(f" [kill -9 {pid}: node {peer[-8:]} died with our request] ", end="", flush=True)

@@ -30,4 +30,4 @@ class SwarmSettings:
     """Key file (0600), created when missing. None: a new identity for this run, which leaves no trail."""
 
     threads: int = 0
-    """Threads of the trunk. 0: torch's default, the number of cores."""
+    """Threads of the trunk (torch's, so of the whole process). 0: as they are, by default one per core."""

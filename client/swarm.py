@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from shoal.client.chat_template import ChatMessage
+import torch
+
 from shoal.client.dispatch import SwarmExperts
 from shoal.client.generate import Engine, FinishReason, Token
 from shoal.client.holders import Holders
@@ -96,6 +98,8 @@ class Swarm:
             answered. CoverageGap: an expert has no usable holder.
         """
         _check(settings)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         identity = _identity(settings)
         tally = Tally()
 

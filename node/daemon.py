@@ -87,11 +87,27 @@ async def serve_until_stopped(settings: NodeSettings, on_ready: Callable[[NodeIn
 
 
 async def run_until(settings: NodeSettings, stop: asyncio.Event, on_ready: Callable[[NodeInfo], None]) -> None:
-    """Run a node until `stop` is set, then drain."""
-    starting = asyncio.create_task(stop.wait())
-    async with running_node(settings) as node:
-        on_ready(node.info)
-        await starting
+    """Run a node until `stop` is set, then drain; a node that is still starting just ends."""
+    is_ready = asyncio.Event()
+
+    async def serve() -> None:
+        async with running_node(settings) as node:
+            is_ready.set()
+            on_ready(node.info)
+            await stop.wait()
+
+    serving, stopping = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not is_ready.is_set() and not serving.done():
+            serving.cancel()
+            await asyncio.wait({serving})
+        if not serving.cancelled():
+            await serving
+    finally:
+        for task in (serving, stopping):
+            task.cancel()
+        await asyncio.wait({serving, stopping})
 
 
 @asynccontextmanager
@@ -152,7 +168,7 @@ def _check_memory(settings: NodeSettings, store: ModelStore, backend: ExpertBack
     needed = count * backend.resident_bytes(store.spec.expert, store.weight_format)
     limit = settings.share_bytes if settings.share_bytes is not None else psutil.virtual_memory().available
     if needed > limit:
-        raise InvalidRequest(f"{count} experts take {needed / 1e9:.2f} GB here and {limit / 1e9:.2f} GB are to be had")
+        raise InvalidRequest(f"{count} experts take {needed / 1e6:,.0f} MB here and {limit / 1e6:,.0f} MB are to be had")
 
 
 async def _choose(

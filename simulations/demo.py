@@ -6,10 +6,13 @@ then computes the same tokens in this process alone and compares. Prints nothing
 
 import asyncio
 import statistics
+import time
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict, dataclass, field
 from multiprocessing.context import ForkServerContext
 from typing import Protocol
+
+import psutil
 
 from shoal.client import Answer, Sampling, Swarm, SwarmSettings, Token
 from shoal.client.single_process import single_process_engine
@@ -46,6 +49,8 @@ class DemoResult:
     """The call that met the death, from its first send to the replica's answer, less the median exchange."""
     exchange_ms_p50: float
     exchange_ms_p99: float
+    start_to_first_token_s: float
+    """From the start of this process, imports and node processes included."""
 
     def as_json(self) -> dict[str, object]:
         """One flat object, the answer's fields first."""
@@ -73,6 +78,8 @@ class Executioner:
     killed: PeerId | None = None
     exchanges_ms: list[float] = field(default_factory=list)
     recoveries_ms: list[float] = field(default_factory=list)
+    first_token_at_s: float = 0.0
+    """Unix time."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, DispatchSent) and self.is_armed and event.peer in self.nodes:
@@ -98,7 +105,12 @@ async def run_demo(context: ForkServerContext, settings: DemoSettings, narrator:
         narrator.nodes_are_up(nodes)
         executioner = Executioner({node.info.peer: node for node in nodes}, narrator)
         join = SwarmSettings(
-            settings.swarm.model, (nodes[0].info.invite,), settings.dtype, settings.channel, settings.swarm.cache_dir
+            settings.swarm.model,
+            (nodes[0].info.invite,),
+            settings.dtype,
+            settings.channel,
+            settings.swarm.cache_dir,
+            threads=settings.swarm.threads,
         )
         swarm = await stack.enter_async_context(Swarm.join(join, executioner))
         prompt_ids = swarm.prompt_ids(settings.prompt)
@@ -119,6 +131,7 @@ async def _stream(swarm: Swarm, prompt_ids: list[int], settings: DemoSettings, e
     async with aclosing(swarm.stream(prompt_ids, settings.sampling)) as tokens:
         async for token in tokens:
             watch.add(token)
+            executioner.first_token_at_s = executioner.first_token_at_s or time.time()
             executioner.narrator.token(token)
             if token.index + 1 == settings.kill_after:
                 executioner.is_armed = True
@@ -146,4 +159,5 @@ def _result(answer: Answer, reference: tuple[int, ...], executioner: Executioner
         recovery_ms=max(executioner.recoveries_ms) - median if executioner.recoveries_ms else None,
         exchange_ms_p50=median,
         exchange_ms_p99=statistics.quantiles(exchanges_ms, n=100)[98] if len(exchanges_ms) > 1 else median,
+        start_to_first_token_s=executioner.first_token_at_s - psutil.Process().create_time(),
     )

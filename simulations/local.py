@@ -6,6 +6,7 @@ node holds one end of a pipe and ends when the other end does, so no node outliv
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import psutil
 
 from shoal.node.daemon import NodeInfo, run_until
 from shoal.node.settings import NodeSettings
@@ -42,14 +45,24 @@ class LocalNode:
 
     process: BaseProcess
     info: NodeInfo
+    p2pd: psutil.Process
 
     @property
     def pid(self) -> int:
         return self.process.pid or 0
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
+        """SIGKILL, as a power cut would. Its p2pd notices within seconds, or when the swarm ends."""
         os.kill(self.pid, signal.SIGKILL)
+
+
+@dataclass(slots=True)
+class _Child:
+    """A node process from its fork to its end; `node` once it is ready."""
+
+    process: BaseProcess
+    connection: Connection
+    node: LocalNode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +74,7 @@ class LocalSwarmSettings:
     replicas: int = 2
     cache_dir: Path | None = None
     threads: int = 1
-    """Kernel threads of each node: the nodes share this machine's cores."""
+    """Kernel threads of each process: they share this machine's cores, and idle threads of torch spin."""
 
 
 def holdings(num_nodes: int, replicas: int, num_experts: int) -> list[str]:
@@ -105,13 +118,13 @@ async def local_swarm(
         NodeFailed: a node could not start; the others are ended.
     """
     words = holdings(settings.num_nodes, settings.replicas, num_experts)
-    processes: list[tuple[BaseProcess, Connection]] = []
+    children: list[_Child] = []
     try:
-        first = await _start(context, _node_settings(settings, words[0], ()), processes)
-        rest = [_start(context, _node_settings(settings, word, first.info.join), processes) for word in words[1:]]
+        first = await _start(context, _node_settings(settings, words[0], ()), children)
+        rest = [_start(context, _node_settings(settings, word, first.info.join), children) for word in words[1:]]
         yield [first, *await asyncio.gather(*rest)]
     finally:
-        await asyncio.shield(asyncio.to_thread(_end, processes))
+        await asyncio.shield(asyncio.to_thread(_end, children))
 
 
 def _node_settings(settings: LocalSwarmSettings, experts: str, join: Sequence[str]) -> NodeSettings:
@@ -120,17 +133,17 @@ def _node_settings(settings: LocalSwarmSettings, experts: str, join: Sequence[st
     )
 
 
-async def _start(
-    context: ForkServerContext, settings: NodeSettings, processes: list[tuple[BaseProcess, Connection]]
-) -> LocalNode:
+async def _start(context: ForkServerContext, settings: NodeSettings, children: list[_Child]) -> LocalNode:
     ours, theirs = context.Pipe()
     process = context.Process(target=_node_main, args=(settings, theirs), name="shoal-node")
     await asyncio.to_thread(process.start)
-    processes.append((process, ours))
+    child = _Child(process, ours)
+    children.append(child)
     theirs.close()
     said = await asyncio.to_thread(_receive, ours)
     if isinstance(said, NodeInfo):
-        return LocalNode(process, said)
+        child.node = LocalNode(process, said, psutil.Process(said.p2pd_pid))
+        return child.node
     if isinstance(said, tuple):
         raise NodeFailed(*said)
     raise NodeFailed("it ended without a word", 1)
@@ -143,17 +156,24 @@ def _receive(connection: Connection) -> object:
         return None
 
 
-def _end(processes: Sequence[tuple[BaseProcess, Connection]]) -> None:
-    """SIGTERM to all, then wait, then SIGKILL to who is left."""
-    for process, connection in processes:
-        connection.close()
-        if process.is_alive():
-            process.terminate()
-    for process, _ in processes:
-        process.join(STOP_TIMEOUT_S)
-        if process.is_alive():
-            process.kill()
-            process.join()
+def _end(children: Sequence[_Child]) -> None:
+    """SIGTERM to all, then wait, then SIGKILL to who is left; the p2pd of those that were killed goes with them."""
+    for child in children:
+        child.process.terminate()
+    for child in children:
+        child.process.join(STOP_TIMEOUT_S)
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
+        child.connection.close()
+        if child.node is not None and child.process.exitcode != 0:
+            _end_p2pd(child.node.p2pd)
+
+
+def _end_p2pd(p2pd: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):  # most often it is gone already
+        p2pd.terminate()
+        p2pd.wait(STOP_TIMEOUT_S)
 
 
 def _node_main(settings: NodeSettings, connection: Connection) -> None:
