@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,12 +29,20 @@ load_hivemind()
 from hivemind.dht.routing import DHTID  # noqa: E402
 from hivemind.p2p import PeerID  # noqa: E402
 from hivemind.proto import dht_pb2  # noqa: E402
+from hivemind.utils.timed_storage import ValueWithExpiration  # noqa: E402
 
-from shoal.protocol.net.hivemind_guard import BoundedStorage, FlatSerializer, HolderDictionary, node_id_of  # noqa: E402
+from shoal.protocol.net.hivemind_guard import (  # noqa: E402
+    BoundedStorage,
+    FlatSerializer,
+    HolderDictionary,
+    _check_result,
+    node_id_of,
+)
 
 IDENTITIES = [Identity.from_seed(bytes(31) + bytes([number])) for number in range(6)]
 ROOT = bytes(range(32))
 LAYER = LayerId(7)
+GOOD_PEER = PeerID.from_base58(IDENTITIES[0].peer).to_bytes()
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +261,40 @@ def test_a_nested_message_does_not_end_a_node() -> None:
 
 
 @pytest.mark.socket
+def test_a_peer_that_claims_the_last_word_does_not_hide_others() -> None:
+    """hivemind would end a search at a reply that expires later than any other could."""
+
+    class Liar(BoundedStorage):
+        def get(self, key: DHTID) -> ValueWithExpiration:
+            return ValueWithExpiration(HolderDictionary(), float("inf"))
+
+    async def run() -> None:
+        async with swarm(3) as (_, directories):
+            await directories[1].publish([record_of(IDENTITIES[1])])
+            directories[2]._node.protocol.storage = Liar()
+            assert len(await find(directories[0])) == 1
+            assert len(await find(directories[1])) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"expiration_time": float("inf")},
+        {"expiration_time": float("nan")},
+        {"nearest_peer_ids": [GOOD_PEER], "nearest_node_ids": [node_id_of(b"x")]},
+        {"nearest_peer_ids": [GOOD_PEER], "nearest_node_ids": []},
+        {"nearest_peer_ids": [b"x" * 100_000], "nearest_node_ids": [node_id_of(b"x" * 100_000)]},
+        {"nearest_peer_ids": [GOOD_PEER] * 65, "nearest_node_ids": [node_id_of(GOOD_PEER)] * 65},
+    ],
+)
+def test_a_find_reply_that_breaks_the_rules_is_refused(result: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="a find reply"):
+        _check_result(dht_pb2.FindResult(**result))
+
+
+@pytest.mark.socket
 def test_a_bootstrap_peer_that_does_not_answer_is_named() -> None:
     async def run() -> None:
         daemon = await start_p2pd(IDENTITIES[0])
@@ -271,7 +314,7 @@ def test_a_bootstrap_peer_that_does_not_answer_is_named() -> None:
 def test_a_dead_bootstrap_peer_does_not_hold_up_a_join_through_another() -> None:
     async def run() -> None:
         async with swarm(1) as (daemons, _):
-            silent = f"/ip4/192.0.2.1/tcp/9/p2p/{IDENTITIES[4].peer}"  # TEST-NET-1: nobody answers
+            silent = f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{IDENTITIES[4].peer}"
             daemon = await start_p2pd(IDENTITIES[5])
             started = time.monotonic()
             directory = await join_dht(daemon, IDENTITIES[5], [silent, *daemons[0].addresses], time.time)
@@ -280,7 +323,8 @@ def test_a_dead_bootstrap_peer_does_not_hold_up_a_join_through_another() -> None
             await directory.aclose()
             await daemon.aclose()
 
-    asyncio.run(run())
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, in the kernel, and never says a word
+        asyncio.run(run())
 
 
 @pytest.mark.socket
