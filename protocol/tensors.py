@@ -33,7 +33,7 @@ class Rows:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The little-endian bytes of a contiguous CPU tensor, without a copy."""
     flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def dispatch_body(x: torch.Tensor, row_idx: torch.Tensor, topk_weights: torch.Tensor) -> bytes:
