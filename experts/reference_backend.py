@@ -122,16 +122,15 @@ def _dequantize(
         values = data.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     else:
         raise _Unfit(projection, f"block scales, which {weight_format.name} does not have")
-    if not values.isfinite().all():
-        raise _Unfit(projection, "a value that is not finite")
+    if not formats.is_finite(values):
+        is_byte = weight_format is WeightFormat.FP8_BLOCK and formats.has_e4m3_nan(data)
+        raise _Unfit(projection, "fp8 NaN (byte 0x7f or 0xff)" if is_byte else "a value that is not finite")
     return values
 
 
 def _dequantize_fp8(data: torch.Tensor, scale: torch.Tensor | None, projection: str) -> torch.Tensor:
     if scale is None:
         raise _Unfit(projection, "no block scales")
-    if formats.has_e4m3_nan(data):
-        raise _Unfit(projection, "fp8 NaN (byte 0x7f or 0xff)")
     try:
         return formats.dequantize_fp8_block(data, scale)
     except ValueError as error:

@@ -109,7 +109,8 @@ class ModelStore:
         """A tensor outside the routed experts as f32, fp8 multiplied by its block scales; verified.
 
         Raises:
-            CheckpointError: as `trunk_tensor`, or an fp8 weight without its scales, or a dtype that is no weight's.
+            CheckpointError: as `trunk_tensor`, or an fp8 weight without its scales or not finite, or a dtype that is no
+            weight's.
         """
         data = self.trunk_tensor(name)
         if data.dtype in _PLAIN_DTYPES:
@@ -117,12 +118,14 @@ class ModelStore:
         file = self.checkpoint.file_of(name)
         if data.dtype is not torch.float8_e4m3fn:
             raise CheckpointError(file, name, f"weights of {data.dtype}")
-        if formats.has_e4m3_nan(data):
-            raise CheckpointError(file, name, "fp8 NaN (byte 0x7f or 0xff)")
         try:
-            return formats.dequantize_fp8_block(data, self.trunk_tensor(name + SCALE_SUFFIX))
+            values = formats.dequantize_fp8_block(data, self.trunk_tensor(name + SCALE_SUFFIX))
         except ValueError as error:
             raise CheckpointError(file, name, str(error)) from error
+        if not formats.is_finite(values):
+            is_byte = formats.has_e4m3_nan(data)
+            raise CheckpointError(file, name, "fp8 NaN (byte 0x7f or 0xff)" if is_byte else "a scale is not finite")
+        return values
 
     def close(self) -> None:
         """Close the files."""

@@ -4,6 +4,7 @@ Numbers only. Knows no files, no tensor names, no layers; `experts/` decides whi
 Source: DeepSeek-V3 README_WEIGHTS.md and inference/kernel.py (`weight_dequant`, `fp8_gemm` with `scale_fmt`).
 """
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
@@ -21,6 +22,10 @@ E8M0_BIAS = 127
 
 _MIN_SCALE = 2.0**-126
 """The smallest normal fp32: a block of tiny values gets it instead of a scale that would be 0."""
+
+_E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+"""The value of each byte. Looking bytes up takes a tenth of the time of torch's conversion (13 ms against 120 for
+2048 x 7168 on one core), and no threads of OpenMP, which stall one another on busy cores."""
 
 
 def num_blocks(size: int) -> int:
@@ -58,7 +63,7 @@ def dequantize_fp8_block(data: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
     """W = data * scale in fp32, the product correctly rounded (exact for scales that are powers of two).
 
     data: f8_e4m3fn[out, in] · scale: f32|f8_e8m0fnu|uint8[ceil(out/128), ceil(in/128)] (uint8: UE8M0 bytes).
-    Returns f32[out, in]; NaN where data or scale are NaN.
+    Returns f32[out, in]; NaN where data or scale are NaN. On the CPU.
 
     Raises:
         ValueError: dtypes or shapes that do not belong together.
@@ -68,12 +73,27 @@ def dequantize_fp8_block(data: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
     expected = [num_blocks(size) for size in data.shape]
     if list(scale.shape) != expected:
         raise ValueError(f"scale has shape {list(scale.shape)}, data {list(data.shape)} needs {expected}")
-    return data.float().mul_(expand_scale(decode_scale(scale), data.shape[0], data.shape[1]))
+    codes, scales = data.view(torch.uint8).numpy(), decode_scale(scale)
+    values = np.empty(data.shape, dtype=np.float32)
+    for i, first in enumerate(range(0, data.shape[0], BLOCK)):  # a row of blocks at a time, which a cache holds
+        rows = values[first : first + BLOCK]
+        np.take(_E4M3_VALUES, codes[first : first + BLOCK], out=rows, mode="clip")
+        with np.errstate(all="ignore"):  # infinity and NaN are answers here
+            rows *= expand_scale(scales[i : i + 1], 1, data.shape[1]).numpy()
+    return torch.from_numpy(values)
 
 
 def has_e4m3_nan(data: torch.Tensor) -> bool:
     """Whether a value of data: f8_e4m3fn[...] is NaN."""
     return bool(((data.view(torch.uint8) & E4M3_NAN) == E4M3_NAN).any())
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value of values: f32[...], not empty, is NaN or infinite.
+
+    By the extremes, which NaN passes through: 4 ms for 2048 x 7168 where `isfinite().all()` takes 80.
+    """
+    return all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
 def decode_scale(scale: torch.Tensor) -> torch.Tensor:

@@ -133,12 +133,12 @@ def write_tensors(directory: Path, tensors: dict[str, torch.Tensor], num_files: 
     if num_files == 1:
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(num_files):
-        file = f"model-{i + 1:05}-of-{num_files:05}.safetensors"
+        file_name = f"model-{i + 1:05}-of-{num_files:05}.safetensors"
         part = names[i * len(names) // num_files : (i + 1) * len(names) // num_files]
-        save_file({name: tensors[name] for name in part}, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
+        save_file({name: tensors[name] for name in part}, directory / file_name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file_name)
     (directory / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 

@@ -1,5 +1,7 @@
 """Known-answer probes: honest holders pass, wrong weights do not."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -17,11 +19,12 @@ LAYER, EXPERT = LayerId(1), ExpertId(3)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelStore]:
     directory = tmp_path_factory.mktemp("model")
     shape = CheckpointShape(hidden=256, inter=200, num_experts=16, stored=Stored.FP8)
     write_checkpoint(directory, shape, seed=2)
-    return ModelStore.open(directory, directory / "cache")
+    with ModelStore.open(directory, directory / "cache") as opened:
+        yield opened
 
 
 def _pack(store: ModelStore, expert: ExpertId) -> PackedExpert:
@@ -99,8 +102,7 @@ def test_a_summary_survives_its_36_bytes() -> None:
 def test_projections_are_as_large_as_the_answer_on_average() -> None:
     ratios = []
     for expert in range(64):
-        summary = probe.summarize(
-            LAYER, ExpertId(expert), torch.randn(128, generator=torch.Generator().manual_seed(expert))
-        )
+        answer = torch.randn(128, generator=torch.Generator().manual_seed(expert))
+        summary = probe.summarize(LAYER, ExpertId(expert), answer)
         ratios.append(float(summary[:-1].square().mean() / summary[-1].square()))
     assert 0.8 < sum(ratios) / len(ratios) < 1.2

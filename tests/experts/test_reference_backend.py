@@ -23,7 +23,8 @@ def _weights(weight_format: WeightFormat, spec: ExpertSpec = SPEC, *, is_ue8m0: 
         stored = [QuantizedWeight(data, encode_e8m0(scale) if is_ue8m0 else scale) for data, scale in pairs]
     else:
         stored = [QuantizedWeight(m.bfloat16() if weight_format is WeightFormat.BF16 else m) for m in matrices]
-    return ExpertWeights(weight_format, *stored, origin="a file: an expert")
+    gate, up, down = stored
+    return ExpertWeights(weight_format, gate, up, down, origin="a file: an expert")
 
 
 RUNNABLE = (WeightFormat.FP8_BLOCK, WeightFormat.BF16, WeightFormat.F32)
@@ -71,9 +72,8 @@ def test_scales_in_ue8m0_mean_the_same_as_in_fp32() -> None:
 
 def _with(projection: str, data: torch.Tensor, scale: torch.Tensor | None, of: ExpertWeights) -> ExpertWeights:
     weight = QuantizedWeight(data, scale)
-    return {"gate": replace(of, gate=weight), "up": replace(of, up=weight), "down": replace(of, down=weight)}[
-        projection
-    ]
+    gate, up, down = (weight if name == projection else getattr(of, name) for name in ("gate", "up", "down"))
+    return replace(of, gate=gate, up=up, down=down)
 
 
 @pytest.mark.parametrize("projection", ["gate", "up", "down"])
