@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from shoal.client.trunk.attention import Attention
 from shoal.client.trunk.config import ModelConfig
+from shoal.client.trunk.inference import InferenceWorker
 from shoal.client.trunk.kv_cache import LatentCache
 from shoal.client.trunk.layers import Linear, Mlp, RmsNorm
 from shoal.client.trunk.moe import Moe, MoeInput, MoeOutput, RoutedExperts
@@ -93,7 +94,7 @@ class Trunk:
         self.layers = layers
         """The decoder layers that this trunk holds."""
         self.dtype = weights.dtype
-        self.worker = worker
+        self.worker = InferenceWorker(worker)
         self._weights = weights
         self._rotary = RotaryEmbedding(config)
 
