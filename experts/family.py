@@ -24,6 +24,9 @@ SCALE_SUFFIX = "_scale_inv"
 
 PROJECTIONS = ("gate", "up", "down")
 
+MAX_CONFIG_BYTES = 1024 * 1024
+"""`config.json`; published ones have 2 KB, a few with per-layer lists 50 KB."""
+
 MAX_INTER = 65_536
 """`I`: four times Mixtral's 14,336, the widest expert of model-and-kernels §A8."""
 
@@ -106,7 +109,7 @@ _BLOCK_BIAS = "model.layers.{layer}.block_sparse_moe.e_score_correction_bias"
 _BLOCK_EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight"
 
 DEEPSEEK_V3_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, _MLP_BIAS)
-QWEN_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, None)
+UNBIASED_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, None)
 MIXTRAL_NAMES = TensorNames(_BLOCK_EXPERT, "w1", "w3", "w2", _BLOCK_ROUTER, None)
 MINIMAX_NAMES = TensorNames(_BLOCK_EXPERT, "w1", "w3", "w2", _BLOCK_ROUTER, _BLOCK_BIAS)
 
@@ -189,7 +192,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v32": _DEEPSEEK_V3,  # experts and router of V3; only its attention differs (model-and-kernels §A6)
     "kimi_k2": _DEEPSEEK_V3,
     "deepseek_v2": Family(
-        names=QWEN_NAMES,
+        names=UNBIASED_NAMES,
         score=Score.SOFTMAX,
         num_experts_key="n_routed_experts",
         num_shared_key="n_shared_experts",
@@ -213,7 +216,7 @@ FAMILIES: Mapping[str, Family] = {
         epsilon=1e-20,
     ),
     "qwen3_moe": Family(
-        names=QWEN_NAMES,
+        names=UNBIASED_NAMES,
         score=Score.SOFTMAX,
         num_experts_key="num_experts",
         every_key="decoder_sparse_step",
@@ -280,7 +283,7 @@ def read_config(directory: Path) -> dict[str, object]:
     """Read `config.json` of a checkpoint directory.
 
     Raises:
-        ModelNotFound: no such directory, or no config.json in it. CheckpointError: not a JSON object.
+        ModelNotFound: no such directory, or no config.json in it. CheckpointError: not a JSON object, or too large.
     """
     path = directory / CONFIG_FILE
     if not directory.is_dir():
@@ -288,6 +291,8 @@ def read_config(directory: Path) -> dict[str, object]:
     if not path.is_file():
         raise ModelNotFound(f"{directory} holds no checkpoint (config.json is missing)")
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(CONFIG_FILE, None, f"more than {MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), None, f"not JSON: {error}") from error

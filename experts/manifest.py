@@ -13,6 +13,7 @@ damage.
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +138,7 @@ def check_probe(manifest: Manifest, layer: LayerId, expert: ExpertId, partial: t
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write the file; a reader sees the old one or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
         temporary.write_text(encode_manifest(manifest), encoding="ascii")
         temporary.replace(path)

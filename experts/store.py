@@ -89,6 +89,9 @@ class ModelStore:
         """
         shard = read_shard(self.checkpoint, self.spec, layer, expert)
         verify_expert(self._manifest, layer, expert, shard.tensors)
+        if shard.format is not self.weight_format:
+            stated = self.weight_format.name
+            raise CheckpointError(shard.tensors[0].file, shard.name, f"{shard.format.name}, the manifest has {stated}")
         return shard.weights()
 
     def has(self, name: str) -> bool:

@@ -158,6 +158,9 @@ def test_a_missing_directory_is_not_found(tmp_path: Path) -> None:
         ModelStore.open(tmp_path / "nowhere", tmp_path)
     with pytest.raises(ModelNotFound, match=r"config\.json is missing"):
         ModelStore.open(tmp_path, tmp_path)
+    (tmp_path / "config.json").write_text(" " * 2**20 + "{}")
+    with pytest.raises(CheckpointError, match=r"config\.json: more than"):
+        ModelStore.open(tmp_path, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"')
     with pytest.raises(CheckpointError, match=r"config\.json: not JSON"):
         ModelStore.open(tmp_path, tmp_path)
@@ -169,6 +172,17 @@ def test_a_trunk_tensor_that_is_not_there_is_refused_by_name(sharded: Path) -> N
         pytest.raises(CheckpointError, match=r"model\.nothing: missing"),
     ):
         store.trunk_tensor("model.nothing")
+
+
+def test_a_manifest_that_misstates_the_format_is_refused(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "model")
+    manifest = replace(make_manifest(small), weight_format=WeightFormat.BF16)
+    write_manifest(manifest, tmp_path / "model" / MANIFEST_FILE)
+    with (
+        ModelStore.open(tmp_path / "model", tmp_path) as store,
+        pytest.raises(CheckpointError, match="FP8_BLOCK, the manifest has BF16"),
+    ):
+        store.expert(LAYER, ExpertId(0))
 
 
 def test_an_expert_s_tensor_is_no_trunk_tensor(sharded: Path) -> None:
