@@ -5,6 +5,8 @@ wrong formats and broken kernels before the first token. It does not find a liar
 verification of real answers is later work, and PROTOCOL §12 says so.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from shoal.client.model_id import ModelId
@@ -20,8 +22,15 @@ PROBE_DEADLINE_MS = 10_000
 """One row of one expert takes milliseconds; ten seconds forgive a node that is packing weights."""
 
 
-async def challenge(channel: Channel, manifest: Manifest, model: ModelId, layer: LayerId, expert: ExpertId) -> None:
-    """Ask the holder behind `channel` for a known answer.
+async def challenge(
+    channel: Channel,
+    manifest: Manifest,
+    model: ModelId,
+    layer: LayerId,
+    expert: ExpertId,
+    clock: Callable[[], float],
+) -> float:
+    """Ask the holder behind `channel` for a known answer; return the round trip in seconds, its compute time taken off.
 
     Raises:
         WrongModel: the answer is not that of the manifest's expert. Else as `Channel.request`.
@@ -42,6 +51,9 @@ async def challenge(channel: Channel, manifest: Manifest, model: ModelId, layer:
         deadline_ms=PROBE_DEADLINE_MS,
     )
     body = (tensor_bytes(x), tensor_bytes(torch.ones(1)), tensor_bytes(torch.zeros(1, dtype=torch.uint16)))
+    started = clock()
     reply = await channel.request(message, body)
+    rtt_s = max(0.0, clock() - started - reply.message.compute_us / 1e6)
     if not check_probe(manifest, layer, expert, read_partial_body(reply.message, reply.body)[0]):
         raise WrongModel(f"{channel.peer} does not compute expert {expert} of layer {layer} as the manifest says")
+    return rtt_s

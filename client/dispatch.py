@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.client.choose import choose
+from shoal.client.choose import Plan, choose
 from shoal.client.combine import PartialSum, combine
 from shoal.client.grouping import ExpertRows, group_by_expert
 from shoal.client.holders import Holders
@@ -24,6 +24,9 @@ from shoal.protocol.tensors import read_partial_body, tensor_bytes
 
 MAX_ATTEMPTS = 6
 """Holders tried for the same experts of one call: more replicas than any swarm keeps, so only bad luck ends here."""
+
+MAX_PAUSE_S = 5.0
+"""The longest wait for a holder that is BUSY or failed lately before it is asked again, when no other is left."""
 
 GAP_RETRY_AFTER_S = 30.0
 """A third of a record's life: when holders that are back will have announced themselves."""
@@ -74,14 +77,26 @@ class SwarmExperts:
         """Have these experts computed by whoever is best, not by `tried`."""
         plan = choose(experts, self._holders.usable(call.layer, tried), self._holders.costs())
         if plan.uncovered:
-            await self._holders.refresh()  # someone may have joined, or be back
-            plan = choose(experts, self._holders.usable(call.layer), self._holders.costs())  # or be slow, not dead
-        if plan.uncovered:
-            raise CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S)
+            plan = await self._last_resort(call, experts, tried)
         parts = [self._ask(call, peer, share, tried) for peer, share in plan.shares.items()]
         if len(parts) == 1:
             return await parts[0]
         return [partial for partials in await _all(parts) for partial in partials]
+
+    async def _last_resort(self, call: _Call, experts: Sequence[ExpertId], tried: tuple[PeerId, ...]) -> Plan:
+        """Look who has joined or is back; else ask again those that were slow or busy, when they said.
+
+        Raises:
+            CoverageGap: nobody holds some of the experts.
+        """
+        await self._holders.refresh()
+        plan = choose(experts, self._holders.usable(call.layer, tried), self._holders.costs())
+        if plan.uncovered:
+            plan = choose(experts, self._holders.reachable(call.layer), self._holders.costs())
+            if plan.uncovered:
+                raise CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S)
+            await asyncio.sleep(min(self._holders.pause_s(plan.shares), MAX_PAUSE_S))
+        return plan
 
     async def _ask(
         self, call: _Call, peer: PeerId, experts: tuple[ExpertId, ...], tried: tuple[PeerId, ...]

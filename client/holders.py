@@ -7,7 +7,7 @@ it is connected, has passed its challenge, is not draining and its breaker is cl
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.client.audit import challenge
@@ -43,9 +43,16 @@ class Holder:
     health: Health = field(default_factory=Health)
     channel: Channel | None = None
 
+    @property
+    def is_connected(self) -> bool:
+        return self.channel is not None and not (self.channel.is_closed or self.channel.is_draining)
+
     def is_usable(self, now: float) -> bool:
-        channel = self.channel
-        return channel is not None and not (channel.is_closed or channel.is_draining) and self.health.is_usable(now)
+        return self.is_connected and self.health.is_usable(now)
+
+    def is_reachable(self, now: float) -> bool:
+        """Whether it may be asked when no usable holder is left."""
+        return self.is_connected and not self.health.is_banned(now)
 
 
 class Holders:
@@ -60,7 +67,10 @@ class Holders:
         layers: Sequence[LayerId],
         observe: Observer,
         choose_probe: Callable[[Sequence[ExpertId]], ExpertId],
+        clock: Callable[[], float],
     ) -> None:
+        """choose_probe: which expert to challenge a holder with. clock: seconds, for durations."""
+        self._clock = clock
         self._directory = directory
         self._connector = connector
         self._manifest = manifest
@@ -86,14 +96,22 @@ class Holders:
                 await self._task
         await asyncio.gather(*(holder.channel.aclose() for holder in self._holders.values() if holder.channel))
 
-    def usable(self, layer: LayerId, excluded: Iterable[PeerId] = ()) -> dict[PeerId, frozenset[ExpertId]]:
+    def usable(self, layer: LayerId, excluded: Collection[PeerId] = ()) -> dict[PeerId, frozenset[ExpertId]]:
         """Experts of a layer by holder that may be asked now."""
-        now, barred = asyncio.get_running_loop().time(), set(excluded)
-        return {
-            peer: holder.experts[layer]
-            for peer, holder in self._holders.items()
-            if peer not in barred and layer in holder.experts and holder.is_usable(now)
-        }
+        now = asyncio.get_running_loop().time()
+        chosen = (holder for holder in self._holders.values() if holder.is_usable(now) and holder.peer not in excluded)
+        return {holder.peer: holder.experts[layer] for holder in chosen if layer in holder.experts}
+
+    def reachable(self, layer: LayerId) -> dict[PeerId, frozenset[ExpertId]]:
+        """The same with those that failed lately: slow is better than nobody."""
+        now = asyncio.get_running_loop().time()
+        chosen = (holder for holder in self._holders.values() if holder.is_reachable(now))
+        return {holder.peer: holder.experts[layer] for holder in chosen if layer in holder.experts}
+
+    def pause_s(self, peers: Collection[PeerId]) -> float:
+        """Seconds until all of these may be asked again."""
+        now = asyncio.get_running_loop().time()
+        return max((self._holders[peer].health.paused_until - now for peer in peers), default=0.0)
 
     def costs(self) -> Mapping[PeerId, float]:
         """Expected seconds of an exchange by holder."""
@@ -171,7 +189,7 @@ class Holders:
                 channel = await self._connector.connect(holder.peer, holder.addresses, CONNECT_TIMEOUT_S)
                 layer = min(holder.experts)
                 expert = self._choose_probe(sorted(holder.experts[layer]))
-                await challenge(channel, self._manifest, self._model, layer, expert)
+                holder.health.saw_rtt(await challenge(channel, self._manifest, self._model, layer, expert, self._clock))
             except ShoalError as error:
                 logger.info("holder %s is not used: %s", holder.peer, type(error).__name__)
                 holder.health.failed(error, asyncio.get_running_loop().time())

@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 
-from shoal.client.chat_template import ChatMessage
 import torch
 
+from shoal.client.chat_template import ChatMessage
 from shoal.client.dispatch import SwarmExperts
 from shoal.client.generate import Engine, FinishReason, Token
 from shoal.client.holders import Holders
@@ -114,11 +114,15 @@ class Swarm:
             stack.callback(store.close)
             rounding = ROUNDINGS[settings.dtype]
             model = model_id(store, rounding)
-            entry = await stack.enter_async_context(enter_swarm(identity, settings.join, model.root, clock=time.time))
+            entry = await stack.enter_async_context(
+                enter_swarm(identity, settings.join, model.root, time.time, is_client=True)
+            )
             connector = _connector(settings, identity, entry)
             stack.push_async_callback(connector.aclose)
             layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
-            holders = Holders(entry.directory, connector, store.manifest, model, layers, tell, secrets.choice)
+            holders = Holders(
+                entry.directory, connector, store.manifest, model, layers, tell, secrets.choice, time.perf_counter
+            )
             stack.push_async_callback(holders.aclose)
             opened, _ = await asyncio.gather(
                 asyncio.to_thread(open_trunk, store, settings.model, rounding, worker), holders.start()

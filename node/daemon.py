@@ -24,6 +24,7 @@ from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, assign, parse_holding
 from shoal.node.metrics import NodeMetrics
+from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest, ShoalError
@@ -136,6 +137,7 @@ async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
         if holding is None:
             holding = await _choose(settings, store, backend, entry.directory, identity.peer)
         held = await _load(store, backend, worker, holding)
+        await worker.run(check_ourselves, held, backend, store.manifest)
         admission = Admission(settings.max_queue_macs)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         direct = await listen_direct(identity, settings.host, settings.port, server.handle, os.urandom)
@@ -168,7 +170,9 @@ def _check_memory(settings: NodeSettings, store: ModelStore, backend: ExpertBack
     needed = count * backend.resident_bytes(store.spec.expert, store.weight_format)
     limit = settings.share_bytes if settings.share_bytes is not None else psutil.virtual_memory().available
     if needed > limit:
-        raise InvalidRequest(f"{count} experts take {needed / 1e6:,.0f} MB here and {limit / 1e6:,.0f} MB are to be had")
+        raise InvalidRequest(
+            f"{count} experts take {needed / 1e6:,.0f} MB here and {limit / 1e6:,.0f} MB are to be had"
+        )
 
 
 async def _choose(

@@ -52,10 +52,13 @@ async def enter_swarm(
     model_root: bytes,
     clock: Callable[[], float],
     settings: P2pdSettings | None = None,
+    *,
+    is_client: bool = False,
 ) -> AsyncIterator[Entry]:
     """Start p2pd and join the directory through the peers of `join`; none: the first peer of a new swarm.
 
-    `clock`: Unix time in seconds. Leaves the directory and ends p2pd at the end of the `with`.
+    `clock`: Unix time in seconds. `is_client`: read the directory, store nothing for others. Leaves the directory and
+    ends p2pd at the end of the `with`.
 
     Raises:
         InvalidRequest, WrongModel: `join` is wrong. AddressInUse: the libp2p port is taken. ConnectFailed: no peer of
@@ -64,7 +67,7 @@ async def enter_swarm(
     addresses = bootstrap_addresses(join, model_root)
     p2pd = await start_p2pd(identity, settings)
     try:
-        directory = await join_dht(p2pd, identity, addresses, clock)
+        directory = await join_dht(p2pd, identity, addresses, clock, is_client=is_client)
         try:
             yield Entry(p2pd, directory)
         finally:

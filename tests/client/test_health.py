@@ -58,4 +58,14 @@ def test_garbage_blocks_at_once_and_for_long_a_drain_briefly() -> None:
     liar.failed(NonFinite(), now=0.0)
     leaver.failed(Draining(), now=0.0)
     assert not liar.is_usable(health.MISBEHAVIOUR_BACKOFF_S - 1)
+    assert liar.is_banned(0.0)
+    assert not leaver.is_banned(0.0)
     assert leaver.is_usable(health.FIRST_BACKOFF_S)
+
+
+def test_each_failure_in_a_row_doubles_the_patience_so_that_a_slow_only_holder_is_not_given_up() -> None:
+    peer = Health()
+    before = peer.deadline_s(0)
+    peer.failed(DeadlineExceeded(), now=0.0)
+    peer.failed(DeadlineExceeded(), now=0.0)
+    assert peer.deadline_s(0) == 4 * before

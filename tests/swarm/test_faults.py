@@ -167,6 +167,20 @@ def test_a_silent_holder_costs_a_deadline_and_no_token(model: Path, tmp_path: Pa
     assert in_swarm(model, tmp_path, ["all", "all"], act)[0] == expected
 
 
+def test_the_only_holder_may_be_busy_or_slow_for_a_while(model: Path, tmp_path: Path) -> None:
+    """Without a replica there is nobody to go to: wait as long as it asked, then ask again."""
+    refusals = [Busy("full", 0.05), PeerFailed("hiccup"), DeadlineExceeded("slow"), Busy("full", 0.01)]
+
+    async def fault(request: Request, honest: Handler) -> Reply:
+        if refusals:
+            raise refusals.pop()
+        return await honest(request)
+
+    expected, _ = in_swarm(model, tmp_path, ["all"], plain)
+    assert in_swarm(model, tmp_path, ["all"], misbehaving(fault))[0] == expected
+    assert not refusals
+
+
 def test_leaving_the_stream_cancels_the_work_at_the_nodes(model: Path, tmp_path: Path) -> None:
     is_cancelled = asyncio.Event()
 

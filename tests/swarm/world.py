@@ -129,6 +129,7 @@ async def _client(
         layers,
         observe,
         entropy.choice,
+        time.perf_counter,
     )
     stack.push_async_callback(holders.aclose)
     await holders.start()
