@@ -8,21 +8,44 @@ records, not a branch in the code that uses them: a family is a row of `FAMILIES
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from shoal.experts.specs import (
+    DEEPSEEK_V3_NAMES,
+    PROJECTIONS,
+    SCALE_SUFFIX,
+    Activation,
+    ExpertSpec,
+    GroupReduce,
+    ModelSpec,
+    RouterSpec,
+    Score,
+    TensorNames,
+)
 from shoal.protocol import limits
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
-from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.ids import LayerId
+
+__all__ = [
+    "CONFIG_FILE",
+    "FAMILIES",
+    "PROJECTIONS",
+    "SCALE_SUFFIX",
+    "Activation",
+    "ExpertSpec",
+    "Family",
+    "GroupReduce",
+    "ModelSpec",
+    "RouterSpec",
+    "Score",
+    "TensorNames",
+    "model_spec",
+    "read_config",
+]
 
 CONFIG_FILE = "config.json"
-
-SCALE_SUFFIX = "_scale_inv"
-"""`<weight name>_scale_inv` holds the fp8 block scales; in spite of the name they multiply (V3 README_WEIGHTS)."""
-
-PROJECTIONS = ("gate", "up", "down")
 
 MAX_CONFIG_BYTES = 1024 * 1024
 """`config.json`; published ones have 2 KB, a few with per-layer lists 50 KB."""
@@ -37,112 +60,16 @@ MAX_SCALE = 1e6
 """Router scale and similar factors; DeepSeek-V2's 16 is the largest known."""
 
 
-class Score(Enum):
-    """How router logits become scores."""
-
-    SIGMOID = "sigmoid"
-    SOFTMAX = "softmax"
-
-
-class GroupReduce(Enum):
-    """How the scores of a group's experts become the group's score."""
-
-    TOP2_SUM = "top2_sum"
-    MAX = "max"
-
-
-class Activation(Enum):
-    """What an expert does with gate and up."""
-
-    SILU = "silu"
-    """h = silu(gate) * up"""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterSpec:
-    """How hidden states choose experts. `has_choice_bias`: a bias chooses experts but never weighs them."""
-
-    score: Score
-    has_choice_bias: bool
-    num_experts: int
-    top_k: int
-    num_groups: int
-    topk_groups: int
-    group_reduce: GroupReduce
-    is_renormalized: bool
-    scale: float
-    epsilon: float = 1e-20
-    """Added to the sum of the chosen scores before the division (DeepSeek-V3 `Gate`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertSpec:
-    """One routed expert: gate and up `[inter, hidden]`, down `[hidden, inter]`."""
-
-    hidden: int
-    inter: int
-    activation: Activation = Activation.SILU
-
-    @property
-    def macs_per_row(self) -> int:
-        """Multiply-accumulates of one token through this expert."""
-        return 3 * self.hidden * self.inter
-
-
-@dataclass(frozen=True, slots=True)
-class TensorNames:
-    """How a family names the tensors of its MoE layers in a checkpoint; `{layer}` and the like are filled in."""
-
-    expert: str
-    gate: str
-    up: str
-    down: str
-    router: str
-    choice_bias: str | None
-
-
-_MLP_ROUTER = "model.layers.{layer}.mlp.gate.weight"
-_MLP_BIAS = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
-_MLP_EXPERT = "model.layers.{layer}.mlp.experts.{expert}.{projection}.weight"
-_BLOCK_ROUTER = "model.layers.{layer}.block_sparse_moe.gate.weight"
-_BLOCK_BIAS = "model.layers.{layer}.block_sparse_moe.e_score_correction_bias"
-_BLOCK_EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight"
-
-DEEPSEEK_V3_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, _MLP_BIAS)
-UNBIASED_NAMES = TensorNames(_MLP_EXPERT, "gate_proj", "up_proj", "down_proj", _MLP_ROUTER, None)
-MIXTRAL_NAMES = TensorNames(_BLOCK_EXPERT, "w1", "w3", "w2", _BLOCK_ROUTER, None)
-MINIMAX_NAMES = TensorNames(_BLOCK_EXPERT, "w1", "w3", "w2", _BLOCK_ROUTER, _BLOCK_BIAS)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What holders and routers need to know of a model."""
-
-    model_type: str
-    router: RouterSpec
-    expert: ExpertSpec
-    moe_layers: tuple[LayerId, ...]
-    """Layers with routed experts, the MTP layers included."""
-    num_layers: int
-    """Decoder layers without the MTP layers."""
-    num_mtp_layers: int = 0
-    """Multi-token prediction layers: `num_layers`, `num_layers + 1`, …"""
-    num_shared_experts: int = 0
-    """Shared experts, stored as one SwiGLU of this many times `expert.inter`."""
-    names: TensorNames = DEEPSEEK_V3_NAMES
-
-    def expert_tensor(self, layer: LayerId, expert: ExpertId, projection: str) -> str:
-        """Name of an expert's weight in the checkpoint; projection: gate, up or down."""
-        own_word = {"gate": self.names.gate, "up": self.names.up, "down": self.names.down}[projection]
-        return self.names.expert.format(layer=layer, expert=expert, projection=own_word)
-
-    def router_tensor(self, layer: LayerId) -> str:
-        """Name of a layer's router weight `[E, H]`."""
-        return self.names.router.format(layer=layer)
-
-    def choice_bias_tensor(self, layer: LayerId) -> str | None:
-        """Name of the bias that chooses experts, `[E]`; None where the family has none."""
-        return self.names.choice_bias.format(layer=layer) if self.names.choice_bias else None
+UNBIASED_NAMES = replace(DEEPSEEK_V3_NAMES, choice_bias=None)
+MIXTRAL_NAMES = TensorNames(
+    expert="model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight",
+    gate="w1",
+    up="w3",
+    down="w2",
+    router="model.layers.{layer}.block_sparse_moe.gate.weight",
+    choice_bias=None,
+)
+MINIMAX_NAMES = replace(MIXTRAL_NAMES, choice_bias="model.layers.{layer}.block_sparse_moe.e_score_correction_bias")
 
 
 @dataclass(frozen=True, slots=True)
