@@ -14,7 +14,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Cancel, Dispatch, Drain, Lane, Message, Partial, Ping, Pong, Refusal, Welcome
 from shoal.protocol.net.channel import Reply, Traffic
 from shoal.protocol.net.credits import Credits
-from shoal.protocol.net.lane import LaneStream, frame_size
+from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.refusals import error_of
 from shoal.protocol.net.routing import lane_for
 from shoal.protocol.net.task_set import TaskSet
@@ -89,7 +89,7 @@ class ClientSession:
         self._check_open()
         header = encode_header(message)
         digest = request_hash(header, *body)
-        size = frame_size(header, message)
+        size = message.body_size()
         if not self._credits.try_take(size):
             await self._credits.take(size, deadline)
             if self.is_closed or self._is_draining:

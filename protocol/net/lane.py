@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Sequence
 
 from shoal.protocol import limits
 from shoal.protocol.errors import ChannelClosed, InvalidRequest, Malformed
-from shoal.protocol.frames import PREFIX_BYTES, Buffer, Frame, FrameDecoder, encode_frame
+from shoal.protocol.frames import Buffer, Frame, FrameDecoder, encode_frame
 from shoal.protocol.messages import Message
 from shoal.protocol.net.channel import Traffic
 
@@ -148,8 +148,3 @@ class LaneStream:
                 await self._writer.wait_closed()
         except (TimeoutError, OSError):
             self.abort()
-
-
-def frame_size(header: bytes, message: Message) -> int:
-    """Bytes of a whole frame."""
-    return PREFIX_BYTES + len(header) + message.body_size()

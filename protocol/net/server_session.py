@@ -25,7 +25,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Cancel, Dispatch, Drain, Lane, Message, Ping, Pong
 from shoal.protocol.net.admission import Admission
 from shoal.protocol.net.channel import Handler, Reply, Request
-from shoal.protocol.net.lane import LaneStream, frame_size
+from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.refusals import refusal_of
 from shoal.protocol.net.routing import lane_for
 from shoal.protocol.tensors import request_hash
@@ -105,7 +105,7 @@ class ServerSession:
         request_id = frame.request_id
         if request_id in self._jobs:
             raise Malformed(f"request id {request_id} is in use")
-        size = frame_size(frame.header_bytes, message)
+        size = len(frame.body)
         try:
             self._check_wanted(request_id)
             self._admission.begin_request(self.peer, size)

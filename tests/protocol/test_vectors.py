@@ -1,0 +1,157 @@
+"""PROTOCOL.md says what the code does: its bytes, and its tables of messages, records, errors and limits."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from shoal.protocol import limits, version
+from shoal.protocol.errors import WireCode
+from shoal.protocol.frames import FrameDecoder
+from shoal.protocol.handshake import ServerHandshake, signed_bytes
+from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Field, IntField, IntsField, Message
+from shoal.protocol.net.refusals import ERROR_TYPES
+from shoal.protocol.records import decode_record
+from shoal.protocol.tensors import read_dispatch_body, read_partial_body, request_hash
+from tests.protocol import wire_examples as examples
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
+VECTORS: dict[str, str] = json.loads((ROOT / "tests/vectors/wire.json").read_text(encoding="utf-8"))
+FENCED = re.findall(r"^```hex (\w+)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+BLOCKS = {name: "".join(text.split()) for name, text in FENCED}
+
+
+def section(heading: str) -> str:
+    """The text below a heading, to the next heading of any level."""
+    found = re.search(rf"^#+ {re.escape(heading)}.*?\n(.*?)(?=^#+ |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
+    assert found, f"PROTOCOL.md has no section {heading}"
+    return found.group(1)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of a section's only table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def bound_of(field: Field) -> tuple[str, str]:
+    match field:
+        case IntField():
+            return "uint", f"{field.low}..{field.high}"
+        case BytesField():
+            return "bin", f"{field.size} bytes"
+        case IntsField():
+            ascending = ", strictly ascending" if field.is_ascending else ""
+            return "list of uint", f"1..{field.max_items} items, each {field.low}..{field.high}{ascending}"
+
+
+def test_the_vectors_are_made_of_their_seeds_alone():
+    assert examples.vectors() == VECTORS
+
+
+def test_every_block_of_bytes_in_the_document_is_a_vector():
+    assert set(BLOCKS) == {*examples.FRAMES, "holder_record"}
+    for name, text in BLOCKS.items():
+        assert text == VECTORS[name], name
+
+
+@pytest.mark.parametrize("name", ["server_public_key", "client_public_key", "request_hash", "directory_key"])
+def test_every_value_in_the_documents_prose_is_a_vector(name):
+    assert f"`{VECTORS[name]}`" in DOCUMENT
+
+
+@pytest.mark.parametrize("name", examples.FRAMES)
+def test_the_documents_bytes_are_read_as_the_message_they_name(name):
+    (frame,) = FrameDecoder().feed(bytes.fromhex(BLOCKS[name]))
+    expected = examples.FRAMES[name]
+    assert (frame.request_id, frame.message, bytes(frame.body)) == (
+        expected.request_id, expected.message, bytes(expected.body),
+    )  # fmt: skip
+
+
+def test_the_documents_hello_is_admitted():
+    (frame,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["hello"]))
+    admitted = ServerHandshake(examples.SERVER.peer, examples.SERVER_NONCE).admit(frame.message)
+    assert (admitted.peer, admitted.session) == (examples.CLIENT.peer, examples.SESSION)
+
+
+def test_what_a_client_signs_has_the_parts_that_the_document_lists():
+    table = section("4. Handshake").split("| bytes | what |")[1].split("\n\n")[0]
+    sizes = [int(row[0]) for row in rows_of("|\n" + table)]
+    hello = examples.HELLO
+    signed = signed_bytes(
+        examples.SERVER.peer, hello.public_key, examples.CHALLENGE, (hello.client_nonce, hello.session, hello.lane)
+    )
+    assert sum(sizes) == len(signed)
+    assert sizes[0] == len(version.HANDSHAKE_CONTEXT)
+    assert signed.startswith(version.HANDSHAKE_CONTEXT)
+
+
+def test_the_documents_request_and_answer_fit_together():
+    (request,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["dispatch"]))
+    (answer,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["partial"]))
+    assert request_hash(request.header_bytes, request.body).hex() == VECTORS["request_hash"]
+    assert answer.message.request_hash.hex() == VECTORS["request_hash"]
+    rows = read_dispatch_body(request.message, request.body)
+    assert rows.row_idx.tolist() == [0, 1, 1]
+    assert rows.offsets == (0, 2, 3)
+    assert rows.topk_weights.tolist() == [0.75, 0.5, 0.25]
+    assert read_partial_body(answer.message, answer.body).shape == rows.x.shape
+
+
+def test_the_documents_record_is_accepted_in_its_time():
+    record = decode_record(bytes.fromhex(BLOCKS["holder_record"]), examples.SERVER.peer, 1_800_000_000.0)
+    assert record == examples.RECORD
+
+
+@pytest.mark.parametrize("message", MESSAGE_TYPES.values(), ids=lambda message: message.__name__)
+def test_the_documents_message_table_is_the_codecs(message: type[Message]):
+    title = f"{message.__name__.upper()} (type {message.TYPE},"
+    heading = next(line for line in DOCUMENT.splitlines() if title in line)
+    rows = rows_of(section(heading.lstrip("# ")))
+    documented = [(key, name, kind, bound) for key, name, kind, _unit, bound in rows]
+    assert documented == [(str(field.key), field.name, *bound_of(field)) for field in message.FIELDS]
+
+
+def test_the_documents_record_table_is_the_codecs():
+    from shoal.protocol.records import _SCALARS
+
+    rows = {name: (int(key), kind, bound.split(";")[0]) for key, name, kind, bound in rows_of(section("7. Directory"))}
+    assert [key for key, _, _ in rows.values()] == list(range(1, 15))
+    for field in _SCALARS:
+        assert rows[field.name] == (field.key, *bound_of(field))
+
+
+def test_the_documents_error_table_is_the_codes():
+    documented = [(int(code), name, error, retry) for code, name, error, _, retry, _ in rows_of(section("8. Errors"))]
+    assert documented == [
+        (code, code.name, ERROR_TYPES[code].__name__, "yes" if ERROR_TYPES[code].retry_elsewhere else "no")
+        for code in WireCode
+    ]
+
+
+def test_the_documents_limits_are_the_codes():
+    documented = {name: float(value.replace(",", "")) for name, value, _reason in rows_of(section("9. Limits"))}
+    assert documented == {name: getattr(limits, name) for name in vars(limits) if name.isupper() and len(name) > 3}
+
+
+def test_the_documents_versions_are_the_codes():
+    text = section("2. Versions")
+    for context in (version.HANDSHAKE_CONTEXT, version.RECORD_CONTEXT, version.DIRECTORY_KEY_CONTEXT):
+        assert f"`{context.rstrip(bytes(1)).decode()}` and a zero byte" in text
+    assert f"`{version.REQUEST_HASH_CONTEXT}`" in text
+    assert f"`{version.LIBP2P_PROTOCOL_ID}`" in text
+    assert f"| {version.PROTOCOL_VERSION} |" in text
+
+
+def test_the_sections_that_the_code_quotes_exist():
+    quoted = {
+        int(number)
+        for path in (ROOT / "protocol").rglob("*.py")
+        for number in re.findall(r"PROTOCOL\.md\s+§(\d+)", path.read_text(encoding="utf-8"))
+    }
+    headings = {int(number) for number in re.findall(r"^## (\d+)\. ", DOCUMENT, re.MULTILINE)}
+    assert headings == set(range(1, 15))
+    assert quoted <= headings

@@ -1,0 +1,89 @@
+"""The examples of PROTOCOL.md, made from fixed seeds: what `tests/vectors/wire.json` and the document must say.
+
+`python -m tests.protocol.wire_examples` prints the vectors after a deliberate change of the protocol.
+"""
+
+import json
+
+import torch
+
+from shoal.protocol.frames import Frame, encode_frame, encode_header
+from shoal.protocol.handshake import ClientHandshake
+from shoal.protocol.identity import Identity
+from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.messages import (
+    Cancel,
+    Challenge,
+    Dispatch,
+    Drain,
+    DType,
+    Lane,
+    Partial,
+    Ping,
+    Pong,
+    Refusal,
+    Rounding,
+    WeightFormat,
+    Welcome,
+)
+from shoal.protocol.records import HolderRecord, directory_key, encode_record
+from shoal.protocol.tensors import dispatch_body, request_hash, tensor_bytes
+
+SERVER = Identity.from_seed(b"\x01" * 32)
+CLIENT = Identity.from_seed(b"\x02" * 32)
+SERVER_NONCE, CLIENT_NONCE, SESSION = b"\x11" * 32, b"\x22" * 32, b"\x33" * 16
+MODEL_ROOT = b"\x44" * 32
+REQUEST_ID = 7
+
+CHALLENGE = Challenge(1, SERVER_NONCE)
+HELLO = ClientHandshake(CLIENT, SERVER.peer, CLIENT_NONCE, SESSION, Lane.ACT).answer(CHALLENGE)
+DISPATCH = Dispatch(
+    MODEL_ROOT, 3, Rounding.BF16, WeightFormat.FP8_BLOCK, DType.BF16,
+    num_tokens=2, hidden=4, experts=(5, 9), num_rows=(2, 1), deadline_ms=500,
+)  # fmt: skip
+DISPATCH_BODY = dispatch_body(
+    torch.tensor([[1.0, -2.0, 0.5, 0.0], [3.0, 0.25, -1.0, 8.0]], dtype=torch.bfloat16),
+    torch.tensor([0, 1, 1]),
+    torch.tensor([0.75, 0.5, 0.25]),
+)
+PARTIAL = Partial(request_hash(encode_header(DISPATCH), DISPATCH_BODY), 2, 4, queue_us=120, compute_us=3400)
+PARTIAL_BODY = bytes(tensor_bytes(torch.tensor([[0.5, -1.5, 2.0, 0.0], [1.0, 0.125, -4.0, 1.0]])))
+
+FRAMES = {
+    "challenge": Frame(0, CHALLENGE),
+    "hello": Frame(0, HELLO),
+    "welcome": Frame(0, Welcome(1, CLIENT_NONCE, 64, 64 * 2**20)),
+    "dispatch": Frame(REQUEST_ID, DISPATCH, DISPATCH_BODY),
+    "partial": Frame(REQUEST_ID, PARTIAL, PARTIAL_BODY),
+    "refusal": Frame(REQUEST_ID, Refusal(6, 50)),
+    "cancel": Frame(REQUEST_ID, Cancel()),
+    "ping": Frame(0, Ping(b"\x55" * 8)),
+    "pong": Frame(0, Pong(b"\x55" * 8)),
+    "drain": Frame(0, Drain(5000)),
+}
+
+RECORD = HolderRecord(
+    peer=SERVER.peer, model_root=MODEL_ROOT, layer=LayerId(3), experts=frozenset(map(ExpertId, (0, 1, 9))),
+    weight_format=WeightFormat.FP8_BLOCK, roundings=2, kernel_class=1, capacity_mmacs=12_000, queue_ms=4,
+    addresses=("192.0.2.7:4001",), seq=1, expires_at_s=1_800_000_090.0,
+)  # fmt: skip
+
+
+def vectors() -> dict[str, str]:
+    """Name to lower-case hex: frames, a holder record, and what they are made of."""
+    return {
+        "server_seed": "01" * 32,
+        "client_seed": "02" * 32,
+        "server_public_key": SERVER.public_key.hex(),
+        "client_public_key": CLIENT.public_key.hex(),
+        **{
+            name: (encode_frame(frame.request_id, frame.message) + frame.body).hex() for name, frame in FRAMES.items()
+        },
+        "request_hash": PARTIAL.request_hash.hex(),
+        "holder_record": encode_record(RECORD, SERVER).hex(),
+        "directory_key": directory_key(MODEL_ROOT, LayerId(3)).hex(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(vectors(), indent=2))
