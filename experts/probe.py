@@ -25,10 +25,10 @@ SUMMARY_FLOATS = NUM_PROJECTIONS + 1
 SUMMARY_BYTES = 4 * SUMMARY_FLOATS
 
 TOLERANCE = 2e-2
-"""Relative error that passes: five times the 0.4 % by which rounding 1 differs from the recorded rounding 0 (24 experts,
-largest; DeepSeek-V3's widths: 0.35 %), so that no draw of eight projections refuses an honest holder. int4 weights are
-10 % away and fail, another expert's answer is 140 % away; int8 weights are at 0.7-2.2 % and mostly pass: to tell those
-apart takes audits of real answers under canonical rounding (security-and-reliability §0.2)."""
+"""Relative error that passes: five times the 0.4 % by which rounding 1 differs from the recorded rounding 0 (largest of
+24 experts; at DeepSeek-V3's widths 0.35 %), so that no draw of eight projections refuses an honest holder. int4 weights
+by absolute maximum are 21 % away and fail, and so does another expert's answer (140 %). int8 weights, at 0.7-2.2 %,
+mostly pass: telling those apart takes audits under canonical rounding (security-and-reliability §0.2)."""
 
 
 def probe_input(layer: LayerId, expert: ExpertId, hidden: int) -> torch.Tensor:
