@@ -54,13 +54,16 @@ def encode_header(message: Message) -> bytes:
     return packed
 
 
-def encode_frame(request_id: int, message: Message, header: bytes | None = None) -> bytes:
+def encode_frame(
+    request_id: int, message: Message, header: bytes | None = None, body_bytes: int | None = None
+) -> bytes:
     """Prefix and header of a frame, to be followed on the wire by the body of `message.body_size()` bytes.
 
-    `header` saves encoding twice when the caller has hashed `encode_header(message)` already.
+    `header` and `body_bytes` save computing twice what the caller knows: `encode_header(message)`, the body's size.
     """
     header = encode_header(message) if header is None else header
-    return PREFIX.pack(MAGIC, PROTOCOL_VERSION, message.TYPE, len(header), 0, message.body_size(), request_id) + header
+    body_bytes = message.body_size() if body_bytes is None else body_bytes
+    return PREFIX.pack(MAGIC, PROTOCOL_VERSION, message.TYPE, len(header), 0, body_bytes, request_id) + header
 
 
 def decode_prefix(data: Buffer, max_bytes: int = limits.MAX_FRAME_BYTES) -> Prefix:

@@ -69,9 +69,13 @@ class IntField:
     high: int
 
     def check(self, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not self.low <= value <= self.high:
+        if type(value) is not int:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise Malformed(f"{self.name} is not an integer")
+            value = int(value)  # an IntEnum of ours becomes a plain number
+        if not self.low <= value <= self.high:
             raise Malformed(f"{self.name} is not an integer in {self.low}..{self.high}")
-        return int(value)  # an IntEnum of ours becomes a plain number
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,10 @@ class Message:
 
     def __post_init__(self) -> None:
         for field in self.FIELDS:
-            object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
+            given = getattr(self, field.name)
+            checked = field.check(given)
+            if checked is not given:  # a list, or an IntEnum of ours
+                object.__setattr__(self, field.name, checked)
 
     def header(self) -> dict[int, Value]:
         """The header as a map of field keys, ascending."""
@@ -246,7 +253,8 @@ class Dispatch(Message):
         return sum(self.num_rows)
 
     def body_size(self) -> int:
-        return self.num_tokens * self.hidden * DType(self.dtype).size_bytes + self.num_pairs * (4 + 2)
+        element_bytes = 4 if self.dtype == DType.F32 else 2
+        return self.num_tokens * self.hidden * element_bytes + sum(self.num_rows) * (4 + 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,8 @@ class LaneStream:
         Raises:
             InvalidRequest: the pieces of `body` do not have the size that the message says.
         """
-        head = encode_frame(request_id, message, header)
         body_bytes = sum(memoryview(piece).nbytes for piece in body)
+        head = encode_frame(request_id, message, header, body_bytes)
         if body_bytes != message.body_size():
             raise InvalidRequest(f"a body of {body_bytes} bytes where the header says {message.body_size()}")
         if self._writer.is_closing():
