@@ -1,0 +1,233 @@
+"""The real thing: processes, TLS, libp2p, a DHT, SIGKILL, Ctrl-C. What a user types and what he gets."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import DeepseekV3ForCausalLM
+
+from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
+from tests.swarm.capture import LoopbackCapture, entropy_bits
+
+pytestmark = pytest.mark.socket
+
+PROMPT_IDS = [5, 17, 3, 90, 41, 8, 8, 61]
+MARK = "SHOAL_TEST_MARK"
+ORPHAN_TIMEOUT_S = 6.0
+"""p2pd ends within seconds when its node was killed."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("processes") / "model"
+    write_checkpoint(directory, SHAPES["ragged_fp8_mtp_sharded"], seed=31)
+    return directory
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment of its own for every command of a test; fails if a process of it outlives the test."""
+    mark = uuid.uuid4().hex
+    yield {**os.environ, MARK: mark, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    deadline = time.monotonic() + ORPHAN_TIMEOUT_S
+    while (alive := marked(mark)) and time.monotonic() < deadline:
+        psutil.wait_procs(alive, timeout=0.2)
+    assert not alive, f"orphans: {[process.cmdline() for process in alive]}"
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def shoal(environment: dict[str, str], *words: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shoal.cli", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+@contextmanager
+def running_node(environment: dict[str, str], *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A node and its invite token; ends with SIGTERM and must exit 0."""
+    command = [sys.executable, "-m", "shoal.cli", "node", *words]
+    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as node:
+        said = "".join(iter(node.stdout.readline, "stop:      Ctrl-C (finishes what it has begun)\n"))  # type: ignore[union-attr]
+        try:
+            yield node, re.search(r"shoal1[\w-]+", said).group()  # type: ignore[union-attr]
+        finally:
+            node.terminate()
+            node.wait(30)
+    assert node.returncode in (0, -signal.SIGKILL)
+
+
+def oracle_tokens(model: Path, scratch: Path, num_tokens: int) -> list[int]:
+    dequantized_copy(model, scratch)
+    oracle = DeepseekV3ForCausalLM.from_pretrained(scratch, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = oracle.generate(
+            torch.tensor([PROMPT_IDS]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0,
+            repetition_penalty=1.15,
+        )  # fmt: skip
+    return [int(token) for token in out[0, len(PROMPT_IDS) :]]
+
+
+@pytest.mark.parametrize("channel", ["direct", "libp2p"])
+def test_a_demo_of_any_checkpoint_survives_a_kill_with_the_oracles_tokens(
+    model: Path, environment: dict[str, str], tmp_path: Path, channel: str
+) -> None:
+    ids = ",".join(map(str, PROMPT_IDS))
+    done = shoal(
+        environment, "demo", "--model", str(model), "--prompt-ids", ids, "--max-tokens", "32", "--kill-after", "4",
+        "--channel", channel, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["token_ids"] == oracle_tokens(model, tmp_path / "copy", 32)
+    assert result["matches_reference"]
+    assert result["killed_peer"]
+    assert result["failovers"] >= 1
+    assert result["recovery_ms"] > 0
+    assert result["bytes_sent"] > 0
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("channel", ["direct", "libp2p"])
+def test_a_stranger_on_the_network_sees_no_prompt_no_text_and_no_tensor(
+    environment: dict[str, str], channel: str
+) -> None:
+    prompt = "The quick brown frog jumps over the lazy capybara"
+    try:
+        capture = LoopbackCapture()
+    except PermissionError:
+        pytest.skip("needs CAP_NET_RAW to capture packets")
+    with capture:
+        done = shoal(environment, "demo", "--prompt", prompt, "--max-tokens", "24", "--channel", channel, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    seen = b"".join(capture.payloads)
+    assert len(seen) >= result["bytes_sent"] + result["bytes_received"], "the capture missed the traffic"
+    words = [word for word in (prompt + " " + result["text"]).split() if len(word) > 5]
+    assert [word for word in words if word.encode() in seen] == []
+    large = b"".join(payload for payload in capture.payloads if len(payload) >= 1024)
+    assert entropy_bits(large) > 7.99
+
+
+def test_run_uses_a_swarm_that_is_up_and_says_all_its_figures(model: Path, environment: dict[str, str]) -> None:
+    with running_node(environment, "--model", str(model), "--experts", "all") as (_, token):
+        done = shoal(
+            environment, "run", "--model", str(model), "--join", token, "--prompt-ids", "5,17,3", "--max-tokens", "8",
+            "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert len(result["token_ids"]) == 8
+        assert set(result) >= {
+            "text", "token_ids", "num_prompt_tokens", "tokens_per_s", "ttft_s", "failovers", "holders_used",
+            "bytes_sent", "bytes_received", "model_root",
+        }  # fmt: skip
+
+
+def test_a_second_node_takes_what_is_rarest(model: Path, environment: dict[str, str]) -> None:
+    first = ("--model", str(model), "--experts", "0-3")
+    with (
+        running_node(environment, *first) as (_, token),
+        running_node(environment, "--model", str(model), "--share", "5MB", "--join", token),
+    ):
+        done = shoal(
+            environment, "run", "--model", str(model), "--join", token, "--prompt-ids", "5,17,3", "--max-tokens", "4"
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_expert_nobody_holds_is_status_4_and_names_it(model: Path, environment: dict[str, str]) -> None:
+    with running_node(environment, "--model", str(model), "--experts", "0-6") as (_, token):
+        done = shoal(environment, "run", "--model", str(model), "--join", token, "--prompt-ids", "5")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch(r"shoal: nobody reachable holds expert 7 of layer 1; retry after \d+ s\n", done.stderr)
+
+
+def test_a_swarm_of_another_model_is_status_6(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_checkpoint(other, SHAPES["plain"], seed=1)
+    with running_node(environment, "--model", str(model), "--experts", "all") as (_, token):
+        done = shoal(environment, "run", "--model", str(other), "--join", token, "--prompt-ids", "5")
+    assert done.returncode == 6
+    assert "is for model" in done.stderr
+
+
+def test_a_port_in_use_is_status_2_for_both_ports(model: Path, environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for flag in ("--port", "--p2p-port"):
+            done = shoal(environment, "node", "--model", str(model), "--experts", "0", flag, port)
+            assert done.returncode == 2
+            assert f"127.0.0.1:{port} is in use" in done.stderr
+
+
+def test_a_truncated_checkpoint_is_status_6_and_names_the_file(environment: dict[str, str], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=5)
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    done = shoal(environment, "demo", "--model", str(tmp_path / "model"), "--prompt-ids", "5")
+    assert done.returncode == 6
+    assert "model.safetensors" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("demo", "--model", "/no/such/directory"), 2),
+        (("demo", "--nodes", "1"), 2),
+        (("demo", "--kill-after", "soon"), 2),
+        (("demo", "--prompt-ids", "5,99999999"), 2),
+        (("demo", "--max-tokens", "5000"), 2),
+        (("run", "hello"), 2),
+        (("run", "hello", "--join", "nonsense"), 2),
+        (("run", "hello", "--join", "shoal1nonsense"), 2),
+        (("node", "--model", "/no/such/directory"), 2),
+        (
+            ("run", "hello", "--join", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"),
+            1,
+        ),
+    ],
+    ids=lambda value: "_".join(value)[:40] if isinstance(value, tuple) else str(value),
+)
+def test_bad_input_is_one_clear_line_and_its_status(
+    environment: dict[str, str], words: tuple[str, ...], status: int
+) -> None:
+    done = shoal(environment, *words)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(("shoal: ", "Usage: "))
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+def test_ctrl_c_in_any_phase_ends_everything_without_a_traceback(environment: dict[str, str], delay_s: float) -> None:
+    """Ctrl-C goes to the whole foreground process group, so it does here."""
+    command = [sys.executable, "-m", "shoal.cli", "demo", "--max-tokens", "1500", "--kill-after", "8"]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as demo:
+        with pytest.raises(subprocess.TimeoutExpired):
+            demo.wait(delay_s)
+        os.killpg(demo.pid, signal.SIGINT)
+        stdout, stderr = demo.communicate(timeout=30)
+    assert demo.returncode in (130, -signal.SIGINT), stderr
+    assert "Traceback" not in stderr + stdout or delay_s < 0.2  # before main runs, Python itself reports it
