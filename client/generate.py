@@ -64,6 +64,34 @@ class Generation:
     """Of the tokens after the first; 0 if there is only one."""
 
 
+class Recorder:
+    """Turns a stream of tokens into a `Generation`; its times count from its making. clock: seconds."""
+
+    def __init__(self, num_prompt_tokens: int, clock: Callable[[], float]) -> None:
+        self._num_prompt_tokens = num_prompt_tokens
+        self._clock = clock
+        self._started = clock()
+        self._tokens: list[Token] = []
+        self._times: list[float] = []
+
+    def add(self, token: Token) -> None:
+        """Take the next token, now."""
+        self._tokens.append(token)
+        self._times.append(self._clock())
+
+    def generation(self) -> Generation:
+        """What was recorded; at least one token."""
+        tokens, times = self._tokens, self._times
+        return Generation(
+            text="".join(token.text for token in tokens),
+            token_ids=tuple(token.id for token in tokens),
+            num_prompt_tokens=self._num_prompt_tokens,
+            finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
+            ttft_s=times[0] - self._started,
+            tokens_per_s=(len(tokens) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0,
+        )
+
+
 class Engine:
     """One model, ready to generate: trunk, routed experts and, if the model has one, a tokenizer."""
 
@@ -108,20 +136,11 @@ class Engine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Generate to the end. Raises and cancels as `stream`."""
-        clock = asyncio.get_running_loop().time
-        started, tokens, times = clock(), list[Token](), list[float]()
+        recorder = Recorder(len(prompt_ids), asyncio.get_running_loop().time)
         async with aclosing(self.stream(prompt_ids, sampling)) as stream:
             async for token in stream:
-                tokens.append(token)
-                times.append(clock())
-        return Generation(
-            text="".join(token.text for token in tokens),
-            token_ids=tuple(token.id for token in tokens),
-            num_prompt_tokens=len(prompt_ids),
-            finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
-            ttft_s=times[0] - started,
-            tokens_per_s=(len(tokens) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0,
-        )
+                recorder.add(token)
+        return recorder.generation()
 
     def check(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
         """Refuse, before anything runs, what `stream` would refuse; return the most tokens it will generate."""
@@ -151,8 +170,10 @@ class Engine:
         seed = self._draw_seed() if sampling.seed is None else sampling.seed
         return Sampler(sampling, prompt_ids, torch.Generator().manual_seed(seed))
 
-    def _end_ids(self, sampling: Sampling) -> tuple[int, ...]:
-        return () if sampling.ignore_eos else self.trunk.config.eos_token_ids
+    def _end_ids(self, sampling: Sampling) -> Sequence[int]:
+        if sampling.ignore_eos:
+            return ()
+        return self.trunk.config.eos_token_ids + (self.tokenizer.end_token_ids if self.tokenizer else ())
 
 
 class Answer:

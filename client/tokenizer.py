@@ -19,6 +19,7 @@ from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_FILE = "generation_config.json"
 
 SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 """The keys of tokenizer_config.json that chat templates see (transformers `SPECIAL_TOKENS_ATTRIBUTES`)."""
@@ -33,8 +34,11 @@ class Tokenizer:
         config: Mapping[str, object],
         chat_template: str | None = None,
         strftime_now: Callable[[str], str] | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         """Use `load`. config: the contents of tokenizer_config.json."""
+        self.end_token_ids = tuple(end_token_ids)
+        """Tokens that end an answer, besides those of the model's config.json (generation_config.json)."""
         self._vocabulary = _vocabulary(tokenizer_json)
         self._plain = _blind_to_control_tokens(_vocabulary(tokenizer_json))
         self._special_tokens = _special_tokens(config)
@@ -53,7 +57,8 @@ class Tokenizer:
             raise ModelNotFound(f"{directory} has no {TOKENIZER_FILE}")
         template = directory / TEMPLATE_FILE
         source = template.read_text(encoding="utf-8") if template.is_file() else None
-        return cls(path.read_bytes(), _read_config(directory / CONFIG_FILE), source, strftime_now)
+        end_token_ids = _end_token_ids(_read_config(directory / GENERATION_FILE))
+        return cls(path.read_bytes(), _read_config(directory / CONFIG_FILE), source, strftime_now, end_token_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -150,10 +155,19 @@ def _read_config(path: Path) -> Mapping[str, object]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(CONFIG_FILE, None, f"not JSON: {error}") from error
+        raise CheckpointError(path.name, None, f"not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(CONFIG_FILE, None, "not a JSON object")
+        raise CheckpointError(path.name, None, "not a JSON object")
     return cast(dict[str, object], config)
+
+
+def _end_token_ids(config: Mapping[str, object]) -> list[int]:
+    """`eos_token_id`: one id, a list of ids, or none."""
+    value = config.get("eos_token_id")
+    ids: list[object] = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token_id) is int for token_id in ids):
+        raise CheckpointError(GENERATION_FILE, None, f"eos_token_id is {value!r}, expected token ids")
+    return cast(list[int], ids)
 
 
 def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:

@@ -107,12 +107,14 @@ class _Reader:
     def _attention(self, prefix: str) -> AttentionWeights:
         config = self._config
         hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
-        nope_and_value = config.qk_nope_head_dim + config.v_head_dim
+        nope, per_head = config.qk_nope_head_dim, config.qk_nope_head_dim + config.v_head_dim
+        kv_b = self._weight(f"{prefix}.kv_b_proj.weight", heads * per_head, rank).view(heads, per_head, rank)
         return AttentionWeights(
             q_proj=self._queries(prefix),
             kv_a_proj_with_mqa=self._biased(f"{prefix}.kv_a_proj_with_mqa", config.cache_width, hidden),
             kv_a_layernorm=self.norm(f"{prefix}.kv_a_layernorm", rank, LATENT_NORM_EPSILON),
-            kv_b_proj=self._weight(f"{prefix}.kv_b_proj.weight", heads * nope_and_value, rank),
+            to_keys=kv_b[:, :nope].contiguous(),
+            to_values=kv_b[:, nope:].mT.contiguous(),
             o_proj=self._biased(f"{prefix}.o_proj", hidden, heads * config.v_head_dim),
         )
 

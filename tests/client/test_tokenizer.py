@@ -148,7 +148,13 @@ def test_a_directory_without_tokenizer_is_not_found(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("value", "expected"), [(None, ()), (1, (1,)), ([1, 5], (1, 5))])
+def test_generation_config_names_more_end_tokens(value: object, expected: tuple[int, ...], tmp_path: Path) -> None:
+    (write(tmp_path, CONFIG) / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert Tokenizer.load(tmp_path).end_token_ids == expected
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_damaged_file_is_named(name: str, content: str, tmp_path: Path) -> None:
     write(tmp_path, CONFIG)
