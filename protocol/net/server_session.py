@@ -155,6 +155,8 @@ class ServerSession:
         except Exception as error:
             self._report(request, error)
             self._refuse(job, PeerFailed("the handler failed"))
+        if not job.lane.has_backlog:
+            return
         try:
             await job.lane.drain()
         except ShoalError:

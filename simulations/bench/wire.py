@@ -24,10 +24,14 @@ from shoal.protocol.net.channel import Channel, Connector, Handler, Listener, Re
 from shoal.protocol.net.direct import DirectConnector, listen_direct
 from shoal.protocol.net.libp2p import Libp2pConnector, listen_libp2p
 from shoal.protocol.net.p2pd import P2pdSettings, start_p2pd
+from shoal.simulations.bench.bare_tls import bare_connector, bare_listener
 from shoal.simulations.bench.machine import congestion_control, describe_machine, git_commit, has_idle_restart
 
 NUM_WARM_UP = 50
 """Exchanges before the clock counts: sockets, allocator and branch predictors settle."""
+
+BASELINE = "bare tls"
+"""Against what the table's last column compares."""
 
 READY_TIMEOUT_S = 60.0
 """A child imports torch (2 s) and may start a p2pd (0.4 s); a busy machine takes long."""
@@ -109,6 +113,7 @@ async def _libp2p_connector(identity: Identity) -> AsyncIterator[Connector]:
 KINDS = {
     kind.name: kind
     for kind in (
+        ChannelKind(BASELINE, bare_listener, bare_connector),
         ChannelKind("direct", _direct_listener, _direct_connector),
         ChannelKind("libp2p", _libp2p_listener, _libp2p_connector),
     )
@@ -151,13 +156,13 @@ def table(result: dict[str, object]) -> str:
     if not isinstance(rows, list):
         raise TypeError("not a result of bench_wire")
     lines = [f"{result['machine']}, commit {result['commit']}, {result['congestion_control']}, {result['event_loop']}"]
-    lines.append(f"{'channel':8} {'bytes':>8} {'reply':>8} {'min ms':>8} {'p50 ms':>8} {'p99 ms':>8}   x direct")
-    direct = {row["bytes"]: row["overhead_ms_p50"] for row in rows if row["channel"] == "direct"}
+    lines.append(f"{'channel':8} {'bytes':>8} {'reply':>8} {'min ms':>8} {'p50 ms':>8} {'p99 ms':>8}   x bare")
+    bare = {row["bytes"]: row["overhead_ms_p50"] for row in rows if row["channel"] == BASELINE}
     for row in rows:
-        ratio = f"{row['overhead_ms_p50'] / direct[row['bytes']]:.1f}" if row["bytes"] in direct else "-"
+        ratio = f"{row['overhead_ms_p50'] / bare[row['bytes']]:.1f}" if row["bytes"] in bare else "-"
         lines.append(
             f"{row['channel']:8} {row['bytes']:8} {row['reply_bytes']:8} {row['overhead_ms_min']:8.3f}"
-            f" {row['overhead_ms_p50']:8.3f} {row['overhead_ms_p99']:8.3f}   {ratio:>8}"
+            f" {row['overhead_ms_p50']:8.3f} {row['overhead_ms_p99']:8.3f}   {ratio:>6}"
         )
     return "\n".join(lines)
 

@@ -22,9 +22,11 @@ def test_the_machine_is_described_without_guessing():
 
 @pytest.mark.socket
 def test_a_run_gives_a_row_per_shape_and_is_json():
-    result = asyncio.run(bench_wire(20, kinds=("direct",), shapes=(Shape(1, 32), Shape(2, 64))))
+    result = asyncio.run(bench_wire(20, kinds=("bare tls", "direct"), shapes=(Shape(1, 32), Shape(2, 64))))
     rows = result["rows"]
-    assert [row["bytes"] for row in rows] == [64, 256]
+    assert [(row["channel"], row["bytes"]) for row in rows] == [
+        ("bare tls", 64), ("bare tls", 256), ("direct", 64), ("direct", 256),
+    ]  # fmt: skip
     for row in rows:
         assert row["num_exchanges"] == 20
         assert 0 < row["overhead_ms_min"] <= row["overhead_ms_p50"] <= row["overhead_ms_p99"]
