@@ -113,9 +113,8 @@ class Storyteller(Quiet):
 def _conclude(result: "DemoResult") -> None:
     answer = result.answer
     print("the text is equal, token for token." if result.matches_reference else "THE TEXT DIFFERS. This is a bug.")
-    print(
-        f"\n  {len(answer.token_ids)} tokens at {answer.tokens_per_s:.1f} tokens/s from {answer.holders_used} holders"
-    )
+    rate = answer.generation.tokens_per_s
+    print(f"\n  {len(answer.token_ids)} tokens at {rate:.1f} tokens/s from {answer.holders_used} holders")
     print(f"  exchange with a holder: {result.exchange_ms_p50:.2f} ms median, {result.exchange_ms_p99:.2f} ms p99")
     if result.recovery_ms is not None:
         print(f"  node {(result.killed_peer or '')[-8:]} died; fail-over cost {result.recovery_ms:.0f} ms and no token")

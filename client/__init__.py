@@ -7,7 +7,7 @@
 Everything a user needs is named here; everything else may change. Errors are `shoal.protocol.errors`.
 """
 
-from shoal.client.generate import FinishReason, Token
+from shoal.client.generate import FinishReason, Generation, Token
 from shoal.client.sampler import Sampling
 from shoal.client.settings import SwarmSettings
 from shoal.client.swarm import Answer, Swarm
@@ -28,6 +28,7 @@ __all__ = [
     "ContextLengthExceeded",
     "CoverageGap",
     "FinishReason",
+    "Generation",
     "IntegrityError",
     "InvalidRequest",
     "ModelNotFound",

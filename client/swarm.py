@@ -16,19 +16,19 @@ import torch
 
 from shoal.client.chat_template import ChatMessage
 from shoal.client.dispatch import SwarmExperts
-from shoal.client.generate import Engine, FinishReason, Token
+from shoal.client.generate import Engine, Generation, Recorder, Token
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, SwarmSettings
 from shoal.client.single_process import open_trunk
-from shoal.client.tally import Tally
+from shoal.client.tally import Observers, Tally
 from shoal.client.tokenizer import Tokenizer
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import ComputeWorker
 from shoal.protocol.errors import CoverageGap, InvalidRequest
-from shoal.protocol.events import Event, Observer, ignore
+from shoal.protocol.events import Observer, ignore
 from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Rounding
@@ -48,14 +48,10 @@ START_RETRY_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer and what it took. Times in seconds, on the event loop's clock."""
+    """A finished answer and what it took."""
 
-    text: str
-    token_ids: tuple[int, ...]
-    num_prompt_tokens: int
-    finish_reason: FinishReason
-    ttft_s: float
-    tokens_per_s: float
+    generation: Generation
+    """Text, tokens, times."""
     failovers: int
     """Calls that a replica answered because their first holder failed."""
     holders_used: int
@@ -63,9 +59,20 @@ class Answer:
     bytes_received: int
     model_root: str
 
+    @property
+    def text(self) -> str:
+        return self.generation.text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.generation.token_ids
+
     def as_json(self) -> dict[str, object]:
-        """All fields as plain values."""
-        return asdict(self) | {"finish_reason": self.finish_reason.value}
+        """All fields, the generation's too, as plain values of one object."""
+        fields: dict[str, object] = asdict(self)
+        del fields["generation"]
+        finish_reason = self.generation.finish_reason.value
+        return asdict(self.generation) | {"finish_reason": finish_reason} | fields
 
 
 class Swarm:
@@ -77,7 +84,7 @@ class Swarm:
         holders: Holders,
         model: ModelId,
         layers: Sequence[LayerId],
-        tally: Tally,
+        observers: Observers,
         clock: Callable[[], float],
     ) -> None:
         """clock: seconds, for durations."""
@@ -85,7 +92,7 @@ class Swarm:
         self._holders = holders
         self._model = model
         self._layers = layers
-        self._tally = tally
+        self._observers = observers
         self._clock = clock
 
     @staticmethod
@@ -101,12 +108,7 @@ class Swarm:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         identity = _identity(settings)
-        tally = Tally()
-
-        def tell(event: Event) -> None:
-            tally(event)
-            observe(event)
-
+        observers = Observers(observe)
         async with AsyncExitStack() as stack:
             worker = ComputeWorker("trunk")
             stack.push_async_callback(worker.aclose)
@@ -121,14 +123,14 @@ class Swarm:
             stack.push_async_callback(connector.aclose)
             layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
             holders = Holders(
-                entry.directory, connector, store.manifest, model, layers, tell, secrets.choice, time.perf_counter
+                entry.directory, connector, store.manifest, model, layers, observers, secrets.choice, time.perf_counter
             )
             stack.push_async_callback(holders.aclose)
             opened, _ = await asyncio.gather(
                 asyncio.to_thread(open_trunk, store, settings.model, rounding, worker), holders.start()
             )
-            engine = Engine(opened.trunk, SwarmExperts(holders, model, tell, time.perf_counter), opened.tokenizer)
-            swarm = Swarm(engine, holders, model, layers, tally, time.perf_counter)
+            engine = Engine(opened.trunk, SwarmExperts(holders, model, observers, time.perf_counter), opened.tokenizer)
+            swarm = Swarm(engine, holders, model, layers, observers, time.perf_counter)
             swarm.require_coverage()
             yield swarm
 
@@ -167,7 +169,8 @@ class Swarm:
 
     def watch(self, prompt_ids: Sequence[int]) -> "Watch":
         """Start to measure an answer whose tokens you stream yourself."""
-        return Watch(self._holders, self._tally, self._model.root, len(prompt_ids), self._clock)
+        recorder = Recorder(len(prompt_ids), self._clock)
+        return Watch(self._holders, self._observers, self._model.root, recorder)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt of any kind.
@@ -193,40 +196,31 @@ class Swarm:
 
 
 class Watch:
-    """Measures one answer: times from its own making, traffic and fail-overs as differences."""
+    """Measures one answer: times from its own making; traffic and fail-overs of the client meanwhile.
 
-    def __init__(
-        self, holders: Holders, tally: Tally, model_root: bytes, num_prompt_tokens: int, clock: Callable[[], float]
-    ) -> None:
+    Answers that grow at the same time share their holders, so each counts the others' traffic too.
+    """
+
+    def __init__(self, holders: Holders, observers: Observers, model_root: bytes, recorder: Recorder) -> None:
         self._holders = holders
-        self._tally = tally
+        self._observers = observers
         self._model_root = model_root
-        self._num_prompt_tokens = num_prompt_tokens
-        self._clock = clock
-        self._started = self._clock()
-        self._first: float | None = None
+        self._recorder = recorder
         self._traffic = holders.traffic
-        self._num_failovers = len(tally.failovers)
-        self._tokens: list[Token] = []
+        self._tally = Tally()
+        observers.add(self._tally)
 
     def add(self, token: Token) -> None:
         """Count one token of the answer."""
-        if self._first is None:
-            self._first = self._clock()
-        self._tokens.append(token)
+        self._recorder.add(token)
 
     def answer(self) -> Answer:
-        """The answer so far."""
-        now, tokens, traffic = self._clock(), self._tokens, self._holders.traffic
-        first = now if self._first is None else self._first
+        """The answer so far; ends the measurement."""
+        self._observers.remove(self._tally)
+        traffic = self._holders.traffic
         return Answer(
-            text="".join(token.text for token in tokens),
-            token_ids=tuple(token.id for token in tokens),
-            num_prompt_tokens=self._num_prompt_tokens,
-            finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
-            ttft_s=first - self._started,
-            tokens_per_s=(len(tokens) - 1) / (now - first) if now > first else 0.0,
-            failovers=len(self._tally.failovers) - self._num_failovers,
+            generation=self._recorder.generation(),
+            failovers=len(self._tally.failovers),
             holders_used=len(self._tally.holders),
             bytes_sent=traffic.bytes_sent - self._traffic.bytes_sent,
             bytes_received=traffic.bytes_received - self._traffic.bytes_received,

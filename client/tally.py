@@ -1,12 +1,30 @@
-"""Adds up what events say about one client: exchanges, fail-overs, holders. For answers' statistics and benchmarks."""
+"""Adds up what events say while one answer grows: exchanges, fail-overs, holders. For statistics and benchmarks."""
 
 from dataclasses import dataclass, field
 
-from shoal.protocol.events import Event, FailedOver, ReplyReceived
+from shoal.protocol.events import Event, FailedOver, Observer, ReplyReceived
 from shoal.protocol.ids import PeerId
 
 MAX_SAMPLES = 100_000
 """Exchange times that are kept: an hour of a fast swarm; later ones are counted and not kept."""
+
+
+class Observers:
+    """Several observers as one; they may come and go while events flow."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = list(observers)
+
+    def __call__(self, event: Event) -> None:
+        for observe in tuple(self._observers):
+            observe(event)
+
+    def add(self, observe: Observer) -> None:
+        self._observers.append(observe)
+
+    def remove(self, observe: Observer) -> None:
+        """Stop telling this one; no harm if it was not told."""
+        self._observers = [known for known in self._observers if known is not observe]
 
 
 @dataclass(slots=True)

@@ -111,12 +111,13 @@ def test_a_replica_answers_for_a_holder_that_fails(
 ) -> None:
     expected, _ = in_swarm(model, tmp_path, ["all"], plain)
     words = ["0-3", "4-7", "0-3", "4-7"]
-    for index in range(2):  # whichever of the two replicas is preferred
+    reasons = set()
+    for index in (0, 2):  # the replicas of the first half: one of them is preferred
         tokens, failed_over = in_swarm(model, tmp_path, words, misbehaving(fault, index))
         assert tokens == expected
-        assert {event.reason for event in failed_over} <= {reason.__name__}
-    both = [in_swarm(model, tmp_path, words, misbehaving(fault, index))[1] for index in (0, 2)]
-    assert any(both), "one of the two replicas of the first half must have been asked"
+        reasons |= {event.reason for event in failed_over}
+    # on a busy machine an honest holder may miss a deadline besides
+    assert {reason.__name__} <= reasons <= {reason.__name__, "DeadlineExceeded"}
 
 
 def test_an_unknown_failure_of_a_handler_is_the_peers_and_carries_no_text(model: Path, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_an_unknown_failure_of_a_handler_is_the_peers_and_carries_no_text(model:
 
     tokens, failed_over = in_swarm(model, tmp_path, ["all", "all"], misbehaving(fault))
     assert tokens == in_swarm(model, tmp_path, ["all"], plain)[0]
-    assert {event.reason for event in failed_over} <= {"PeerFailed"}
+    assert {event.reason for event in failed_over} <= {"PeerFailed", "DeadlineExceeded"}
 
 
 def test_an_expert_that_nobody_holds_is_a_coverage_gap_with_its_place(model: Path, tmp_path: Path) -> None:

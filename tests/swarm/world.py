@@ -17,7 +17,7 @@ from shoal.client.holders import Holders
 from shoal.client.model_id import model_id as model_id_of
 from shoal.client.single_process import open_trunk
 from shoal.client.swarm import ROUNDINGS, Swarm
-from shoal.client.tally import Tally
+from shoal.client.tally import Observers
 from shoal.experts.backend import PackedExpert
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import ModelStore
@@ -110,12 +110,8 @@ async def _client(
     dtype: str,
     entropy: random.Random,
 ) -> tuple[Swarm, list[Event]]:
-    identity, tally, events = Identity.from_seed(entropy.randbytes(32)), Tally(), list[Event]()
-
-    def observe(event: Event) -> None:
-        tally(event)
-        events.append(event)
-
+    identity, events = Identity.from_seed(entropy.randbytes(32)), list[Event]()
+    observe = Observers(events.append)
     spec, rounding = store.spec, ROUNDINGS[dtype]
     model_id = model_id_of(store, rounding)
     layers = [layer for layer in spec.moe_layers if layer < spec.num_layers]
@@ -135,4 +131,4 @@ async def _client(
     await holders.start()
     opened = open_trunk(store, model, rounding, InlineWorker())
     engine = Engine(opened.trunk, SwarmExperts(holders, model_id, observe, time.perf_counter), opened.tokenizer)
-    return Swarm(engine, holders, model_id, layers, tally, time.perf_counter), events
+    return Swarm(engine, holders, model_id, layers, observe, time.perf_counter), events
