@@ -48,12 +48,12 @@ def frequencies(rope: RopeConfig, width: int) -> Tensor:
     wavelengths = rope.theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
     if rope.yarn is None:
         return 1.0 / wavelengths
-    slowed = _slowed_part(rope.yarn, rope.theta, width)
-    return 1.0 / (rope.yarn.factor * wavelengths) * slowed + 1.0 / wavelengths * (1 - slowed)
+    kept = _kept_part(rope.yarn, rope.theta, width)
+    return 1.0 / (rope.yarn.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
 
-def _slowed_part(yarn: YarnConfig, theta: float, width: int) -> Tensor:
-    """How far each pair is interpolated: 0 for those that turn often in the original context, 1 for the slow ones."""
+def _kept_part(yarn: YarnConfig, theta: float, width: int) -> Tensor:
+    """How much of its speed each pair keeps: 1 for those that turn often in the original context, 0 for slow ones."""
 
     def pair_turning(num_turns: float) -> float:
         return (
@@ -65,7 +65,7 @@ def _slowed_part(yarn: YarnConfig, theta: float, width: int) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     span = high - low or 0.001  # as transformers: no division by zero
-    return ((torch.arange(width // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    return 1 - ((torch.arange(width // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
 
 
 def magnitude(yarn: YarnConfig | None) -> float:

@@ -177,6 +177,25 @@ def their_mtp_states(model: DeepseekV3ForCausalLM, ids: Tensor) -> Tensor:
         return mtp.forward_layer(0, hidden, positions, cache, input_ids=ids[None, 1:])[0]
 
 
+def test_tokens_after_a_rejected_draft_are_as_if_it_had_never_been(fp32_pair: Pair) -> None:
+    ids, drafted = random_ids(fp32_pair, PREFILL_TOKENS, seed=10), random_ids(fp32_pair, 3, seed=11)
+
+    async def run(trunk: Trunk) -> tuple[Tensor, Tensor]:
+        cache = trunk.new_cache()
+        await trunk.forward(ids[:30], cache, fp32_pair.experts)
+        await trunk.forward(drafted, cache, fp32_pair.experts)
+        cache.truncate(30)
+        return await trunk.forward(ids[30:], cache, fp32_pair.experts), await straight_through(trunk)
+
+    async def straight_through(trunk: Trunk) -> Tensor:
+        cache = trunk.new_cache()
+        await trunk.forward(ids[:30], cache, fp32_pair.experts)
+        return await trunk.forward(ids[30:], cache, fp32_pair.experts)
+
+    after, without = asyncio.run(run(fp32_pair.trunk))
+    assert torch.equal(after, without)
+
+
 def test_a_span_of_layers_does_its_part_of_the_whole(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", ALL_SHAPES["eight_groups_yarn_sharded"], seed=7)
     store, worker = ModelStore.open(tmp_path / "model", tmp_path / "cache"), InlineWorker()
