@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.errors import InvalidRequest, NonFinite
 
 MAX_STOP_STRINGS = 16
 """Stop strings of one request: OpenAI allows 4; each is compared at every character."""
@@ -20,8 +20,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 """Length of one stop string: that much text may be held back."""
 
-MAX_TEMPERATURE = 100.0
-"""Far beyond use (OpenAI's limit is 2); keeps logits / temperature away from underflow."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 100.0
+"""Far beyond use (OpenAI allows 0..2); logits / temperature must neither overflow nor vanish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Sampling:
     """
 
     temperature: float = 0.0
-    """0: always the likeliest token."""
+    """0: always the likeliest token; else 0.001..100."""
     top_p: float = 1.0
     """Keep the likeliest tokens whose probabilities add up to this; 1: all. In (0, 1]."""
     top_k: int = 0
@@ -50,7 +50,8 @@ class Sampling:
     """Go on after an end-of-sequence token (benchmarks)."""
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature <= MAX_TEMPERATURE, f"0..{MAX_TEMPERATURE:g}")
+        is_warm = MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        _require("temperature", self.temperature, self.temperature == 0 or is_warm, "0, or 0.001..100")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
         _require("top_k", self.top_k, self.top_k >= 0, ">= 0")
         _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "> 0")
@@ -78,10 +79,17 @@ class Sampler:
         self._seen = set(prompt_ids)
 
     def sample(self, logits: Tensor) -> Sampled:
-        """Choose the next token. logits: f32[V] of the last position; not changed."""
+        """Choose the next token. logits: f32[V] of the last position; not changed.
+
+        Raises:
+            NonFinite: logits that are no numbers; finite but absurd answers of holders can overflow to that.
+        """
+        log_total = logits.logsumexp(dim=-1)
+        if not bool(log_total.isfinite()):
+            raise NonFinite("the model's logits are not finite")
         token_id = self._choose(filtered_logits(logits, self.sampling, self._seen))
         self._seen.add(token_id)
-        return Sampled(token_id, float(logits[token_id] - logits.logsumexp(dim=-1)))
+        return Sampled(token_id, float(logits[token_id] - log_total))
 
     def _choose(self, logits: Tensor) -> int:
         if self.sampling.temperature == 0:

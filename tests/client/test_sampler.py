@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from shoal.client.sampler import Sampler, Sampling, filtered_logits
-from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.errors import InvalidRequest, NonFinite
 
 VOCAB = 50
 
@@ -88,10 +88,18 @@ def test_the_logits_are_left_as_they_were() -> None:
     assert torch.equal(logits, random_logits(4))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_a_typed_error(value: float, temperature: float) -> None:
+    with pytest.raises(NonFinite):
+        sampler(Sampling(temperature=temperature)).sample(torch.tensor([0.0, value, 1.0]))
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"temperature": -0.1},
+        {"temperature": 1e-4},
         {"temperature": math.nan},
         {"temperature": math.inf},
         {"top_p": 0.0},
