@@ -144,14 +144,14 @@ class Message:
 
     @classmethod
     def from_header(cls, header: Mapping[int, object]) -> "Message":
-        """Build the message from a decoded header map.
+        """Build the message from a decoded header map, whose keys 1, 2, … are the fields in their order.
 
         Raises:
-            Malformed: a key is missing or unknown, or a value is out of its bounds.
+            Malformed: a key is missing, unknown or out of order, or a value is out of its bounds.
         """
-        if header.keys() != {field.key for field in cls.FIELDS}:
-            raise Malformed(f"{cls.__name__} with fields {sorted(header)}")
-        return cls(**{field.name: header[field.key] for field in cls.FIELDS})
+        if list(header) != list(range(1, len(cls.FIELDS) + 1)):
+            raise Malformed(f"{cls.__name__} with fields {list(header)}")
+        return cls(*header.values())
 
 
 _VERSION = IntField(1, "version", 1, 255)
