@@ -11,6 +11,7 @@ from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
 
 if TYPE_CHECKING:
+    from shoal.cli.progress import ProgressBar
     from shoal.client import Token
     from shoal.protocol.ids import PeerId
     from shoal.simulations.demo import DemoResult
@@ -41,6 +42,7 @@ def demo(
         from shoal.simulations.local import LocalSwarmSettings, prepare_fork_server
 
         context = prepare_fork_server()  # it imports in parallel with us
+        from shoal.cli.progress import ProgressBar
         from shoal.client import Sampling
         from shoal.protocol.errors import InvalidRequest
         from shoal.simulations.demo import DemoSettings, run_demo
@@ -57,7 +59,8 @@ def demo(
             dtype=dtype.value,
             channel=channel.value,
         )
-        narrator = Quiet() if as_json else Storyteller(settings.prompt)
+        bar = ProgressBar()
+        narrator = Quiet() if as_json else Storyteller(settings.prompt, bar)
 
         async def show() -> None:
             result = await run_demo(context, settings, narrator)
@@ -65,7 +68,8 @@ def demo(
             if not result.matches_reference:
                 raise SystemExit(1)
 
-        run_coroutine(show)
+        with bar:
+            run_coroutine(show)
 
 
 def _kill_token(words: str, replicas: int) -> int | None:
@@ -81,6 +85,7 @@ def _kill_token(words: str, replicas: int) -> int | None:
 class Quiet:
     """Says nothing: for --json."""
 
+    def hashing(self, done_bytes: int, total_bytes: int) -> None: ...
     def nodes_are_up(self, nodes: "list[LocalNode]") -> None: ...
     def token(self, token: "Token") -> None: ...
     def killed(self, peer: "PeerId", pid: int) -> None: ...
@@ -90,10 +95,15 @@ class Quiet:
 class Storyteller(Quiet):
     """Tells the demonstration to a terminal."""
 
-    def __init__(self, prompt: object) -> None:
+    def __init__(self, prompt: object, bar: "ProgressBar") -> None:
         self._prompt = prompt if isinstance(prompt, str) else ""
+        self._bar = bar
+
+    def hashing(self, done_bytes: int, total_bytes: int) -> None:
+        self._bar("hashing the model, once", done_bytes, total_bytes)
 
     def nodes_are_up(self, nodes: "list[LocalNode]") -> None:
+        self._bar.stop()
         print("A small story model, a real network path: every expert lives in another process, twice.\n")
         for node in nodes:
             print(f"  node {node.info.peer[-8:]}  pid {node.pid:<7}  {node.info.num_experts} experts")

@@ -27,6 +27,7 @@ def node(
 ) -> None:
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
+        from shoal.cli.progress import ProgressBar
         from shoal.node.daemon import NodeInfo, serve_until_stopped
         from shoal.node.settings import NodeSettings
 
@@ -35,11 +36,15 @@ def node(
             port=port, p2p_port=p2p_port, identity=identity, threads=threads,
         )  # fmt: skip
 
+        bar = ProgressBar()
+
         def announce(info: NodeInfo) -> None:
+            bar.stop()
             print(f"holding {info.num_experts} experts ({info.resident_bytes / 1e6:.0f} MB) as {info.peer}")
             print(f"use it:    shoal run 'Once upon a time' --model {model} --join {info.invite}")
             print(f"join it:   shoal node --model {model} --join {info.invite}")
             print("stop:      Ctrl-C (finishes what it has begun)", flush=True)
 
-        run_coroutine(lambda: serve_until_stopped(settings, announce))
+        with bar:
+            run_coroutine(lambda: serve_until_stopped(settings, announce, bar))
         print("stopped", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
 
 if TYPE_CHECKING:
-    from shoal.client import Sampling, SwarmSettings
+    from shoal.client import Sampling, Swarm, SwarmSettings
 
 
 def run(
@@ -59,19 +60,23 @@ def run(
 async def _run(
     settings: "SwarmSettings", prompt: "str | list[int]", chat: bool, sampling: "Sampling", as_json: bool
 ) -> None:
+    from shoal.cli.progress import ProgressBar
     from shoal.client import Swarm
 
-    async with Swarm.join(settings) as swarm:
-        prompt_ids = swarm.prompt_ids(
-            [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
-        )
-        watch = swarm.watch(prompt_ids)
-        async with aclosing(swarm.stream(prompt_ids, sampling)) as tokens:
-            async for token in tokens:
-                watch.add(token)
-                if not as_json:
-                    print(token.text, end="", flush=True)
-        if as_json:
-            print(json.dumps(watch.answer().as_json()))
-        else:
-            print()
+    with ProgressBar() as bar:
+        joining = Swarm.join(settings, progress=partial(bar, "hashing the model, once"))
+        async with joining as swarm:
+            bar.stop()
+            await _answer(swarm, prompt, chat, sampling, as_json)
+
+
+async def _answer(swarm: "Swarm", prompt: "str | list[int]", chat: bool, sampling: "Sampling", as_json: bool) -> None:
+    is_chat = chat and isinstance(prompt, str)
+    prompt_ids = swarm.prompt_ids([{"role": "user", "content": prompt}] if is_chat else prompt)
+    watch = swarm.watch(prompt_ids)
+    async with aclosing(swarm.stream(prompt_ids, sampling)) as tokens:
+        async for token in tokens:
+            watch.add(token)
+            if not as_json:
+                print(token.text, end="", flush=True)
+    print(json.dumps(watch.answer().as_json()) if as_json else "")

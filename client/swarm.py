@@ -25,7 +25,8 @@ from shoal.client.single_process import open_trunk
 from shoal.client.tally import Observers, Tally
 from shoal.client.tokenizer import Tokenizer
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.store import ModelStore
+from shoal.experts.manifest_maker import Progress
+from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.protocol.errors import CoverageGap, InvalidRequest
 from shoal.protocol.events import Observer, ignore
@@ -97,8 +98,13 @@ class Swarm:
 
     @staticmethod
     @asynccontextmanager
-    async def join(settings: SwarmSettings, observe: Observer = ignore) -> AsyncIterator["Swarm"]:
+    async def join(
+        settings: SwarmSettings, observe: Observer = ignore, progress: Progress | None = None
+    ) -> AsyncIterator["Swarm"]:
         """Open the model, enter the swarm, connect to its holders; leave everything tidy at the end.
+
+        observe: told of events, in the loop. progress: told of bytes, from a thread, while a model that came without a
+        manifest is hashed.
 
         Raises:
             InvalidRequest, ModelNotFound, IntegrityError: before anything is sent. ConnectFailed: no peer of `join`
@@ -112,7 +118,7 @@ class Swarm:
         async with AsyncExitStack() as stack:
             worker = ComputeWorker("trunk")
             stack.push_async_callback(worker.aclose)
-            store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir or default_cache_dir())
+            store = await open_store(settings.model, settings.cache_dir or default_cache_dir(), progress)
             stack.callback(store.close)
             rounding = ROUNDINGS[settings.dtype]
             model = model_id(store, rounding)

@@ -80,8 +80,8 @@ def make_manifest(directory: Path, progress: Progress | None = None, *, is_probe
         return _make(files, progress, is_probed=is_probed)
 
 
-def manifest_of(files: ModelFiles, cache_dir: Path) -> Manifest:
-    """As `open_manifest`, of files that are open already."""
+def manifest_of(files: ModelFiles, cache_dir: Path, progress: Progress | None = None) -> Manifest:
+    """As `open_manifest`, of files that are open already; `progress` is called only if a manifest has to be made."""
     shipped = files.directory / MANIFEST_FILE
     if shipped.is_file():
         manifest = load_manifest(shipped)
@@ -91,7 +91,7 @@ def manifest_of(files: ModelFiles, cache_dir: Path) -> Manifest:
     try:
         return load_manifest(cached)
     except (ModelNotFound, CheckpointError):  # not there yet, or damaged: the cache is only a copy
-        manifest = _make(files, None)
+        manifest = _make(files, progress)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         write_manifest(manifest, cached)

@@ -4,8 +4,10 @@ A node takes experts from here, a trunk host everything else. Composes checkpoin
 and no peers.
 """
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -15,10 +17,10 @@ from shoal.experts.backend import ExpertWeights
 from shoal.experts.checkpoint import Checkpoint
 from shoal.experts.family import SCALE_SUFFIX, ModelSpec
 from shoal.experts.manifest import Manifest, verify_expert, verify_trunk_tensor
-from shoal.experts.manifest_maker import ModelFiles, manifest_of
+from shoal.experts.manifest_maker import ModelFiles, Progress, manifest_of
 from shoal.experts.shard import read_shard
 from shoal.kernels import formats
-from shoal.protocol.errors import CheckpointError
+from shoal.protocol.errors import Cancelled, CheckpointError
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import WeightFormat
 
@@ -34,11 +36,11 @@ class ModelStore:
         self._manifest = manifest
 
     @classmethod
-    def open(cls, directory: Path, cache_dir: Path) -> "ModelStore":
+    def open(cls, directory: Path, cache_dir: Path, progress: Progress | None = None) -> "ModelStore":
         """Open a model directory and find, or make, its manifest (kept in `cache_dir` unless shipped with the model).
 
         With a shipped manifest only config, index and manifest are read; else all headers, or, the first time,
-        everything.
+        everything (`progress` is told then, and may raise to give up).
 
         Raises:
             ModelNotFound: no such directory, or no checkpoint in it. InvalidRequest: a model that cannot run, or
@@ -46,7 +48,7 @@ class ModelStore:
         """
         files = ModelFiles.open(directory)
         try:
-            return cls(files, manifest_of(files, cache_dir))
+            return cls(files, manifest_of(files, cache_dir, progress))
         except BaseException:
             files.checkpoint.close()
             raise
@@ -141,3 +143,23 @@ class ModelStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def open_store(directory: Path, cache_dir: Path, progress: Progress | None = None) -> ModelStore:
+    """`ModelStore.open` on a thread; `progress` is called there. Raises what it raises.
+
+    *Cancellation:* the thread gives up at the next tensor, so that Ctrl-C does not wait for a terabyte to be hashed.
+    """
+    is_cancelled = Event()
+
+    def report(done: int, total: int) -> None:
+        if is_cancelled.is_set():
+            raise Cancelled("nobody waits for this model any more")
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        return await asyncio.to_thread(ModelStore.open, directory, cache_dir, report)
+    except asyncio.CancelledError:
+        is_cancelled.set()
+        raise

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
@@ -18,7 +19,7 @@ import torch
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.reference_backend import ReferenceBackend
-from shoal.experts.store import ModelStore
+from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker, Worker
 from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer, Claim, Load
@@ -44,6 +45,14 @@ DEFAULT_SHARE_OF_FREE_MEMORY = 0.5
 """A guest takes half of what is free, not all."""
 
 
+StageProgress = Callable[[str, int, int], None]
+"""Called, from any thread, with what is being done, bytes done, bytes in all."""
+
+
+def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
+    """For those who do not want to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a running node tells its user. `join`: multiaddrs; `invite`: the same and the model's root as one token."""
@@ -67,7 +76,9 @@ class Node:
     metrics: NodeMetrics
 
 
-async def serve_until_stopped(settings: NodeSettings, on_ready: Callable[[NodeInfo], None]) -> None:
+async def serve_until_stopped(
+    settings: NodeSettings, on_ready: Callable[[NodeInfo], None], progress: StageProgress = no_progress
+) -> None:
     """Run a node until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
     Raises:
@@ -84,15 +95,20 @@ async def serve_until_stopped(settings: NodeSettings, on_ready: Callable[[NodeIn
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     with suppress(asyncio.CancelledError):
-        await run_until(settings, stop, on_ready)
+        await run_until(settings, stop, on_ready, progress)
 
 
-async def run_until(settings: NodeSettings, stop: asyncio.Event, on_ready: Callable[[NodeInfo], None]) -> None:
+async def run_until(
+    settings: NodeSettings,
+    stop: asyncio.Event,
+    on_ready: Callable[[NodeInfo], None],
+    progress: StageProgress = no_progress,
+) -> None:
     """Run a node until `stop` is set, then drain; a node that is still starting just ends."""
     is_ready = asyncio.Event()
 
     async def serve() -> None:
-        async with running_node(settings) as node:
+        async with running_node(settings, progress) as node:
             is_ready.set()
             on_ready(node.info)
             await stop.wait()
@@ -112,7 +128,7 @@ async def run_until(settings: NodeSettings, stop: asyncio.Event, on_ready: Calla
 
 
 @asynccontextmanager
-async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
+async def running_node(settings: NodeSettings, progress: StageProgress = no_progress) -> AsyncIterator[Node]:
     """A node that serves inside the `with` and drains at its end.
 
     Raises:
@@ -125,7 +141,10 @@ async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
     async with AsyncExitStack() as stack:
         worker = ComputeWorker("kernel")
         stack.push_async_callback(worker.aclose)
-        store = await asyncio.to_thread(ModelStore.open, settings.model, settings.cache_dir or default_cache_dir())
+        store = await open_store(
+            settings.model, settings.cache_dir or default_cache_dir(), partial(progress, "hashing")
+        )
+        stack.callback(store.close)
         holding = parse_holding(settings.experts, store.spec) if settings.experts else None
         if holding is not None:
             _check_memory(settings, store, backend, holding)
@@ -136,7 +155,7 @@ async def running_node(settings: NodeSettings) -> AsyncIterator[Node]:
         )
         if holding is None:
             holding = await _choose(settings, store, backend, entry.directory, identity.peer)
-        held = await _load(store, backend, worker, holding)
+        held = await _load(store, backend, worker, holding, progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
         admission = Admission(settings.max_queue_macs)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
@@ -193,12 +212,16 @@ async def _choose(
     return assign(store.spec, counts, num_experts, peer)
 
 
-async def _load(store: ModelStore, backend: ExpertBackend, worker: Worker, holding: Holding) -> Held:
+async def _load(
+    store: ModelStore, backend: ExpertBackend, worker: Worker, holding: Holding, progress: StageProgress
+) -> Held:
     """Read, verify and pack the experts of a holding, on the kernel's thread."""
-    experts: dict[LayerId, dict[ExpertId, PackedExpert]] = {}
-    for layer, ids in holding.items():
-        for expert in ids:
-            experts.setdefault(layer, {})[expert] = await worker.run(_load_one, store, backend, layer, expert)
+    experts: dict[LayerId, dict[ExpertId, PackedExpert]] = {layer: {} for layer in holding}
+    wanted = [(layer, expert) for layer, ids in holding.items() for expert in ids]
+    expert_bytes = backend.resident_bytes(store.spec.expert, store.weight_format)
+    for done, (layer, expert) in enumerate(wanted, 1):
+        experts[layer][expert] = await worker.run(_load_one, store, backend, layer, expert)
+        progress("loading", done * expert_bytes, len(wanted) * expert_bytes)
     return Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
 
 

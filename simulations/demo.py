@@ -4,7 +4,6 @@ Starts real node processes, streams, kills one holder with SIGKILL while a reque
 then computes the same tokens in this process alone and compares. Prints nothing itself: events go to a `Narrator`.
 """
 
-import asyncio
 import statistics
 import time
 from contextlib import AsyncExitStack, aclosing
@@ -18,7 +17,7 @@ from shoal.client import Answer, Sampling, Swarm, SwarmSettings, Token
 from shoal.client.single_process import single_process_engine
 from shoal.client.swarm import ROUNDINGS, Prompt
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.store import ModelStore
+from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.protocol.events import DispatchSent, Event, FailedOver, ReplyReceived
 from shoal.protocol.ids import PeerId
@@ -62,6 +61,7 @@ class DemoResult:
 class Narrator(Protocol):
     """Who is told what happens while it happens."""
 
+    def hashing(self, done_bytes: int, total_bytes: int) -> None: ...
     def nodes_are_up(self, nodes: list[LocalNode]) -> None: ...
     def token(self, token: Token) -> None: ...
     def killed(self, peer: PeerId, pid: int) -> None: ...
@@ -99,7 +99,7 @@ async def run_demo(context: ForkServerContext, settings: DemoSettings, narrator:
     Raises:
         ShoalError: whatever nodes, swarm or model raise. All processes have ended either way.
     """
-    num_experts = await asyncio.to_thread(_num_experts, settings.swarm)
+    num_experts = await _num_experts(settings.swarm, narrator)
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(local_swarm(context, settings.swarm, num_experts))
         narrator.nodes_are_up(nodes)
@@ -120,9 +120,9 @@ async def run_demo(context: ForkServerContext, settings: DemoSettings, narrator:
     return _result(answer, reference, executioner)
 
 
-def _num_experts(settings: LocalSwarmSettings) -> int:
+async def _num_experts(settings: LocalSwarmSettings, narrator: Narrator) -> int:
     """Opens the model once before the nodes do, so that a missing manifest is made once and not by every node."""
-    with ModelStore.open(settings.model, settings.cache_dir or default_cache_dir()) as store:
+    with await open_store(settings.model, settings.cache_dir or default_cache_dir(), narrator.hashing) as store:
         return store.spec.router.num_experts
 
 

@@ -1,0 +1,46 @@
+"""A progress bar on stderr for work that takes longer than a moment; nothing where stderr is no terminal."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+
+class ProgressBar:
+    """Bytes, rate and time left of one or more stages; call it with (stage, bytes done, bytes in all)."""
+
+    def __init__(self) -> None:
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        console = Console(file=sys.stderr)
+        self._progress = Progress(
+            TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not console.is_terminal
+        )
+        self._stages: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
+        if stage not in self._stages:
+            self._stages[stage] = self._progress.add_task(stage, total=total_bytes)
+        self._progress.update(self._stages[stage], completed=done_bytes)
+
+    def stop(self) -> None:
+        """Take the bar away. Idempotent."""
+        self._progress.stop()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
