@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from shoal.protocol import limits
 from shoal.protocol.errors import AddressInUse, AuthenticationFailed, ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
@@ -20,6 +21,9 @@ from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.task_set import TaskSet
 
 ADDRESS_PREFIX = "memory/"
+
+SEGMENT_BYTES = 64 * limits.KIB
+"""What is delivered at a time, so that a reader that stops reading stops the writer, as it does on a network."""
 
 Delay = Callable[[PeerId, PeerId], float]
 """One-way delay in seconds from a peer to another; asked once per connection."""
@@ -197,7 +201,8 @@ class _End(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._is_closing and data:
             self._num_unread += len(data)
-            self._send(bytes(data))
+            for start in range(0, len(data), SEGMENT_BYTES):
+                self._send(bytes(data[start : start + SEGMENT_BYTES]))
             self._update_writing()
 
     def close(self) -> None:

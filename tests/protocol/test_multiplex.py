@@ -35,6 +35,7 @@ from tests.protocol.networks import (
     OTHER,
     PAIRS,
     SERVER,
+    SOON_S,
     Gate,
     Kind,
     Pair,
@@ -445,6 +446,42 @@ def test_a_client_that_disappears_cancels_its_handlers(pair):
             await gate.arrived.wait()
             lane.abort()
             await gate.cancelled.wait()
+
+    pair.run(test())
+
+
+async def is_cut(swarm: Pair, name: Lane) -> None:
+    """Wait until the server has ended a lane: then, and not before, the session may have another."""
+    while True:
+        with suppress(ChannelClosed):
+            successor, _ = await swarm.raw_lane(name)
+            successor.close()
+            return
+
+
+def test_a_client_that_leaves_its_answers_unread_until_their_deadline_is_cut(pair):
+    async def test():
+        async with pair(echo) as swarm:
+            lane, _ = await swarm.raw_lane(Lane.ACT)
+            begun(lane)
+            message = dispatch(num_tokens=64, hidden=16_384, deadline_ms=300)  # 4 MiB come back
+            for request_id in range(1, 5):
+                lane.write(request_id, message, body_of(message))
+            await is_cut(swarm, Lane.ACT)
+            lane.abort()
+
+    pair.run(test())
+
+
+def test_a_flood_of_pings_is_not_answered_faster_than_it_is_read(pair, monkeypatch):
+    monkeypatch.setattr("shoal.protocol.net.lane.STALL_TIMEOUT_S", 0.2)
+
+    async def test():
+        async with pair(echo) as swarm:
+            lane, _ = await swarm.raw_lane(Lane.CTL)
+            begun(lane)._writer.write(encode_frame(0, Ping(bytes(8))) * 500_000)  # 16 MB of pongs
+            await is_cut(swarm, Lane.CTL)
+            lane.abort()
 
     pair.run(test())
 
