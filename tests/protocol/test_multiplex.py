@@ -35,7 +35,6 @@ from tests.protocol.networks import (
     OTHER,
     PAIRS,
     SERVER,
-    SOON_S,
     Gate,
     Kind,
     Pair,
