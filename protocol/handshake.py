@@ -6,8 +6,9 @@
       WELCOME(client_nonce, credits) ─►
 
 The channel below has already proved the server's key to the client (TLS certificate, or libp2p). The client proves its
-own by signing context, both peer ids, both nonces, session and lane. Binding the server's id stops relaying: a signature
-made for a server in the middle is worth nothing at the one behind it. Binding the server's nonce stops replay.
+own by signing context, both peer ids, both nonces, session and lane. Binding the server's id stops relaying: a
+signature made for a server in the middle is worth nothing at the one behind it. Binding the server's nonce stops
+replay.
 """
 
 from dataclasses import dataclass

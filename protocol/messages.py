@@ -28,12 +28,12 @@ class DType(IntEnum):
 
 
 class Rounding(IntEnum):
-    """Canonical arithmetic of an expert (DESIGN §7); part of every request and record."""
+    """Canonical arithmetic of an expert (docs/adr/0004); part of every request and record."""
 
     FP32 = 0
     """"rounding 0": fp32 end to end."""
     BF16 = 1
-    """"rounding 1": bf16 inputs, fp32 accumulation, gate and up and their product rounded to bf16."""
+    """"rounding 1": bf16 inputs, fp32 accumulation; gate, up, their product and the weighted result rounded to bf16."""
 
 
 class WeightFormat(IntEnum):
