@@ -18,6 +18,8 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM
 
+from shoal.client import ContextLengthExceeded, Sampling, SwarmSettings
+from shoal.client.blocking import BlockingSwarm
 from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
 from tests.swarm.capture import LoopbackCapture, entropy_bits
 
@@ -142,6 +144,24 @@ def test_run_uses_a_swarm_that_is_up_and_says_all_its_figures(model: Path, envir
             "text", "token_ids", "num_prompt_tokens", "tokens_per_s", "ttft_s", "failovers", "holders_used",
             "bytes_sent", "bytes_received", "model_root",
         }  # fmt: skip
+
+
+def test_the_blocking_library_streams_the_same_tokens_and_can_be_left_early(
+    model: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with running_node(environment, "--model", str(model), "--experts", "all") as (_, token):
+        settings = SwarmSettings(model=model, join=(token,), cache_dir=tmp_path / "cache")
+        with BlockingSwarm(settings) as swarm:
+            answer = swarm.generate([5, 17, 3], Sampling(max_tokens=8, ignore_eos=True))
+            first = next(iter(swarm.stream([5, 17, 3], Sampling(max_tokens=200, ignore_eos=True))), None)
+            streamed = [token.id for token in swarm.stream([5, 17, 3], Sampling(max_tokens=8, ignore_eos=True))]
+            assert min(count for layer in swarm.coverage().values() for count in layer.values()) == 1
+            with pytest.raises(ContextLengthExceeded):
+                swarm.generate([5] * 300)
+    assert first is not None
+    assert streamed == list(answer.token_ids)
+    assert first.id == streamed[0]
+    assert answer.holders_used == 1
 
 
 def test_a_second_node_takes_what_is_rarest(model: Path, environment: dict[str, str]) -> None:
