@@ -30,7 +30,7 @@ class BlockingSwarm:
     def __init__(self, settings: SwarmSettings, observe: Observer = ignore) -> None:
         """Join; raises what `Swarm.join` raises. `observe` is called on the loop's thread."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="shoal client", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="shoal client", daemon=True)
         self._thread.start()
         self._stack = AsyncExitStack()
         try:
@@ -67,10 +67,14 @@ class BlockingSwarm:
     def _wait(self, work: "Coroutine[object, object, Result]") -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
+    def _run(self) -> None:
+        """The thread: a loop until `_stop`; then the Runner ends what libraries have left running in it."""
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
+
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
 
     def __enter__(self) -> Self:
         return self
