@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from shoal.simulations.local import LocalNode
 
 DEFAULT_PROMPT = "Once upon a time there was a little frog"
-REPETITION_PENALTY = 1.15
-"""A small model under greedy decoding repeats itself; the reference is sampled in the same way."""
+STORY_REPETITION_PENALTY = 1.15
+"""For the default story only: under plain greedy decoding a small model repeats itself, and it may end too soon to be
+killed. The reference is sampled in the same way. Whoever names a model or a prompt gets plain greedy decoding."""
 
 
 def demo(
@@ -51,10 +53,14 @@ def demo(
         ids = parse_ids(prompt_ids)
         if prompt is not None and ids is not None:
             raise InvalidRequest("give either --prompt or --prompt-ids")
+        is_default_story = model is None and prompt is None and ids is None
+        sampling = Sampling(max_tokens=max_tokens)
+        if is_default_story:
+            sampling = replace(sampling, repetition_penalty=STORY_REPETITION_PENALTY, ignore_eos=True)
         settings = DemoSettings(
             swarm=LocalSwarmSettings(model or MODEL_DIRECTORY, nodes, replicas),
             prompt=ids if ids is not None else prompt or DEFAULT_PROMPT,
-            sampling=Sampling(max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY, ignore_eos=True),
+            sampling=sampling,
             kill_after=kill_token,
             dtype=dtype.value,
             channel=channel.value,

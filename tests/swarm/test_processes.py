@@ -84,10 +84,7 @@ def oracle_tokens(model: Path, scratch: Path, num_tokens: int) -> list[int]:
     dequantized_copy(model, scratch)
     oracle = DeepseekV3ForCausalLM.from_pretrained(scratch, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        out = oracle.generate(
-            torch.tensor([PROMPT_IDS]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0,
-            repetition_penalty=1.15,
-        )  # fmt: skip
+        out = oracle.generate(torch.tensor([PROMPT_IDS]), max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
     return [int(token) for token in out[0, len(PROMPT_IDS) :]]
 
 
