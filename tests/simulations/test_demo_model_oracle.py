@@ -15,7 +15,7 @@ from shoal.simulations.demo_model.prompts import as_chat
 transformers = pytest.importorskip("transformers", reason="needs transformers, the oracle")
 
 LOGIT_BOUND = 1e-4
-"""fp32, different summation orders; 3e-6 was measured."""
+"""fp32, different summation orders, logits of standard deviation 2.8; 1.6e-5 was measured over 700 positions."""
 NEW_TOKENS = 32
 
 

@@ -261,7 +261,7 @@ def test_ctrl_c_ends_a_node_in_any_phase(model: Path, environment: dict[str, str
             node.wait(delay_s)
         os.killpg(node.pid, signal.SIGINT)
         stdout, stderr = node.communicate(timeout=30)
-    assert node.returncode in (0, 130), stderr
+    assert node.returncode in (0, 130, -signal.SIGINT), stderr
     assert "Traceback" not in stderr + stdout
 
 
@@ -279,6 +279,6 @@ def test_ctrl_c_ends_a_run_in_any_phase_and_the_node_goes_on(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGINT)
             stdout, stderr = run.communicate(timeout=30)
-        assert run.returncode in (0, 130), stderr
+        assert run.returncode in (0, 130, -signal.SIGINT), stderr  # the last: while the interpreter itself ends
         assert "Traceback" not in stderr + stdout
         assert node.poll() is None
