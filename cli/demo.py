@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
+from shoal.cli.options import ChannelOption, DTypeOption, parse_ids, program
 
 if TYPE_CHECKING:
     from shoal.cli.progress import ProgressBar
@@ -135,7 +135,7 @@ def _conclude(result: "DemoResult") -> None:
     if result.recovery_ms is not None:
         print(f"  node {(result.killed_peer or '')[-8:]} died; fail-over cost {result.recovery_ms:.0f} ms and no token")
     print("\nNext:")
-    print("  shoal demo --nodes 6 --replicas 3 --channel libp2p     another swarm, through libp2p")
-    print("  shoal node --model DIR --experts all                   hold experts; prints how others join")
-    print("  shoal run 'Once upon a time' --join TOKEN              use a swarm that is up")
+    print(f"  {program()} demo --nodes 6 --replicas 3 --channel libp2p   another swarm, through libp2p")
+    print(f"  {program()} node --experts all                             hold experts; prints how others join")
+    print(f"  {program()} run 'Once upon a time' --join TOKEN            use a swarm that is up")
     sys.stdout.flush()
