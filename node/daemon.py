@@ -20,6 +20,7 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
+from shoal.node.addresses import announced
 from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import parse_holding
@@ -157,7 +158,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
         stack.push_async_callback(libp2p.aclose)
         claim = Claim(
             identity.peer, store.manifest.root, holding, store.weight_format, backend.kernel_class,
-            (*direct.addresses, *entry.p2pd.addresses),
+            announced(direct.addresses, entry.p2pd.addresses),
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
         await announcer.announce()
