@@ -26,7 +26,7 @@ def node(
     identity: Annotated[
         Path | None, typer.Option(help="Key file, made when missing. Default: a new key for this run.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Kernel threads; 0: one per core.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Kernel threads; 0: half of the cores.", min=0)] = 0,
 ) -> None:
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():

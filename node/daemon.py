@@ -24,7 +24,7 @@ from shoal.node.addresses import announced
 from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import parse_holding
-from shoal.node.loading import StageProgress, check_memory, choose_holding, load
+from shoal.node.loading import StageProgress, check_memory, choose_holding, default_threads, load
 from shoal.node.metrics import NodeMetrics
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
@@ -127,8 +127,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
     Raises:
         ModelNotFound, IntegrityError, InvalidRequest, AddressInUse, ConnectFailed: nothing is left behind.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or default_threads())
     identity = _identity(settings)
     backend: ExpertBackend = ReferenceBackend()
     async with AsyncExitStack() as stack:

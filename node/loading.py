@@ -20,6 +20,12 @@ from shoal.protocol.net.directory import Directory
 DEFAULT_SHARE_OF_FREE_MEMORY = 0.5
 """A guest takes half of what is free, not all."""
 
+
+def default_threads() -> int:
+    """Half of this machine's cores, at least one."""
+    return max(1, (psutil.cpu_count() or 1) // 2)
+
+
 StageProgress = Callable[[str, int, int], None]
 """Called, from any thread, with what is being done, bytes done, bytes in all."""
 
