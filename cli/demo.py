@@ -41,14 +41,15 @@ def demo(
     """Start a swarm on this machine, stream a story, kill a node in mid-answer, prove that nothing changed."""
     with reporting_errors():
         kill_token = _kill_token(kill_after, replicas)
-        from shoal.simulations.local import LocalSwarmSettings, prepare_fork_server
+        from shoal.simulations.fork_server import start_fork_server
 
-        context = prepare_fork_server()  # it imports in parallel with us
+        context = start_fork_server()  # it imports while we do
         from shoal.cli.progress import ProgressBar
         from shoal.client import Sampling
         from shoal.protocol.errors import InvalidRequest
         from shoal.simulations.demo import DemoSettings, run_demo
         from shoal.simulations.demo_model import MODEL_DIRECTORY
+        from shoal.simulations.local import LocalSwarmSettings
 
         ids = parse_ids(prompt_ids)
         if prompt is not None and ids is not None:
