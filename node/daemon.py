@@ -17,8 +17,8 @@ import psutil
 import torch
 
 from shoal.experts.backend import ExpertBackend, PackedExpert
+from shoal.experts.choose_backend import choose_backend
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker, Worker
 from shoal.node.admission import Admission
@@ -137,7 +137,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
     if settings.threads:
         torch.set_num_threads(settings.threads)
     identity = _identity(settings)
-    backend: ExpertBackend = ReferenceBackend()
+    backend = choose_backend(settings.kernel, settings.threads)
     async with AsyncExitStack() as stack:
         worker = ComputeWorker("kernel")
         stack.push_async_callback(worker.aclose)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.experts.choose_backend import KernelChoice
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
@@ -37,7 +39,10 @@ class NodeSettings:
     """Where manifests that we computed are kept. None: the platform's user cache."""
 
     threads: int = 0
-    """Kernel threads. 0: torch's default, the number of cores."""
+    """Kernel threads. 0: one per core that this process may use."""
+
+    kernel: KernelChoice = KernelChoice.AUTO
+    """What runs experts. auto: the C++ kernels where they were built, else the torch reference."""
 
     max_queue_macs: int = 200_000_000_000
     """Multiply-accumulates admitted and unfinished; beyond it BUSY. Default: about 4 s of a 50 GMAC/s desktop."""
