@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench screenshots clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/shoal bench wire
+
+screenshots: $(VENV)/.installed
+	$(BIN)/python tools/screenshot.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) tools/check_python.py

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
+from shoal.cli.options import ChannelOption, DTypeOption, parse_ids, program
 
 if TYPE_CHECKING:
     from shoal.cli.progress import ProgressBar
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from shoal.simulations.local import LocalNode
 
 DEFAULT_PROMPT = "Once upon a time there was a little frog"
-REPETITION_PENALTY = 1.15
-"""A small model under greedy decoding repeats itself; the reference is sampled in the same way."""
+STORY_REPETITION_PENALTY = 1.15
+"""For the default story only: under plain greedy decoding a small model repeats itself, and it may end too soon to be
+killed. The reference is sampled in the same way. Whoever names a model or a prompt gets plain greedy decoding."""
 
 
 def demo(
@@ -39,22 +41,27 @@ def demo(
     """Start a swarm on this machine, stream a story, kill a node in mid-answer, prove that nothing changed."""
     with reporting_errors():
         kill_token = _kill_token(kill_after, replicas)
-        from shoal.simulations.local import LocalSwarmSettings, prepare_fork_server
+        from shoal.simulations.fork_server import start_fork_server
 
-        context = prepare_fork_server()  # it imports in parallel with us
+        context = start_fork_server()  # it imports while we do
         from shoal.cli.progress import ProgressBar
         from shoal.client import Sampling
         from shoal.protocol.errors import InvalidRequest
         from shoal.simulations.demo import DemoSettings, run_demo
         from shoal.simulations.demo_model import MODEL_DIRECTORY
+        from shoal.simulations.local import LocalSwarmSettings
 
         ids = parse_ids(prompt_ids)
         if prompt is not None and ids is not None:
             raise InvalidRequest("give either --prompt or --prompt-ids")
+        is_default_story = model is None and prompt is None and ids is None
+        sampling = Sampling(max_tokens=max_tokens)
+        if is_default_story:
+            sampling = replace(sampling, repetition_penalty=STORY_REPETITION_PENALTY, ignore_eos=True)
         settings = DemoSettings(
             swarm=LocalSwarmSettings(model or MODEL_DIRECTORY, nodes, replicas),
             prompt=ids if ids is not None else prompt or DEFAULT_PROMPT,
-            sampling=Sampling(max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY, ignore_eos=True),
+            sampling=sampling,
             kill_after=kill_token,
             dtype=dtype.value,
             channel=channel.value,
@@ -129,7 +136,7 @@ def _conclude(result: "DemoResult") -> None:
     if result.recovery_ms is not None:
         print(f"  node {(result.killed_peer or '')[-8:]} died; fail-over cost {result.recovery_ms:.0f} ms and no token")
     print("\nNext:")
-    print("  shoal demo --nodes 6 --replicas 3 --channel libp2p     another swarm, through libp2p")
-    print("  shoal node --model DIR --experts all                   hold experts; prints how others join")
-    print("  shoal run 'Once upon a time' --join TOKEN              use a swarm that is up")
+    print(f"  {program()} demo --nodes 6 --replicas 3 --channel libp2p   another swarm, through libp2p")
+    print(f"  {program()} node --experts all                             hold experts; prints how others join")
+    print(f"  {program()} run 'Once upon a time' --join TOKEN            use a swarm that is up")
     sys.stdout.flush()

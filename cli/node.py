@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import parse_size
+from shoal.cli.options import parse_size, program
 
 
 def node(
-    model: Annotated[Path, typer.Option(help="Checkpoint directory.", envvar="SHOAL_MODEL")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint directory. Default: the embedded demonstration model.", envvar="SHOAL_MODEL"),
+    ] = None,
     experts: Annotated[
         str | None, typer.Option(help="What to hold: all, 0-15 (of every layer), 3:0-31,4:5. Default: what is rarest.")
     ] = None,
@@ -23,17 +26,18 @@ def node(
     identity: Annotated[
         Path | None, typer.Option(help="Key file, made when missing. Default: a new key for this run.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Kernel threads; 0: one per core.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Kernel threads; 0: half of the cores.", min=0)] = 0,
 ) -> None:
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
         from shoal.cli.progress import ProgressBar
         from shoal.node.daemon import NodeInfo, serve_until_stopped
         from shoal.node.settings import NodeSettings
+        from shoal.simulations.demo_model import MODEL_DIRECTORY
 
         settings = NodeSettings(
-            model=model, experts=experts, share_bytes=parse_size(share), join=tuple(join or ()), host=host,
-            port=port, p2p_port=p2p_port, identity=identity, threads=threads,
+            model=model or MODEL_DIRECTORY, experts=experts, share_bytes=parse_size(share), join=tuple(join or ()),
+            host=host, port=port, p2p_port=p2p_port, identity=identity, threads=threads,
         )  # fmt: skip
 
         bar = ProgressBar()
@@ -41,8 +45,9 @@ def node(
         def announce(info: NodeInfo) -> None:
             bar.stop()
             print(f"holding {info.num_experts} experts ({info.resident_bytes / 1e6:.0f} MB) as {info.peer}")
-            print(f"use it:    shoal run 'Once upon a time' --model {model} --join {info.invite}")
-            print(f"join it:   shoal node --model {model} --join {info.invite}")
+            of_model = f" --model {model}" if model else ""
+            print(f"use it:    {program()} run 'Once upon a time'{of_model} --join {info.invite}")
+            print(f"join it:   {program()} node{of_model} --join {info.invite}")
             print("stop:      Ctrl-C (finishes what it has begun)", flush=True)
 
         with bar:

@@ -1,6 +1,9 @@
-"""What several verbs accept, parsed once: sizes, token ids, data types."""
+"""What several verbs share: sizes, token ids, data types, and the name the program was called by."""
 
+import os
 import re
+import shutil
+import sys
 from enum import StrEnum
 
 import typer
@@ -41,3 +44,8 @@ def parse_ids(words: str | None) -> list[int] | None:
         return [int(word) for word in words.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{words!r} are no token ids; write e.g. 5,17,3") from None
+
+
+def program() -> str:
+    """What the user has to type to start us again: `shoal` if it is on the PATH, else the path that was used."""
+    return "shoal" if shutil.which("shoal") else os.path.relpath(sys.argv[0])

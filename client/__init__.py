@@ -7,10 +7,11 @@
 Everything a user needs is named here; everything else may change. Errors are `shoal.protocol.errors`.
 """
 
+from shoal.client.answer import Answer
 from shoal.client.generate import FinishReason, Generation, Token
 from shoal.client.sampler import Sampling
 from shoal.client.settings import SwarmSettings
-from shoal.client.swarm import Answer, Swarm
+from shoal.client.swarm import Swarm
 from shoal.protocol.errors import (
     CheckpointError,
     ContextLengthExceeded,

@@ -14,10 +14,11 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
+from shoal.client.answer import Answer
 from shoal.client.generate import Token
 from shoal.client.sampler import Sampling
 from shoal.client.settings import SwarmSettings
-from shoal.client.swarm import Answer, Prompt, Swarm
+from shoal.client.swarm import Prompt, Swarm
 from shoal.protocol.events import Observer, ignore
 from shoal.protocol.ids import ExpertId, LayerId
 

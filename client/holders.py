@@ -165,18 +165,27 @@ class Holders:
             await asyncio.gather(*(self._connect(holder, limit) for holder in missing))
 
     def _take(self, found: Mapping[LayerId, Sequence[HolderRecord]]) -> None:
-        """Make the directory's answer our view; a holder without a record any more keeps its channel, unused."""
+        """Make the directory's answer our view.
+
+        A holder whose record is missing is kept while it is connected: the directory may have lost it, and the holder
+        itself says NOT_HELD if it must. One that has withdrawn (an empty record) is let go.
+        """
         for holder in self._holders.values():
-            holder.experts = {}
+            if not holder.is_connected:
+                holder.experts = {}
         for layer, records in found.items():
             for record in records:
-                fits = (
-                    record.weight_format == self._model.weight_format and record.roundings >> self._model.rounding & 1
-                )
-                if fits and record.experts:
-                    holder = self._holders.setdefault(record.peer, Holder(record.peer))
-                    holder.addresses = record.addresses
-                    holder.experts[layer] = record.experts
+                if not self._fits(record):
+                    continue
+                holder = self._holders.setdefault(record.peer, Holder(record.peer))
+                holder.addresses = record.addresses
+                holder.experts[layer] = record.experts
+                if not record.experts:
+                    del holder.experts[layer]
+
+    def _fits(self, record: HolderRecord) -> bool:
+        serves_rounding = record.roundings >> self._model.rounding & 1
+        return bool(serves_rounding) and record.weight_format == self._model.weight_format
 
     async def _connect(self, holder: Holder, limit: asyncio.Semaphore) -> None:
         if holder.channel is not None:

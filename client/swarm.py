@@ -10,19 +10,19 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import asdict, dataclass
 
 import torch
 
+from shoal.client.answer import Answer, Watch
 from shoal.client.chat_template import ChatMessage
 from shoal.client.dispatch import SwarmExperts
-from shoal.client.generate import Engine, Generation, Recorder, Token
+from shoal.client.generate import Engine, Recorder, Token
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, SwarmSettings
 from shoal.client.single_process import open_trunk
-from shoal.client.tally import Observers, Tally
+from shoal.client.tally import Observers
 from shoal.client.tokenizer import Tokenizer
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
@@ -45,35 +45,6 @@ ROUNDINGS = dict(zip(DTYPES, (Rounding.FP32, Rounding.BF16), strict=True))
 
 START_RETRY_AFTER_S = 5.0
 """What a swarm with gaps at the start asks for: nodes that are starting announce themselves within seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A finished answer and what it took."""
-
-    generation: Generation
-    """Text, tokens, times."""
-    failovers: int
-    """Calls that a replica answered because their first holder failed."""
-    holders_used: int
-    bytes_sent: int
-    bytes_received: int
-    model_root: str
-
-    @property
-    def text(self) -> str:
-        return self.generation.text
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.generation.token_ids
-
-    def as_json(self) -> dict[str, object]:
-        """All fields, the generation's too, as plain values of one object."""
-        fields: dict[str, object] = asdict(self)
-        del fields["generation"]
-        finish_reason = self.generation.finish_reason.value
-        return asdict(self.generation) | {"finish_reason": finish_reason} | fields
 
 
 class Swarm:
@@ -132,9 +103,12 @@ class Swarm:
                 entry.directory, connector, store.manifest, model, layers, observers, secrets.choice, time.perf_counter
             )
             stack.push_async_callback(holders.aclose)
-            opened, _ = await asyncio.gather(
-                asyncio.to_thread(open_trunk, store, settings.model, rounding, worker), holders.start()
-            )
+            opening = asyncio.create_task(asyncio.to_thread(open_trunk, store, settings.model, rounding, worker))
+            try:
+                await holders.start()
+            finally:
+                await asyncio.wait({opening})  # the thread reads from the store, which closes after us
+            opened = opening.result()
             engine = Engine(opened.trunk, SwarmExperts(holders, model, observers, time.perf_counter), opened.tokenizer)
             swarm = Swarm(engine, holders, model, layers, observers, time.perf_counter)
             swarm.require_coverage()
@@ -199,39 +173,6 @@ class Swarm:
         if self.engine.tokenizer is None:
             raise InvalidRequest("the model has no tokenizer.json; give token ids instead of text")
         return self.engine.tokenizer
-
-
-class Watch:
-    """Measures one answer: times from its own making; traffic and fail-overs of the client meanwhile.
-
-    Answers that grow at the same time share their holders, so each counts the others' traffic too.
-    """
-
-    def __init__(self, holders: Holders, observers: Observers, model_root: bytes, recorder: Recorder) -> None:
-        self._holders = holders
-        self._observers = observers
-        self._model_root = model_root
-        self._recorder = recorder
-        self._traffic = holders.traffic
-        self._tally = Tally()
-        observers.add(self._tally)
-
-    def add(self, token: Token) -> None:
-        """Count one token of the answer."""
-        self._recorder.add(token)
-
-    def answer(self) -> Answer:
-        """The answer so far; ends the measurement."""
-        self._observers.remove(self._tally)
-        traffic = self._holders.traffic
-        return Answer(
-            generation=self._recorder.generation(),
-            failovers=len(self._tally.failovers),
-            holders_used=len(self._tally.holders),
-            bytes_sent=traffic.bytes_sent - self._traffic.bytes_sent,
-            bytes_received=traffic.bytes_received - self._traffic.bytes_received,
-            model_root=self._model_root.hex(),
-        )
 
 
 def _check(settings: SwarmSettings) -> None:

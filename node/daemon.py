@@ -13,40 +13,33 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import torch
 
-from shoal.experts.backend import ExpertBackend, PackedExpert
+from shoal.experts.backend import ExpertBackend
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.reference_backend import ReferenceBackend
-from shoal.experts.store import ModelStore, open_store
-from shoal.experts.worker import ComputeWorker, Worker
+from shoal.experts.store import open_store
+from shoal.experts.worker import ComputeWorker
+from shoal.node.addresses import announced
 from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.assignment import Holding, assign, parse_holding
+from shoal.node.assignment import parse_holding
+from shoal.node.loading import StageProgress, check_memory, choose_holding, default_threads, load
 from shoal.node.metrics import NodeMetrics
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
-from shoal.protocol.errors import InvalidRequest, ShoalError
+from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
-from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.ids import PeerId
 from shoal.protocol.invite import Invite, encode_invite
 from shoal.protocol.net.channel import Listener
 from shoal.protocol.net.direct import listen_direct
-from shoal.protocol.net.directory import Directory
 from shoal.protocol.net.entry import enter_swarm
 from shoal.protocol.net.libp2p import listen_libp2p
 from shoal.protocol.net.p2pd import P2pd, P2pdSettings
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_SHARE_OF_FREE_MEMORY = 0.5
-"""A guest takes half of what is free, not all."""
-
-
-StageProgress = Callable[[str, int, int], None]
-"""Called, from any thread, with what is being done, bytes done, bytes in all."""
 
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
@@ -134,8 +127,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
     Raises:
         ModelNotFound, IntegrityError, InvalidRequest, AddressInUse, ConnectFailed: nothing is left behind.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or default_threads())
     identity = _identity(settings)
     backend: ExpertBackend = ReferenceBackend()
     async with AsyncExitStack() as stack:
@@ -147,15 +139,15 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
         stack.callback(store.close)
         holding = parse_holding(settings.experts, store.spec) if settings.experts else None
         if holding is not None:
-            _check_memory(settings, store, backend, holding)
+            check_memory(settings, store, backend, holding)
         entry = await stack.enter_async_context(
             enter_swarm(
                 identity, settings.join, store.manifest.root, time.time, P2pdSettings(settings.host, settings.p2p_port)
             )
         )
         if holding is None:
-            holding = await _choose(settings, store, backend, entry.directory, identity.peer)
-        held = await _load(store, backend, worker, holding, progress)
+            holding = await choose_holding(settings, store, backend, entry.directory, identity.peer)
+        held = await load(store, backend, worker, holding, progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
         admission = Admission(settings.max_queue_macs)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
@@ -165,7 +157,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
         stack.push_async_callback(libp2p.aclose)
         claim = Claim(
             identity.peer, store.manifest.root, holding, store.weight_format, backend.kernel_class,
-            (*direct.addresses, *entry.p2pd.addresses),
+            announced(direct.addresses, entry.p2pd.addresses),
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
         await announcer.announce()
@@ -181,52 +173,6 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
 def _identity(settings: NodeSettings) -> Identity:
     entropy = os.urandom(32)
     return load_or_create_identity(settings.identity, entropy) if settings.identity else Identity.from_seed(entropy)
-
-
-def _check_memory(settings: NodeSettings, store: ModelStore, backend: ExpertBackend, holding: Holding) -> None:
-    """Refuse a holding that does not fit `--share`, or the machine."""
-    count = sum(len(experts) for experts in holding.values())
-    needed = count * backend.resident_bytes(store.spec.expert, store.weight_format)
-    limit = settings.share_bytes if settings.share_bytes is not None else psutil.virtual_memory().available
-    if needed > limit:
-        raise InvalidRequest(
-            f"{count} experts take {needed / 1e6:,.0f} MB here and {limit / 1e6:,.0f} MB are to be had"
-        )
-
-
-async def _choose(
-    settings: NodeSettings, store: ModelStore, backend: ExpertBackend, directory: Directory, peer: PeerId
-) -> Holding:
-    """Ask the directory what is rare and take as much of it as fits."""
-    share = settings.share_bytes
-    if share is None:
-        share = int(psutil.virtual_memory().available * DEFAULT_SHARE_OF_FREE_MEMORY)
-    num_experts = share // backend.resident_bytes(store.spec.expert, store.weight_format)
-    if num_experts < 1:
-        raise InvalidRequest(f"a share of {share} bytes holds no expert of this model")
-    counts: dict[tuple[LayerId, ExpertId], int] = {}
-    for layer, records in (await directory.lookup(store.manifest.root, store.spec.moe_layers)).items():
-        for record in records:
-            for expert in record.experts:
-                counts[layer, expert] = counts.get((layer, expert), 0) + 1
-    return assign(store.spec, counts, num_experts, peer)
-
-
-async def _load(
-    store: ModelStore, backend: ExpertBackend, worker: Worker, holding: Holding, progress: StageProgress
-) -> Held:
-    """Read, verify and pack the experts of a holding, on the kernel's thread."""
-    experts: dict[LayerId, dict[ExpertId, PackedExpert]] = {layer: {} for layer in holding}
-    wanted = [(layer, expert) for layer, ids in holding.items() for expert in ids]
-    expert_bytes = backend.resident_bytes(store.spec.expert, store.weight_format)
-    for done, (layer, expert) in enumerate(wanted, 1):
-        experts[layer][expert] = await worker.run(_load_one, store, backend, layer, expert)
-        progress("loading", done * expert_bytes, len(wanted) * expert_bytes)
-    return Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
-
-
-def _load_one(store: ModelStore, backend: ExpertBackend, layer: LayerId, expert: ExpertId) -> PackedExpert:
-    return backend.pack(store.spec.expert, store.expert(layer, expert))
 
 
 def _load_of(admission: Admission) -> Load:
@@ -248,11 +194,16 @@ def _info(claim: Claim, p2pd: P2pd, held: Held) -> NodeInfo:
 
 
 async def _leave(announcer: Announcer, listeners: tuple[Listener, ...], grace_s: float) -> None:
-    """Withdraw, tell clients, finish what is in flight; a directory that is gone does not keep us."""
+    """Withdraw, and meanwhile tell clients and finish what is in flight."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_withdraw(announcer))
+        for listener in listeners:
+            group.create_task(listener.drain(grace_s))
+
+
+async def _withdraw(announcer: Announcer) -> None:
+    """A directory that is gone does not keep us."""
     try:
         await announcer.withdraw()
     except ShoalError as error:
         logger.info("holder records were not withdrawn and will expire: %s", error)
-    async with asyncio.TaskGroup() as group:
-        for listener in listeners:
-            group.create_task(listener.drain(grace_s))

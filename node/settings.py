@@ -37,7 +37,7 @@ class NodeSettings:
     """Where manifests that we computed are kept. None: the platform's user cache."""
 
     threads: int = 0
-    """Kernel threads. 0: torch's default, the number of cores."""
+    """Kernel threads. 0: half of the cores, so that the machine stays its owner's; idle threads of torch spin."""
 
     max_queue_macs: int = 200_000_000_000
     """Multiply-accumulates admitted and unfinished; beyond it BUSY. Default: about 4 s of a 50 GMAC/s desktop."""

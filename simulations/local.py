@@ -7,13 +7,11 @@ node holds one end of a pipe and ends when the other end does, so no node outliv
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -89,23 +87,6 @@ def holdings(num_nodes: int, replicas: int, num_experts: int) -> list[str]:
     num_parts = min(num_nodes // replicas, num_experts)
     bounds = [num_experts * i // num_parts for i in range(num_parts + 1)]
     return [f"{bounds[i % num_parts]}-{bounds[i % num_parts + 1] - 1}" for i in range(num_nodes)]
-
-
-def prepare_fork_server() -> ForkServerContext:
-    """Start importing in the background; call it first, then import what you need yourself.
-
-    SIGINT is blocked while the fork server starts, and so in all nodes: Ctrl-C belongs to the launcher, which then ends
-    its nodes in order.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["shoal.simulations.preload"])
-    resource_tracker.ensure_running()  # started later it would unblock SIGINT again
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return context
 
 
 @asynccontextmanager

@@ -80,9 +80,7 @@ class DirectConnector:
         return channel
 
 
-async def open_stream(
-    context: ssl.SSLContext, peer: PeerId, host: str, port: int
-) -> tuple[StreamReader, StreamWriter]:
+async def open_stream(context: ssl.SSLContext, peer: PeerId, host: str, port: int) -> tuple[StreamReader, StreamWriter]:
     """Open a TLS stream and make sure that `peer` is at its other end, before anything is sent on it."""
     reader = StreamReader(READ_BYTES)
     protocol = StreamReaderProtocol(reader)

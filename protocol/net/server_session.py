@@ -191,4 +191,3 @@ class ServerSession:
             "%s at %s:%d while serving layer %d to %s",
             type(error).__name__, place.filename, place.lineno, request.message.layer, request.peer,
         )  # fmt: skip
-

@@ -27,8 +27,6 @@ MODEL = Path(next(iter(simulations.__path__))) / "demo_model" / "model"
 NUM_TOKENS = 64
 FP32_BOUND = 1e-5
 
-pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason=f"needs the exported demonstration model in {MODEL}")
-
 
 @dataclass(frozen=True)
 class Demo:

@@ -99,7 +99,7 @@ def test_rounding_1_stays_within_half_a_percent_of_fp64_on_the_same_weights(hidd
 
 
 def test_in_rounding_1_the_answer_does_not_depend_on_who_holds_what() -> None:
-    """Terms of 8 bits add up exactly in 24, so any split gives the same sum; a rare last bit dies in the cast to bf16."""
+    """Terms of 8 bits add up exactly in 24, so any split gives the same sum; a rare last bit dies in the cast."""
     experts, x = _experts(9), torch.randn(400, HIDDEN, generator=torch.Generator().manual_seed(9))
     whole = _run(experts, list(range(NUM_EXPERTS)), x, 9, is_rounded=True)
     parts = [_run(experts, list(range(i, NUM_EXPERTS, 3)), x, 9, is_rounded=True) for i in range(3)]

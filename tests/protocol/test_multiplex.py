@@ -463,7 +463,7 @@ def test_a_client_that_leaves_its_answers_unread_until_their_deadline_is_cut(pai
         async with pair(echo) as swarm:
             lane, _ = await swarm.raw_lane(Lane.ACT)
             begun(lane)
-            message = dispatch(num_tokens=64, hidden=16_384, deadline_ms=300)  # 4 MiB come back
+            message = dispatch(num_tokens=64, hidden=16_384, deadline_ms=2000)  # 4 MiB come back, well before
             for request_id in range(1, 5):
                 lane.write(request_id, message, body_of(message))
             await is_cut(swarm, Lane.ACT)

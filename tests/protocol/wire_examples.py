@@ -76,9 +76,7 @@ def vectors() -> dict[str, str]:
         "client_seed": "02" * 32,
         "server_public_key": SERVER.public_key.hex(),
         "client_public_key": CLIENT.public_key.hex(),
-        **{
-            name: (encode_frame(frame.request_id, frame.message) + frame.body).hex() for name, frame in FRAMES.items()
-        },
+        **{name: (encode_frame(frame.request_id, frame.message) + frame.body).hex() for name, frame in FRAMES.items()},
         "request_hash": PARTIAL.request_hash.hex(),
         "holder_record": encode_record(RECORD, SERVER).hex(),
         "directory_key": directory_key(MODEL_ROOT, LayerId(3)).hex(),

@@ -21,7 +21,7 @@ from shoal.protocol.errors import (
     PeerFailed,
     ShoalError,
 )
-from shoal.protocol.events import FailedOver, HolderJoined
+from shoal.protocol.events import DispatchSent, FailedOver, HolderJoined
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Handler, Reply, Request
 from tests.checkpoints import SHAPES, read_tensors, write_checkpoint, write_tensors
@@ -146,6 +146,30 @@ def test_an_expert_that_nobody_holds_is_a_coverage_gap_with_its_place(model: Pat
         return []
 
     in_swarm(model, tmp_path, ["0-6", "0-6"], act)
+
+
+def test_a_directory_that_has_lost_every_record_does_not_part_us_from_our_holders(model: Path, tmp_path: Path) -> None:
+    async def act(world: World) -> list[int]:
+        world.client.directory.now_s += 1000
+        await world.client.holders.refresh()
+        return await plain(world)
+
+    expected, _ = in_swarm(model, tmp_path, ["all"], plain)
+    assert in_swarm(model, tmp_path, ["0-3", "4-7"], act)[0] == expected
+
+
+def test_a_holder_that_withdraws_is_not_asked_any_more(model: Path, tmp_path: Path) -> None:
+    async def act(world: World) -> list[int]:
+        leaver = world.peers[0]
+        await world.announcers[leaver].withdraw()
+        await world.client.holders.refresh()
+        world.events.clear()
+        tokens = await plain(world)
+        assert {event.peer for event in world.events if isinstance(event, DispatchSent)} == {world.peers[1]}
+        return tokens
+
+    expected, _ = in_swarm(model, tmp_path, ["all"], plain)
+    assert in_swarm(model, tmp_path, ["all", "all"], act)[0] == expected
 
 
 def test_the_last_holder_dying_is_a_coverage_gap_and_never_a_wrong_answer(model: Path, tmp_path: Path) -> None:

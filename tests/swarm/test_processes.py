@@ -1,5 +1,6 @@
 """The real thing: processes, TLS, libp2p, a DHT, SIGKILL, Ctrl-C. What a user types and what he gets."""
 
+import contextlib
 import json
 import os
 import re
@@ -83,10 +84,7 @@ def oracle_tokens(model: Path, scratch: Path, num_tokens: int) -> list[int]:
     dequantized_copy(model, scratch)
     oracle = DeepseekV3ForCausalLM.from_pretrained(scratch, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        out = oracle.generate(
-            torch.tensor([PROMPT_IDS]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0,
-            repetition_penalty=1.15,
-        )  # fmt: skip
+        out = oracle.generate(torch.tensor([PROMPT_IDS]), max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
     return [int(token) for token in out[0, len(PROMPT_IDS) :]]
 
 
@@ -251,3 +249,36 @@ def test_ctrl_c_in_any_phase_ends_everything_without_a_traceback(environment: di
         stdout, stderr = demo.communicate(timeout=30)
     assert demo.returncode in (130, -signal.SIGINT), stderr
     assert "Traceback" not in stderr + stdout or delay_s < 0.2  # before main runs, Python itself reports it
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 1.5, 2.5, 4.0])
+def test_ctrl_c_ends_a_node_in_any_phase(model: Path, environment: dict[str, str], delay_s: float) -> None:
+    command = [sys.executable, "-m", "shoal.cli", "node", "--model", str(model), "--experts", "all"]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as node:
+        with pytest.raises(subprocess.TimeoutExpired):
+            node.wait(delay_s)
+        os.killpg(node.pid, signal.SIGINT)
+        stdout, stderr = node.communicate(timeout=30)
+    assert node.returncode in (0, 130, -signal.SIGINT), stderr
+    assert "Traceback" not in stderr + stdout
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 1.5, 2.5, 4.0])
+def test_ctrl_c_ends_a_run_in_any_phase_and_the_node_goes_on(
+    model: Path, environment: dict[str, str], delay_s: float
+) -> None:
+    with running_node(environment, "--model", str(model), "--experts", "all") as (node, token):
+        words = ["run", "--model", str(model), "--join", token, "--prompt-ids", "5,17,3", "--max-tokens", "200"]
+        command = [sys.executable, "-m", "shoal.cli", *words]
+        with subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as run:
+            time.sleep(delay_s)  # the moment of the interrupt is what is tested; the run may be over by then
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGINT)
+            stdout, stderr = run.communicate(timeout=30)
+        assert run.returncode in (0, 130, -signal.SIGINT), stderr  # the last: while the interpreter itself ends
+        assert "Traceback" not in stderr + stdout
+        assert node.poll() is None

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,7 +36,25 @@ from shoal.protocol.net.memory_directory import MemoryDirectory
 from shoal.protocol.record_book import RecordBook
 
 NOW_S = 1_790_000_000.0
-"""Unix time in this world."""
+"""Unix time in this world, until somebody lets it pass."""
+
+
+class AgingDirectory(MemoryDirectory):
+    """The client's view of the directory; a test may let time pass for it alone, until every record has expired."""
+
+    def __init__(self, book: RecordBook, identity: Identity) -> None:
+        self.now_s = NOW_S
+        super().__init__(book, identity, lambda: self.now_s)
+
+
+@dataclass
+class Client:
+    """The client of a world and its parts."""
+
+    swarm: Swarm
+    holders: Holders
+    directory: AgingDirectory
+    events: list[Event]
 
 
 @dataclass
@@ -45,9 +64,17 @@ class World:
     network: MemoryNetwork
     servers: dict[PeerId, ExpertServer]
     handlers: dict[PeerId, Handler]
-    events: list[Event]
-    swarm: Swarm
+    announcers: dict[PeerId, Announcer]
+    client: Client
     store: ModelStore
+
+    @property
+    def swarm(self) -> Swarm:
+        return self.client.swarm
+
+    @property
+    def events(self) -> list[Event]:
+        return self.client.events
 
     @property
     def peers(self) -> list[PeerId]:
@@ -71,6 +98,7 @@ async def memory_swarm(
     network, book = MemoryNetwork(), RecordBook()
     servers: dict[PeerId, ExpertServer] = {}
     handlers: dict[PeerId, Handler] = {}
+    announcers: dict[PeerId, Announcer] = {}
     async with AsyncExitStack() as stack:
         store = stack.enter_context(ModelStore.open(model, cache_dir))
         for place, words in enumerate(holdings):
@@ -87,9 +115,11 @@ async def memory_swarm(
             holding = parse_holding(words, store.spec)
             claim = Claim(identity.peer, store.manifest.root, holding, store.weight_format, 0, listener.addresses)
             directory = MemoryDirectory(book, identity, lambda: NOW_S)
-            await Announcer(directory, claim, lambda: Load(0, 0), lambda: NOW_S).announce()
-        swarm, events = await _client(stack, store, model, network, book, dtype, entropy)
-        yield World(network, servers, handlers, events, swarm, store)
+            clock = count(NOW_S, 0.001).__next__  # so that a later record has a higher sequence number
+            announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0), clock)
+            await announcers[identity.peer].announce()
+        client = await _client(stack, store, model, network, book, dtype, entropy)
+        yield World(network, servers, handlers, announcers, client, store)
 
 
 def expert_server(store: ModelStore, words: str, model_root: bytes) -> ExpertServer:
@@ -109,16 +139,16 @@ async def _client(
     book: RecordBook,
     dtype: str,
     entropy: random.Random,
-) -> tuple[Swarm, list[Event]]:
+) -> Client:
     identity, events = Identity.from_seed(entropy.randbytes(32)), list[Event]()
-    observe = Observers(events.append)
+    observe, directory = Observers(events.append), AgingDirectory(book, identity)
     spec, rounding = store.spec, ROUNDINGS[dtype]
     model_id = model_id_of(store, rounding)
     layers = [layer for layer in spec.moe_layers if layer < spec.num_layers]
     connector = network.connector(identity, entropy.randbytes)
     stack.push_async_callback(connector.aclose)
     holders = Holders(
-        MemoryDirectory(book, identity, lambda: NOW_S),
+        directory,
         connector,
         store.manifest,
         model_id,
@@ -131,4 +161,5 @@ async def _client(
     await holders.start()
     opened = open_trunk(store, model, rounding, InlineWorker())
     engine = Engine(opened.trunk, SwarmExperts(holders, model_id, observe, time.perf_counter), opened.tokenizer)
-    return Swarm(engine, holders, model_id, layers, observe, time.perf_counter), events
+    swarm = Swarm(engine, holders, model_id, layers, observe, time.perf_counter)
+    return Client(swarm, holders, directory, events)
