@@ -64,6 +64,9 @@ SCALE_DTYPES = {
 }
 """dtype of `scale`, for the formats that have one."""
 
+OFFSET_TO_TWOS_COMPLEMENT = 0x88
+"""Turns two stored nibbles n, which mean n - 8, into the two's complement that csrc/ shifts into place."""
+
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.float32}
 
 
@@ -100,9 +103,7 @@ class PackedMatrix:
         """Pack `data` of dtype `DATA_DTYPES[format]` and `scale` of `SCALE_DTYPES[format]`, both contiguous.
 
         fp8_block: e4m3[rows, columns], f32[ceil(rows/128), ceil(columns/128)] · bf16, f32: [rows, columns], None ·
-        int8_g128: int8[rows, columns] of -127..127, bf16[rows, ceil(columns/128)] · int4: uint8[rows,
-        ceil(columns/2)] of -8..7 in two's complement, bf16[rows, ceil(columns/group)] · mxfp4: uint8 as int4 of e2m1,
-        uint8[rows, ceil(columns/32)] of E8M0. W = data * scale.
+        int8 and int4: as `int_groups.py` stores them · mxfp4: as `mxfp4.py` does, scales as bytes. W = data * scale.
 
         Raises:
             ValueError: a shape, dtype or stride that does not fit, or a value that is not finite.
@@ -111,6 +112,8 @@ class PackedMatrix:
         _check_dtype("data", data, DATA_DTYPES[weight_format])
         if scale is not None:
             _check_dtype("scale", scale, SCALE_DTYPES.get(weight_format))
+        if weight_format in (Format.INT4_G32, Format.INT4_G128):
+            data = data ^ OFFSET_TO_TWOS_COMPLEMENT
         bits = None if scale is None else _bits(scale)
         self.native: _native.Matrix = _module().pack(int(weight_format), rows, columns, _bits(data), bits)
 

@@ -16,7 +16,8 @@ from torch.nn.functional import silu
 
 from shoal.kernels.cpu import CpuKernels, Format, Isa, PackedMatrix, PackedSwiGLU
 from shoal.kernels.formats import quantize_fp8_block
-from shoal.kernels.group_formats import quantize_integer, quantize_mxfp4
+from shoal.kernels.int_groups import quantize_int4, quantize_int8
+from shoal.kernels.mxfp4 import quantize_mxfp4
 from shoal.simulations.bench.machine import describe_machine, git_commit, num_usable_cores
 
 HIDDEN, INTER = 7168, 2048
@@ -167,11 +168,12 @@ def _store(weight: torch.Tensor, weight_format: Format) -> tuple[torch.Tensor, t
         case Format.F32:
             return weight, None
         case Format.MXFP4:
-            return quantize_mxfp4(weight)
+            data, scale = quantize_mxfp4(weight)
+            return data, scale.view(torch.uint8)
         case Format.INT8_G128:
-            return quantize_integer(weight, bits=8, group=128)
+            return quantize_int8(weight)
         case _:
-            return quantize_integer(weight, bits=4, group=32 if weight_format is Format.INT4_G32 else 128)
+            return quantize_int4(weight, 32 if weight_format is Format.INT4_G32 else 128)
 
 
 def _pack(

@@ -7,10 +7,11 @@ from torch.nn.functional import silu
 
 from shoal.kernels.cpu import Format, PackedMatrix, PackedSwiGLU
 from shoal.kernels.formats import dequantize_fp8_block, quantize_fp8_block
-from shoal.kernels.group_formats import dequantize_integer, dequantize_mxfp4, quantize_integer, quantize_mxfp4
+from shoal.kernels.int_groups import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from shoal.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
 from shoal.kernels.reference import SwiGLU
 
-BITS_AND_GROUP = {Format.INT8_G128: (8, 128), Format.INT4_G32: (4, 32), Format.INT4_G128: (4, 128)}
+INT4_GROUP = {Format.INT4_G32: 32, Format.INT4_G128: 128}
 
 
 class Stored(NamedTuple):
@@ -38,12 +39,15 @@ def store(weight: torch.Tensor, weight_format: Format) -> Stored:
         data, scale = quantize_fp8_block(weight)
         return Stored(data, scale, dequantize_fp8_block(data, scale))
     if weight_format is Format.MXFP4:
-        quantized = quantize_mxfp4(weight)
-        return Stored(*quantized, dequantize_mxfp4(quantized, columns=weight.shape[1]))
-    if weight_format in BITS_AND_GROUP:
-        bits, group = BITS_AND_GROUP[weight_format]
-        quantized = quantize_integer(weight, bits=bits, group=group)
-        return Stored(*quantized, dequantize_integer(quantized, bits=bits, group=group, columns=weight.shape[1]))
+        data, scale = quantize_mxfp4(weight)
+        return Stored(data, scale.view(torch.uint8), dequantize_mxfp4(data, scale))
+    if weight_format is Format.INT8_G128:
+        data, scale = quantize_int8(weight)
+        return Stored(data, scale, dequantize_int8(data, scale))
+    if weight_format in INT4_GROUP:
+        group = INT4_GROUP[weight_format]
+        data, scale = quantize_int4(weight, group)
+        return Stored(data, scale, dequantize_int4(data, scale, group))
     data = weight.bfloat16() if weight_format is Format.BF16 else weight
     return Stored(data, None, data.float())
 
