@@ -49,7 +49,7 @@ INT4_GRID = Grid(low=-8, high=7, scale_bits=INT4_SCALE_BITS, num_steps=12, is_si
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Store a weight as int8 g128. weight: f32|bf16[out, in], finite. Returns data: i8[out, in] and its scales.
 
-    Error on gaussian weights, relative L2: 0.0059 of the weights, 0.010 of an expert's output (absmax: 0.0064, 0.011).
+    Error on gaussian weights, relative L2: 0.0064 of the weights, 0.011 of an expert's output (absmax: 1 % more).
 
     Raises:
         ValueError: not a matrix, or values that are not finite or above 2^100.
