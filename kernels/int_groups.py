@@ -12,7 +12,7 @@ Layout, row-major as the checkpoint's `[out, in]`:
 **An int4 scale has at most five significant bits.** |code - 8| has at most three, so every dequantized weight has at
 most eight: it is a bf16 number. A kernel may therefore build bf16 panels and run bf16 matrix instructions over any
 group size, and weights are still dequantized exactly, as docs/adr/0004 asks. Finer scales would make the error smaller
-by 0.4 % of itself (docs/adr/0007).
+by 0.4 % of itself for g128, 1 % for g32 (docs/adr/0007).
 An int8 weight has up to 15 significant bits and is exact in fp32 only: kernels multiply codes, which bf16 holds, and
 apply the scale to each group's fp32 sum.
 """
