@@ -3,9 +3,10 @@
 One DeepSeek-V3 expert a call. Weights rotate over more memory than any cache holds, as a node's experts do. Calls come
 in short blocks, ours and torch's in turns, so that both meet the same machine; a pause before each block lets the other
 side's threads go to sleep (libgomp's spin for milliseconds after a call). Limits of the machine are probed in the same
-run. Kernels are given by path (`--isa`) so that paths can be compared too.
+run.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def _shapes() -> tuple[tuple[int, int], ...]:
 
 
 def _random(rows: int, columns: int) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) / columns**0.5
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) / math.sqrt(columns)
 
 
 def _store(weight: torch.Tensor, weight_format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
