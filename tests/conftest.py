@@ -11,6 +11,10 @@ from hypothesis import settings
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
+# Triton decides when it is first imported, by whomever, whether its programs are interpreted
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # the tests' models are so small that a second thread only waits for the first
 torch.set_num_threads(1)
 
