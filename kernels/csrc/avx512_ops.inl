@@ -1,7 +1,6 @@
 // Vector operations of AVX-512 F/BW/VL/DQ, for both AVX-512 paths. Included inside an unnamed namespace.
 struct Ops {
   using V = __m512;
-  // Up to here decoding in registers wins: it runs beside the multiplications, while a piece is stored and loaded again.
   static constexpr int kRowsDecoding = 8;
   static constexpr int kRowsBlocked = 6;  // 24 sums, 4 weights, activations broadcast from memory: 28 of 32 registers
   static constexpr int kTilesBlocked = 4;

@@ -281,7 +281,15 @@ void many_rows(const PanelArgs& a) {
   }
 }
 
-template <class E, Format F, int M = Ops::kRowsDecoding>
+// Rows up to which decoding again for each pair of tiles beats a stored piece. Measured with 8 rows on Zen 5: bf16, which
+// needs no decoding, 2.51 ms against 3.27; int8 2.12 against 2.01.
+template <Format F>
+constexpr int rows_decoding() {
+  const bool is_plain = codes_of(F) == Codes::kBf16 || codes_of(F) == Codes::kF32;
+  return is_plain || Ops::kRowsDecoding < 4 ? Ops::kRowsDecoding : 4;
+}
+
+template <class E, Format F, int M = rows_decoding<F>()>
 inline void dispatch_few(const PanelArgs& a) {
   if constexpr (M > 0) {
     if (a.num_rows == M) return few_rows<E, F, M>(a);
@@ -291,7 +299,7 @@ inline void dispatch_few(const PanelArgs& a) {
 
 template <class E, Format F>
 void panel(const PanelArgs& a) {
-  if (a.num_rows > Ops::kRowsDecoding) return many_rows<E, F>(a);
+  if (a.num_rows > rows_decoding<F>()) return many_rows<E, F>(a);
   dispatch_few<E, F>(a);
 }
 
