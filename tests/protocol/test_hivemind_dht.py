@@ -199,7 +199,8 @@ def test_storing_nodes_refuse_what_is_no_record_of_the_sender() -> None:
             victim, own = record_of(IDENTITIES[5]), record_of(attacker.identity)
             expires = own.expires_at_s
             good = FlatSerializer.dumps(encode_record(own, attacker.identity))
-            forged = FlatSerializer.dumps(encode_record(replace(own, seq=9), attacker.identity)[:-1] + b"\x00")
+            signed = encode_record(replace(own, seq=9), attacker.identity)
+            forged = FlatSerializer.dumps(signed[:-1] + bytes([signed[-1] ^ 1]))
             foreign = FlatSerializer.dumps(str(victim.peer))
             store = attacker.store
             assert await store(forged, expires_at_s=expires) is False, "a signature that does not fit"
