@@ -92,14 +92,16 @@ def table(result: dict[str, object]) -> str:
         f"{result['machine']}, commit {result['commit']}, {result['threads']} threads, {result['isa']}",
         f"limits: {result['read_gb_per_s']} GB/s read, {result['multiply_tflop_per_s']} TFLOP/s;"
         f" ratio: ours / torch {result['torch']} bf16 prepacked",
-        f"{'format':10} {'tokens':>6} {'ms':>8} {'± ms':>7} {'torch ms':>8} {'ratio':>6} {'best':>8} {'torch':>8} {'ratio':>6}"
+        f"{'format':10} {'tokens':>6} {'ms':>8} {'± ms':>7} {'torch ms':>8} {'ratio':>6}"
+        f" {'best':>8} {'torch':>8} {'ratio':>6}"
         f" {'GB/s':>6} {'%':>4}"
         f" {'TFLOP/s':>8} {'%':>4}",
     ]
     lines += [
         f"{row['format']:10} {row['tokens']:6} {row['ms']:8.3f} {row['spread_ms']:7.3f} {row['torch_ms']:8.3f}"
         f" {row['ratio']:6.2f}"
-        f" {row['best_ms']:8.3f} {row['torch_best_ms']:8.3f} {row['best_ratio']:6.2f} {row['gb_per_s']:6.1f} {100 * row['read_share']:4.0f} {row['tflop_per_s']:8.3f}"
+        f" {row['best_ms']:8.3f} {row['torch_best_ms']:8.3f} {row['best_ratio']:6.2f}"
+        f" {row['gb_per_s']:6.1f} {100 * row['read_share']:4.0f} {row['tflop_per_s']:8.3f}"
         f" {100 * row['multiply_share']:4.0f}"
         for row in rows
     ]
