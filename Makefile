@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check bench screenshots clean
+.PHONY: demo test check bench screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -18,15 +18,24 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.links $(BIN)/lint-imports
+	$(BIN)/python tools/check_native.py
 	$(BIN)/python tools/check_wheel.py
 
 bench: $(VENV)/.installed
 	$(BIN)/shoal bench wire
+	$(BIN)/shoal bench kernels
 
 screenshots: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer. Both must be loaded before Python; Python and
+# torch keep memory until they end, so leaks are not looked for.
+sanitize: $(VENV)/.installed-dev
+	$(BIN)/python tools/sanitize.py
+
+NATIVE := CMakeLists.txt $(wildcard kernels/csrc/*)
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) tools/check_python.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

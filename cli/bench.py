@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
+from shoal.cli.options import parse_ids
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 
@@ -29,3 +30,28 @@ def wire(
             print(json.dumps(result) if as_json else table(result))
 
         run_coroutine(measure)
+
+
+@bench_app.command()
+def kernels(
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="fp8_block, bf16, int8_g128 ...; repeatable. Default: all.")
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="Rows of a call, e.g. 1,8,64,512.")] = "1,8,64,512",
+    threads: Annotated[int, typer.Option(help="Threads of both sides; 0: one per core.", min=0)] = 0,
+    isa: Annotated[str | None, typer.Option(help="Path to force, e.g. avx2. Default: the fastest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What an expert call of DeepSeek-V3's size costs: our kernels and torch's best bf16, side by side."""
+    with reporting_errors():
+        from shoal.kernels.cpu import Format, Isa
+        from shoal.simulations.bench import kernels as bench
+
+        counts = [count for count in parse_ids(tokens) or () if count > 0]
+        known = {each.name.lower(): each for each in Format}
+        unknown = [name for name in formats or () if name not in known]
+        if unknown or not counts or (isa is not None and isa not in list(Isa)):
+            raise typer.BadParameter(f"formats: {', '.join(known)}; paths: {', '.join(Isa)}; tokens, e.g. 1,8")
+        chosen = [known[name] for name in formats] if formats else bench.DEFAULT_FORMATS
+        result = bench.bench_kernels(chosen, counts, threads, Isa(isa) if isa else None)
+        print(json.dumps(result) if as_json else bench.table(result))

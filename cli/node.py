@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import parse_size, program
+from shoal.cli.options import KernelOption, parse_size, program
 
 
 def node(
@@ -27,17 +27,21 @@ def node(
         Path | None, typer.Option(help="Key file, made when missing. Default: a new key for this run.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Kernel threads; 0: half of the cores.", min=0)] = 0,
+    kernel: Annotated[
+        KernelOption, typer.Option(help="What runs experts; auto: C++ where it was built.", envvar="SHOAL_KERNEL")
+    ] = KernelOption.AUTO,
 ) -> None:
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
         from shoal.cli.progress import ProgressBar
+        from shoal.experts.choose_backend import KernelChoice
         from shoal.node.daemon import NodeInfo, serve_until_stopped
         from shoal.node.settings import NodeSettings
         from shoal.simulations.demo_model import MODEL_DIRECTORY
 
         settings = NodeSettings(
             model=model or MODEL_DIRECTORY, experts=experts, share_bytes=parse_size(share), join=tuple(join or ()),
-            host=host, port=port, p2p_port=p2p_port, identity=identity, threads=threads,
+            host=host, port=port, p2p_port=p2p_port, identity=identity, threads=threads, kernel=KernelChoice(kernel),
         )  # fmt: skip
 
         bar = ProgressBar()

@@ -19,6 +19,14 @@ class DTypeOption(StrEnum):
     BF16 = "bf16"
 
 
+class KernelOption(StrEnum):
+    """What runs experts: `KernelChoice`, without importing torch for `--help`."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    REFERENCE = "reference"
+
+
 class ChannelOption(StrEnum):
     """How experts are reached."""
 

@@ -14,8 +14,8 @@ from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_trunk
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Trunk
+from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
 from shoal.protocol.messages import Rounding
@@ -45,4 +45,5 @@ def single_process_engine(
     """An engine that needs no swarm: every expert in this process, read when it is first chosen. Blocking."""
     with ModelStore.open(directory, cache_dir or default_cache_dir()) as store:
         opened = open_trunk(store, directory, rounding, worker)
-        yield Engine(opened.trunk, LocalExperts(store, ReferenceBackend(), rounding, worker), opened.tokenizer)
+        backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
+        yield Engine(opened.trunk, LocalExperts(store, backend, rounding, worker), opened.tokenizer)

@@ -15,7 +15,18 @@ from shoal.protocol.messages import Rounding, WeightFormat
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """One weight as stored: `data` in its format's dtype `[out, in]`, `scale` its block scales (None: no scales)."""
+    """One weight `[out, in]` as stored: `data`, and `scale` its block scales (None: no scales).
+
+    | format | data | scale |
+    |---|---|---|
+    | FP8_BLOCK | f8_e4m3fn[out, in] | f32, f8_e8m0fnu or u8[ceil(out/128), ceil(in/128)] |
+    | BF16, F32 | bf16, f32[out, in] | None |
+    | INT8_G128 | i8[out, in] | bf16[out, ceil(in/128)] |
+    | INT4_G32, INT4_G128 | u8[out, in/2], two codes a byte | bf16[out, ceil(in/group)] of 5 significant bits |
+    | MXFP4 | u8[out, in/2], two codes a byte | f8_e8m0fnu or u8[out, ceil(in/32)] |
+
+    Layouts: `kernels/formats.py`, `int_groups.py`, `mxfp4.py`, `nibbles.py`; checks: `weight_formats.py`.
+    """
 
     data: torch.Tensor
     scale: torch.Tensor | None = None
@@ -23,7 +34,7 @@ class QuantizedWeight:
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """One expert as stored in the checkpoint."""
+    """One expert as stored in the checkpoint, or as `weight_formats.quantize_expert` made it of one."""
 
     format: WeightFormat
     gate: QuantizedWeight

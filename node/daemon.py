@@ -15,9 +15,8 @@ from functools import partial
 
 import torch
 
-from shoal.experts.backend import ExpertBackend
+from shoal.experts.choose_backend import choose_backend
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced
@@ -127,9 +126,10 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
     Raises:
         ModelNotFound, IntegrityError, InvalidRequest, AddressInUse, ConnectFailed: nothing is left behind.
     """
-    torch.set_num_threads(settings.threads or default_threads())
+    threads = settings.threads or default_threads()
+    torch.set_num_threads(threads)
     identity = _identity(settings)
-    backend: ExpertBackend = ReferenceBackend()
+    backend = choose_backend(settings.kernel, threads)
     async with AsyncExitStack() as stack:
         worker = ComputeWorker("kernel")
         stack.push_async_callback(worker.aclose)

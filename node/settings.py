@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.experts.choose_backend import KernelChoice
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
@@ -38,6 +40,9 @@ class NodeSettings:
 
     threads: int = 0
     """Kernel threads. 0: half of the cores, so that the machine stays its owner's; idle threads of torch spin."""
+
+    kernel: KernelChoice = KernelChoice.AUTO
+    """What runs experts. auto: the C++ kernels where they were built, else the torch reference."""
 
     max_queue_macs: int = 200_000_000_000
     """Multiply-accumulates admitted and unfinished; beyond it BUSY. Default: about 4 s of a 50 GMAC/s desktop."""

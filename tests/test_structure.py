@@ -18,6 +18,7 @@ OWNERS = {
     "socket": ("protocol/net/", "simulations/"),
     "transformers": (),
     "textual": (),
+    "triton": ("kernels/cuda/programs.py",),
     "pickle": (),
     "marshal": (),
     "shelve": (),

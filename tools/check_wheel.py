@@ -6,6 +6,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from shoal.kernels import cpu
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("protocol", "kernels", "experts", "node", "client", "simulations", "cli")
 MUST_HAVE = (
@@ -17,6 +19,7 @@ MUST_HAVE = (
     "shoal/simulations/demo_model/model/tokenizer.json",
     "shoal/simulations/demo_model/ATTRIBUTION.md",
 )
+NATIVE_SUFFIX = ".so"
 MAX_WHEEL_BYTES = 20 * 1024 * 1024
 """The demonstration model is most of it and has at most 16 MiB."""
 
@@ -31,6 +34,8 @@ def main() -> None:
         (wheel,) = Path(folder).glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         problems = [f"missing: {name}" for name in MUST_HAVE if name not in names]
+        if cpu.is_available() and not any(name.endswith(NATIVE_SUFFIX) for name in names):
+            problems.append("missing: the C++ kernels, which this machine can build")
         problems += [f"stray: {name}" for name in names if not _belongs(name)]
         if wheel.stat().st_size > MAX_WHEEL_BYTES:
             problems.append(f"too large: {wheel.stat().st_size} bytes")

@@ -20,7 +20,7 @@ from shoal.client.single_process import open_trunk
 from shoal.client.swarm import ROUNDINGS, Swarm
 from shoal.client.tally import Observers
 from shoal.experts.backend import PackedExpert
-from shoal.experts.reference_backend import ReferenceBackend
+from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import InlineWorker
 from shoal.node.admission import Admission
@@ -124,7 +124,7 @@ async def memory_swarm(
 
 def expert_server(store: ModelStore, words: str, model_root: bytes) -> ExpertServer:
     """A node's server with the experts that these words name, under the name of a model."""
-    backend, experts = ReferenceBackend(), dict[LayerId, dict[ExpertId, PackedExpert]]()
+    backend, experts = choose_backend(KernelChoice.AUTO, 1), dict[LayerId, dict[ExpertId, PackedExpert]]()
     for layer, ids in parse_holding(words, store.spec).items():
         experts[layer] = {expert: backend.pack(store.spec.expert, store.expert(layer, expert)) for expert in ids}
     held = Held(model_root, store.weight_format, store.spec.expert, experts)

@@ -1,0 +1,223 @@
+"""The C++ kernels (csrc/) on torch tensors: pack a matrix once, then run calls of several experts on a pool of threads.
+
+Arithmetic and arguments are those of `reference.grouped_swiglu`, which tests hold it to; weights stay in their stored
+format. Numbers only, as that module. Knows no layers, no peers, no checkpoints.
+"""
+
+import importlib
+from collections.abc import Sequence
+from enum import IntEnum, StrEnum
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from shoal.kernels import _native
+
+MAX_THREADS = 1024
+"""More than any machine has cores; each takes 320 KB."""
+
+
+class Format(IntEnum):
+    """How a weight is stored: the numbers of the wire's `WeightFormat` and of csrc/layout.h."""
+
+    FP8_BLOCK = 1
+    BF16 = 2
+    F32 = 3
+    INT8_G128 = 4
+    INT4_G32 = 5
+    INT4_G128 = 6
+    MXFP4 = 7
+
+
+class Isa(StrEnum):
+    """A path through the kernels, by the instructions that it needs."""
+
+    PORTABLE = "portable"
+    AVX2 = "avx2"
+    """AVX2, FMA, F16C: fp32 arithmetic."""
+    AVX512 = "avx512"
+    """AVX-512 F, BW, VL, DQ: fp32 arithmetic."""
+    AVX512_BF16 = "avx512_bf16"
+    """Also BF16 and VBMI: bf16 dot products in rounding 1, fp32 in rounding 0 and for f32 weights."""
+
+
+DATA_DTYPES = {
+    Format.FP8_BLOCK: torch.float8_e4m3fn,
+    Format.BF16: torch.bfloat16,
+    Format.F32: torch.float32,
+    Format.INT8_G128: torch.int8,
+    Format.INT4_G32: torch.uint8,
+    Format.INT4_G128: torch.uint8,
+    Format.MXFP4: torch.uint8,
+}
+"""dtype of `data`. 4-bit formats hold two columns a byte, the low nibble first."""
+
+SCALE_DTYPES = {
+    Format.FP8_BLOCK: torch.float32,
+    Format.INT8_G128: torch.bfloat16,
+    Format.INT4_G32: torch.bfloat16,
+    Format.INT4_G128: torch.bfloat16,
+    Format.MXFP4: torch.uint8,
+}
+"""dtype of `scale`, for the formats that have one."""
+
+OFFSET_TO_TWOS_COMPLEMENT = 0x88
+"""Turns two stored nibbles n, which mean n - 8, into the two's complement that csrc/ shifts into place."""
+
+_BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.float32}
+
+
+def is_available() -> bool:
+    """Whether the extension was built and loads."""
+    return _load() is not None
+
+
+def available_isas() -> tuple[Isa, ...]:
+    """The paths that this processor can run, the fastest last.
+
+    Raises:
+        RuntimeError: the extension is not there.
+    """
+    return tuple(Isa(name) for name in _module().features())
+
+
+def packed_bytes(weight_format: Format, rows: int, columns: int) -> int:
+    """Memory that a packed matrix takes, in bytes: its stored size, rows padded to 64 and columns to 128.
+
+    Raises:
+        RuntimeError: the extension is not there. ValueError: a size below 1 or above 2^20.
+    """
+    size: int = _module().packed_bytes(int(weight_format), rows, columns)
+    return size
+
+
+class PackedMatrix:
+    """A weight W[rows, columns] in the layout of csrc/layout.h, in memory of its own."""
+
+    def __init__(
+        self, weight_format: Format, rows: int, columns: int, data: torch.Tensor, scale: torch.Tensor | None
+    ) -> None:
+        """Pack `data` of dtype `DATA_DTYPES[format]` and `scale` of `SCALE_DTYPES[format]`, both contiguous.
+
+        fp8_block: e4m3[rows, columns], f32[ceil(rows/128), ceil(columns/128)] · bf16, f32: [rows, columns], None ·
+        int8 and int4: as `int_groups.py` stores them · mxfp4: as `mxfp4.py` does, scales as bytes. W = data * scale.
+
+        Raises:
+            ValueError: a shape, dtype or stride that does not fit, or a value that is not finite.
+            RuntimeError: the extension is not there.
+        """
+        _check_dtype("data", data, DATA_DTYPES[weight_format])
+        if scale is not None:
+            _check_dtype("scale", scale, SCALE_DTYPES.get(weight_format))
+        if weight_format in (Format.INT4_G32, Format.INT4_G128):
+            data = data ^ OFFSET_TO_TWOS_COMPLEMENT
+        bits = None if scale is None else _bits(scale)
+        self.native: _native.Matrix = _module().pack(int(weight_format), rows, columns, _bits(data), bits)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.native.size_bytes
+
+
+class PackedSwiGLU:
+    """One expert: gate and up [inter, hidden], down [hidden, inter], of one format."""
+
+    def __init__(self, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -> None:
+        self.native: _native.Expert = _module().expert(gate.native, up.native, down.native)
+        self.size_bytes = gate.size_bytes + up.size_bytes + down.size_bytes
+
+
+class CpuKernels:
+    """Threads that run calls; they sleep in between. Calls from several threads wait for one another."""
+
+    def __init__(self, threads: int, isa: Isa | None = None) -> None:
+        """`threads`: 1..1024, the caller included. `isa` None: the fastest that the processor has.
+
+        Raises:
+            ValueError: no such number of threads, or a path that this processor does not have.
+            RuntimeError: the extension is not there.
+        """
+        self.isa = isa or available_isas()[-1]
+        self._runner: _native.Runner = _module().runner(self.isa.value, threads)
+
+    @property
+    def threads(self) -> int:
+        return self._runner.threads
+
+    def grouped_swiglu(
+        self,
+        experts: Sequence[PackedSwiGLU],
+        x: torch.Tensor,
+        row_idx: torch.Tensor,
+        offsets: Sequence[int],
+        topk_weights: torch.Tensor,
+        *,
+        is_rounded: bool,
+    ) -> torch.Tensor:
+        """As `reference.grouped_swiglu`: f32[T, H] of x: f32|bf16[T, H], row_idx: i64[P], topk_weights: f32[P].
+
+        Error against it, relative L2: 1e-6 in rounding 0; 5e-3 in rounding 1, where sums in another order round
+        otherwise to bf16 (as between any two machines).
+
+        Raises:
+            ValueError: shapes, dtypes, strides, indices or offsets that contradict each other. TypeError: no CPU
+                tensor.
+        """
+        y = torch.empty(x.shape, dtype=torch.float32)
+        self._runner.run(
+            [expert.native for expert in experts], _bits(x), row_idx.numpy(), list(offsets), topk_weights.numpy(),
+            int(is_rounded), y.numpy(),
+        )  # fmt: skip
+        return y
+
+    def linear(self, matrix: PackedMatrix, x: torch.Tensor, *, is_rounded: bool) -> torch.Tensor:
+        """x W^T: f32[T, rows] of x: f32|bf16[T, columns]. `is_rounded`: x as bf16; sums and result stay fp32.
+
+        Raises:
+            ValueError: x does not fit the matrix.
+        """
+        y = torch.empty((x.shape[0], matrix.native.rows), dtype=torch.float32)
+        self._runner.linear(matrix.native, _bits(x), int(is_rounded), y.numpy())
+        return y
+
+    def probe_read(self, size_bytes: int) -> float:
+        """Bytes per second that the threads read from a buffer of `size_bytes`: the best of several, for benchmarks."""
+        return self._runner.probe_read(size_bytes)
+
+    def probe_multiply(self) -> float:
+        """Multiply-adds in registers, in operations per second: the limit of this path's arithmetic."""
+        return self._runner.probe_multiply()
+
+
+def _bits(tensor: torch.Tensor) -> "_native.Array":
+    """The tensor's memory as numbers that numpy has: bf16 as uint16, fp8 as uint8."""
+    plain = _BITS.get(tensor.element_size())
+    if plain is None or tensor.is_complex():
+        raise ValueError(f"{tensor.dtype} is nothing that the kernels read")
+    if tensor.dtype is torch.float16 or tensor.dtype is torch.int32:
+        raise ValueError(f"{tensor.dtype} is not float32 or bfloat16")
+    array: _native.Array = tensor.detach().view(plain).numpy()
+    return array
+
+
+def _check_dtype(name: str, tensor: torch.Tensor, expected: torch.dtype | None) -> None:
+    if tensor.dtype is not expected:
+        raise ValueError(f"{name} is {tensor.dtype}, expected {expected or 'none: this format has no scales'}")
+
+
+def _module() -> ModuleType:
+    module = _load()
+    if module is None:
+        raise RuntimeError("shoal was installed without its C++ kernels")
+    return module
+
+
+@cache
+def _load() -> ModuleType | None:
+    try:
+        return importlib.import_module("shoal.kernels._native")
+    except ImportError:
+        return None

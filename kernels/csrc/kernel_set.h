@@ -1,0 +1,49 @@
+// What one instruction set offers: a table of functions, filled by each isa_*.cpp and chosen at run time.
+#pragma once
+
+#include "layout.h"
+
+namespace shoal {
+
+// One panel (64 outputs) times some rows of activations.
+struct PanelArgs {
+  const uint8_t* codes;      // the panel's stream
+  const uint8_t* scales;     // the panel's scales, or those of its block of 128 rows; nullptr without scales
+  int64_t columns;           // padded
+  const void* const* rows;   // num_rows pointers to f32[columns] or bf16[columns], zero where padded
+  int64_t num_rows;
+  float* out;                // f32[num_rows, 64], overwritten
+  uint8_t* scratch;          // kScratchBytes, aligned to 64
+};
+
+// A decoded piece of a panel: 256 columns x 64 rows in fp32, or bf16 with half of it unused.
+constexpr int kPieceColumns = 256;
+constexpr size_t kScratchBytes = size_t{kPieceColumns} * kPanelRows * sizeof(float);
+
+using PanelFn = void (*)(const PanelArgs&);
+
+struct KernelSet {
+  PanelFn panel_f32[kNumFormats];   // rows are fp32, products and sums in fp32
+  PanelFn panel_bf16[kNumFormats];  // rows are bf16, bf16 dot products summed in fp32; nullptr where there are none
+
+  // h = silu(gate) * up over n values; is_rounded: gate, up and h are rounded to bf16. h is f32 or bf16 (as uint16).
+  void (*swiglu_f32)(const float* gate, const float* up, int64_t n, bool is_rounded, float* h);
+  void (*swiglu_bf16)(const float* gate, const float* up, int64_t n, uint16_t* h);
+
+  // y += weight * term over n values; is_rounded: the product is rounded to bf16 before it is added.
+  void (*accumulate)(float* y, const float* term, float weight, int64_t n, bool is_rounded);
+
+  // Probes of the machine's limits, for benchmarks. Both return something that depends on all their work.
+  float (*read)(const uint8_t* from, int64_t num_bytes);  // a multiple of 256 bytes, aligned to 4
+  float (*multiply)(const uint8_t* operands, int64_t num_rounds);  // in registers; 64 bytes of operands
+  int64_t probe_flop;                                              // operations in a round of `multiply`
+};
+
+const KernelSet& portable_kernels();
+#ifdef SHOAL_X86
+const KernelSet& avx2_kernels();
+const KernelSet& avx512_kernels();
+const KernelSet& avx512_bf16_kernels();
+#endif
+
+}  // namespace shoal

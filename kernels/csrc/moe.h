@@ -1,0 +1,95 @@
+// One call: several experts over ragged groups of rows, in two phases (gate and up, then down) on a pool of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernel_set.h"
+#include "matrix.h"
+#include "pool.h"
+
+namespace shoal {
+
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+
+// The paths that this processor can run, the fastest last.
+std::vector<Isa> available_isas();
+const KernelSet& kernels_of(Isa isa);
+
+// gate and up: [inter, hidden], down: [hidden, inter], of one format.
+struct Expert {
+  std::shared_ptr<const Matrix> gate, up, down;
+};
+
+enum class Rounding { kF32 = 0, kBf16 = 1 };  // docs/adr/0004
+
+enum class XType { kF32, kBf16 };
+
+// Arguments that check() has found to agree.
+struct MoeCall {
+  std::vector<const Expert*> experts;
+  const uint8_t* x;  // f32|bf16[num_rows, hidden], any alignment
+  XType x_type;
+  int64_t num_rows, hidden;
+  std::vector<int64_t> row_idx, offsets;
+  std::vector<float> weights;  // per pair
+  Rounding rounding;
+  float* y;  // f32[num_rows, hidden], overwritten
+
+  // Throws std::invalid_argument when something contradicts something.
+  void check() const;
+};
+
+// Threads and memory for calls. Calls from several threads run one after another.
+class Runner {
+ public:
+  Runner(Isa isa, int num_threads);
+  Isa isa() const { return isa_; }
+  int num_threads() const { return pool_.num_threads(); }
+  void run(const MoeCall& call);
+  // y = x W^T for a plain linear: x f32|bf16[num_rows, columns], y f32[num_rows, rows]. The sum is not rounded.
+  void linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, Rounding rounding, float* y);
+
+  // For benchmarks, the best of several: bytes read per second from a buffer of this size, and multiply-adds in
+  // registers in operations per second.
+  double probe_read(int64_t num_bytes);
+  double probe_multiply();
+
+ private:
+  struct Buffer {
+    uint8_t* of_size(size_t size_bytes);
+    AlignedBuffer memory;
+    size_t capacity_bytes = 0;
+  };
+  // Rows that kernels read: fp32 or bf16, zero-padded, and not a multiple of 4 KiB apart.
+  struct Rows {
+    uint8_t* data;
+    int64_t stride_bytes;
+    bool is_bf16;
+    uint8_t* row(int64_t i) const { return data + i * stride_bytes; }
+  };
+
+  bool uses_bf16(Format format, Rounding rounding) const;
+  Rows make_rows(Buffer& buffer, int64_t num_rows, int64_t padded_columns, bool is_bf16);
+  void convert_x(const uint8_t* x, XType x_type, int64_t columns, int64_t row, Rounding rounding, const Rows& to) const;
+  void multiply(const Matrix& matrix, int64_t panel, const void* const* rows, int64_t num_rows, bool is_bf16, int thread,
+                float* out);
+  void gate_and_up(const MoeCall& call, const Expert& expert, int64_t panel, int64_t begin, int64_t end, const Rows& x,
+                   const Rows& hidden, int thread);
+  void down(const MoeCall& call, int64_t panel, const Rows& hidden, int thread);
+
+  Isa isa_;
+  const KernelSet& kernels_;
+  Pool pool_;
+  std::mutex mutex_;
+  std::atomic<float> probe_result_{0};  // keeps probes from being optimized away
+  Buffer x_, hidden_;
+  std::vector<AlignedBuffer> scratch_;                // per thread: a decoded piece, then two blocks of results
+  std::vector<std::vector<const void*>> row_pointers_;  // per thread
+};
+
+}  // namespace shoal

@@ -1,0 +1,215 @@
+// The Python module `shoal.kernels._native`. Everything that comes from Python is checked here or in MoeCall::check;
+// what is wrong becomes ValueError or TypeError, never undefined behaviour. The GIL is released while numbers are made.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+
+#include "moe.h"
+
+namespace nb = nanobind;
+
+namespace shoal {
+namespace {
+
+using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+using Output = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+
+constexpr int kMaxThreads = 1024;            // far above any machine's cores; more would only take memory
+constexpr int64_t kMaxSize = int64_t{1} << 20;  // rows or columns of a matrix; the widest known has 18,432
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+void check_contiguous(const nb::ndarray<nb::ro, nb::device::cpu>& array, const char* name) {
+  if (array.size() == 0) return;
+  int64_t expected = 1;
+  for (size_t axis = array.ndim(); axis-- > 0;) {
+    if (array.shape(axis) > 1 && array.stride(axis) != expected) refuse(std::string(name) + " is not contiguous");
+    expected *= static_cast<int64_t>(array.shape(axis));
+  }
+}
+
+// Bits of the elements, which must be plain numbers.
+int element_bits(const Array& array) { return array.dtype().lanes == 1 ? array.dtype().bits : 0; }
+
+void check_matrix(const Array& array, const char* name, int bits, int64_t rows, int64_t columns) {
+  if (element_bits(array) != bits) refuse(std::string(name) + " has elements of another size than its format");
+  if (array.ndim() != 2 || static_cast<int64_t>(array.shape(0)) != rows ||
+      static_cast<int64_t>(array.shape(1)) != columns) {
+    refuse(std::string(name) + " must have shape [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
+  }
+  check_contiguous(array, name);
+}
+
+Format checked_format(int format) {
+  if (format < 1 || format >= kNumFormats) refuse("no such format: " + std::to_string(format));
+  return static_cast<Format>(format);
+}
+
+void check_size(int64_t rows, int64_t columns) {
+  if (rows < 1 || columns < 1 || rows > kMaxSize || columns > kMaxSize) {
+    refuse("a matrix of " + std::to_string(rows) + " x " + std::to_string(columns));
+  }
+}
+
+int data_bits(Format format) {
+  switch (codes_of(format)) {
+    case Codes::kF32: return 32;
+    case Codes::kBf16: return 16;
+    default: return 8;
+  }
+}
+
+void check_scale(const Array& scale, Format format, int64_t rows, int64_t columns) {
+  const int64_t groups = (columns + group_columns(format) - 1) / group_columns(format);
+  const bool is_block = scales_of(format) == Scales::kF32Block;
+  check_matrix(scale, "scale", 8 * static_cast<int>(scale_bytes(scales_of(format))),
+               is_block ? round_up(rows, kBlock) / kBlock : rows, groups);
+  if (is_block && scale.dtype() != nb::dtype<float>()) refuse("block scales must be float32");
+}
+
+std::shared_ptr<Matrix> pack(int format_number, int64_t rows, int64_t columns, const Array& data,
+                             const std::optional<Array>& scale) {
+  const Format format = checked_format(format_number);
+  check_size(rows, columns);
+  check_matrix(data, "data", data_bits(format), rows, codes_of(format) == Codes::kNibble ? (columns + 1) / 2 : columns);
+  const bool has_scales = scales_of(format) != Scales::kNone;
+  if (has_scales != scale.has_value()) refuse(has_scales ? "no scales" : "scales, which this format does not have");
+  if (scale) check_scale(*scale, format, rows, columns);
+  const StoredWeight stored{format, rows, columns, static_cast<const uint8_t*>(data.data()),
+                            scale ? static_cast<const uint8_t*>(scale->data()) : nullptr};
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(stored);
+}
+
+int64_t packed_bytes(int format, int64_t rows, int64_t columns) {
+  check_size(rows, columns);
+  return static_cast<int64_t>(Matrix::packed_bytes(checked_format(format), rows, columns));
+}
+
+Expert make_expert(std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, std::shared_ptr<Matrix> down) {
+  if (!gate || !up || !down) refuse("an expert has three matrices");
+  return {std::move(gate), std::move(up), std::move(down)};
+}
+
+XType type_of_x(const Array& x) {
+  if (x.ndim() != 2) refuse("x is no matrix");
+  check_contiguous(x, "x");
+  if (x.dtype() == nb::dtype<float>()) return XType::kF32;
+  if (x.dtype() == nb::dtype<uint16_t>()) return XType::kBf16;
+  refuse("x must be float32, or bf16 viewed as uint16");
+}
+
+// A copy of a list of numbers that may be misaligned.
+template <class T>
+std::vector<T> copied(const Array& array, const char* name) {
+  if (array.ndim() != 1 || array.dtype() != nb::dtype<T>()) refuse(std::string(name) + " has another type or shape");
+  check_contiguous(array, name);
+  std::vector<T> values(array.size());
+  if (!values.empty()) std::memcpy(values.data(), array.data(), values.size() * sizeof(T));
+  return values;
+}
+
+void check_output(const Output& y, int64_t rows, int64_t columns) {
+  if (static_cast<int64_t>(y.shape(0)) != rows || static_cast<int64_t>(y.shape(1)) != columns) {
+    refuse("y must have shape [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
+  }
+  check_contiguous(nb::ndarray<nb::ro, nb::device::cpu>(y), "y");
+  if (reinterpret_cast<uintptr_t>(y.data()) % alignof(float)) refuse("y is misaligned");
+}
+
+Rounding checked_rounding(int rounding) {
+  if (rounding != 0 && rounding != 1) refuse("no such rounding: " + std::to_string(rounding));
+  return static_cast<Rounding>(rounding);
+}
+
+void run(Runner& runner, const std::vector<const Expert*>& experts, const Array& x, const Array& row_idx,
+         const std::vector<int64_t>& offsets, const Array& topk_weights, int rounding, const Output& y) {
+  MoeCall call{experts, static_cast<const uint8_t*>(x.data()), type_of_x(x), 0, 0, copied<int64_t>(row_idx, "row_idx"),
+               offsets, copied<float>(topk_weights, "topk_weights"), checked_rounding(rounding), nullptr};
+  for (const Expert* expert : experts) {
+    if (!expert) refuse("None is no expert");
+  }
+  call.num_rows = static_cast<int64_t>(x.shape(0));
+  call.hidden = static_cast<int64_t>(x.shape(1));
+  check_output(y, call.num_rows, call.hidden);
+  call.y = y.data();
+  call.check();
+  const nb::gil_scoped_release release;
+  runner.run(call);
+}
+
+void linear(Runner& runner, const Matrix& matrix, const Array& x, int rounding, const Output& y) {
+  const XType x_type = type_of_x(x);
+  const auto num_rows = static_cast<int64_t>(x.shape(0));
+  if (static_cast<int64_t>(x.shape(1)) != matrix.columns()) refuse("x has another width than the matrix");
+  check_output(y, num_rows, matrix.rows());
+  const Rounding checked = checked_rounding(rounding);
+  const nb::gil_scoped_release release;
+  runner.linear(matrix, static_cast<const uint8_t*>(x.data()), x_type, num_rows, checked, y.data());
+}
+
+constexpr int64_t kMaxProbeBytes = int64_t{1} << 36;
+
+double probe_read(Runner& runner, int64_t num_bytes) {
+  if (num_bytes < 1 || num_bytes > kMaxProbeBytes) refuse("a probe reads 1 byte to 64 GiB");
+  const nb::gil_scoped_release release;
+  return runner.probe_read(num_bytes);
+}
+
+double probe_multiply(Runner& runner) {
+  const nb::gil_scoped_release release;
+  return runner.probe_multiply();
+}
+
+constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+
+std::vector<std::string> features() {
+  std::vector<std::string> names;
+  for (const Isa isa : available_isas()) names.emplace_back(kIsaNames[static_cast<int>(isa)]);
+  return names;
+}
+
+std::unique_ptr<Runner> make_runner(const std::string& isa_name, int num_threads) {
+  if (num_threads < 1 || num_threads > kMaxThreads) {
+    refuse("threads must be 1.." + std::to_string(kMaxThreads) + ", not " + std::to_string(num_threads));
+  }
+  for (const Isa isa : available_isas()) {
+    if (isa_name == kIsaNames[static_cast<int>(isa)]) return std::make_unique<Runner>(isa, num_threads);
+  }
+  refuse("this processor has no path '" + isa_name + "'");
+}
+
+}  // namespace
+}  // namespace shoal
+
+NB_MODULE(_native, module) {
+  using namespace shoal;
+  nb::set_leak_warnings(false);  // programs may end while they hold experts; the system takes the memory back
+  nb::class_<Matrix>(module, "Matrix")
+      .def_prop_ro("format", [](const Matrix& m) { return static_cast<int>(m.format()); })
+      .def_prop_ro("rows", &Matrix::rows)
+      .def_prop_ro("columns", &Matrix::columns)
+      .def_prop_ro("size_bytes", &Matrix::size_bytes);
+  nb::class_<Expert>(module, "Expert");
+  nb::class_<Runner>(module, "Runner")
+      .def_prop_ro("threads", &Runner::num_threads)
+      .def("run", &run, nb::arg("experts"), nb::arg("x").noconvert(), nb::arg("row_idx").noconvert(), nb::arg("offsets"),
+           nb::arg("topk_weights").noconvert(), nb::arg("rounding"), nb::arg("y").noconvert())
+      .def("probe_read", &probe_read, nb::arg("num_bytes"))
+      .def("probe_multiply", &probe_multiply)
+      .def("linear", &linear, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("rounding"), nb::arg("y").noconvert());
+  module.def("features", &features);
+  module.def("runner", &make_runner, nb::arg("isa"), nb::arg("threads"));
+  module.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),
+             nb::arg("scale").noconvert().none());
+  module.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("columns"));
+  module.def("expert", &make_expert, nb::arg("gate"), nb::arg("up"), nb::arg("down"));
+}
