@@ -16,7 +16,7 @@ CTRL_C_STATUS = 130
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Print a ShoalError as one line on stderr and exit with its status; Ctrl-C exits 130 without a word."""
+    """Print a ShoalError, or what the system refused, as one line and exit; Ctrl-C exits 130 without a word."""
     try:
         yield
     except ShoalError as error:
@@ -24,6 +24,9 @@ def reporting_errors() -> Iterator[None]:
         raise SystemExit(error.exit_status) from None
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of our output is gone
+    except OSError as error:  # a full disk, a directory that is not there, too many open files: it names its cause
+        print(f"shoal: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(file=sys.stderr)
         raise SystemExit(CTRL_C_STATUS) from None

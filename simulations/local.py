@@ -173,5 +173,7 @@ async def _node(settings: NodeSettings, connection: Connection) -> None:
         await run_until(settings, stop, connection.send)
     except ShoalError as error:
         connection.send((str(error), error.exit_status))
+    except OSError as error:  # a full disk, say: the launcher reports it
+        connection.send((str(error), 1))
     finally:
         loop.remove_reader(connection.fileno())

@@ -220,6 +220,7 @@ def test_a_truncated_checkpoint_is_status_6_and_names_the_file(environment: dict
         (("run", "hello", "--join", "nonsense"), 2),
         (("run", "hello", "--join", "shoal1nonsense"), 2),
         (("node", "--model", "/no/such/directory"), 2),
+        (("node", "--experts", "0", "--identity", "/no/such/directory/key"), 1),
         (
             ("run", "hello", "--join", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"),
             1,
