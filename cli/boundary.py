@@ -4,6 +4,7 @@ Knows nothing of what a verb does.
 """
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ def reporting_errors() -> Iterator[None]:
 
 
 def run_coroutine(make: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Run a verb in a fresh uvloop; Ctrl-C cancels it and lets it clean up first."""
+    """Run a verb in a fresh uvloop; Ctrl-C cancels it and lets it clean up first (before, it just ends the process)."""
     import uvloop
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the only one that asyncio's runner replaces
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(make())

@@ -23,12 +23,3 @@ app.command()(run)
 app.command()(node)
 app.command()(version)
 app.add_typer(bench_app, name="bench")
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="shoal")
-
-
-if __name__ == "__main__":
-    main()

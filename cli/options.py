@@ -55,5 +55,8 @@ def parse_ids(words: str | None) -> list[int] | None:
 
 
 def program() -> str:
-    """What the user has to type to start us again: `shoal` if it is on the PATH, else the path that was used."""
-    return "shoal" if shutil.which("shoal") else os.path.relpath(sys.argv[0])
+    """What the user has to type to start us again: `shoal` if it is on the PATH, else the way that was used."""
+    if shutil.which("shoal"):
+        return "shoal"
+    started_as_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    return f"{os.path.relpath(sys.executable)} -m shoal.cli" if started_as_module else os.path.relpath(sys.argv[0])

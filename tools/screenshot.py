@@ -14,7 +14,8 @@ WIDTH = 100
 
 def main() -> None:
     """Draw one run."""
-    done = subprocess.run([sys.executable, "-m", "shoal.cli", "demo"], capture_output=True, text=True, check=True)
+    program = Path(sys.executable).with_name("shoal")
+    done = subprocess.run([program, "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ make demo", style="bold"))
     console.print(Text(done.stdout.rstrip()))

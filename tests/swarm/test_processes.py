@@ -237,7 +237,7 @@ def test_bad_input_is_one_clear_line_and_its_status(
     assert done.stderr.startswith(("shoal: ", "Usage: "))
 
 
-@pytest.mark.parametrize("delay_s", [0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+@pytest.mark.parametrize("delay_s", [0.1, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 4.0, 5.0])
 def test_ctrl_c_in_any_phase_ends_everything_without_a_traceback(environment: dict[str, str], delay_s: float) -> None:
     """Ctrl-C goes to the whole foreground process group, so it does here."""
     command = [sys.executable, "-m", "shoal.cli", "demo", "--max-tokens", "1500", "--kill-after", "8"]
@@ -249,7 +249,7 @@ def test_ctrl_c_in_any_phase_ends_everything_without_a_traceback(environment: di
         os.killpg(demo.pid, signal.SIGINT)
         stdout, stderr = demo.communicate(timeout=30)
     assert demo.returncode in (130, -signal.SIGINT), stderr
-    assert "Traceback" not in stderr + stdout or delay_s < 0.2  # before main runs, Python itself reports it
+    assert "Traceback" not in stderr + stdout or "in main" not in stderr  # before main runs, Python itself reports it
 
 
 @pytest.mark.parametrize("delay_s", [0.5, 1.5, 2.5, 4.0])
