@@ -37,6 +37,7 @@ class Pool {
   };
 
   void run_job(const Job& job);
+  void keep_off_callers_cpu();
   void take_items(int thread);
   void serve(int thread);
 
@@ -47,6 +48,7 @@ class Pool {
   std::atomic<int64_t> next_item_{0};
   uint64_t job_number_ = 0;
   int num_inside_ = 0;
+  int callers_cpu_ = -1;
   bool is_open_ = false, is_stopping_ = false;
 };
 
