@@ -5,7 +5,9 @@
     │   ├── InvalidRequest
     │   ├── ContextLengthExceeded
     │   ├── AddressInUse
-    │   └── ModelNotFound
+    │   ├── ModelNotFound
+    │   ├── NodeAlreadyRunning
+    │   └── NodeNotRunning        (exit 3)
     ├── RemoteError           a peer broke the protocol                            (exit 5)
     │   ├── Malformed             undecodable, out of range, not canonical
     │   ├── TooLarge              over a limit of limits.py
@@ -94,6 +96,24 @@ class AddressInUse(LocalError):
 
 class ModelNotFound(LocalError):
     """The directory is not there or holds no checkpoint."""
+
+
+class NodeAlreadyRunning(LocalError):
+    """Another process is the node of that name on this machine."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a node called {name} runs already; try: shoal status, or shoal node --name another")
+        self.name = name
+
+
+class NodeNotRunning(LocalError):
+    """There is no node to talk to."""
+
+    exit_status = 3
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no node called {name} runs on this machine; try: shoal node")
+        self.name = name
 
 
 class RemoteError(ShoalError):
