@@ -1,8 +1,8 @@
 """The command `shoal`: its verbs, and the one place where errors become exit statuses.
 
-Exit statuses: 0 ok · 1 error · 2 usage · 3 no node runs here · 4 nobody holds an expert · 5 a peer refused or broke rules ·
-6 weights are not what they should be · 7 a resource limit · 130 Ctrl-C. Heavy imports wait inside the verbs, so that
-`--help` is quick.
+Exit statuses: 0 ok · 1 error · 2 usage · 3 no node runs here · 4 nobody holds an expert · 5 a peer refused or broke the
+rules · 6 weights are not what they should be · 7 a resource limit · 130 Ctrl-C. Heavy imports wait inside the verbs, so
+that `--help` is quick.
 """
 
 import typer
