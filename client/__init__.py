@@ -8,23 +8,28 @@ Everything a user needs is named here; everything else may change. Errors are `s
 """
 
 from shoal.client.answer import Answer
+from shoal.client.constraint import TokenConstraint
 from shoal.client.generate import FinishReason, Generation, Token
+from shoal.client.logprobs import TokenScore
 from shoal.client.sampler import Sampling
 from shoal.client.settings import SwarmSettings
 from shoal.client.swarm import Swarm
 from shoal.protocol.errors import (
+    Busy,
     CheckpointError,
     ContextLengthExceeded,
     CoverageGap,
     IntegrityError,
     InvalidRequest,
     ModelNotFound,
+    NoTokenAllowed,
     ShoalError,
     WrongModel,
 )
 
 __all__ = [
     "Answer",
+    "Busy",
     "CheckpointError",
     "ContextLengthExceeded",
     "CoverageGap",
@@ -33,10 +38,13 @@ __all__ = [
     "IntegrityError",
     "InvalidRequest",
     "ModelNotFound",
+    "NoTokenAllowed",
     "Sampling",
     "ShoalError",
     "Swarm",
     "SwarmSettings",
     "Token",
+    "TokenConstraint",
+    "TokenScore",
     "WrongModel",
 ]

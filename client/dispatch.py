@@ -7,7 +7,7 @@ and no token. Knows no model beyond `ModelId` and no sockets.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,7 +17,7 @@ from shoal.client.grouping import ExpertRows, group_by_expert
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId
 from shoal.protocol.errors import ChannelClosed, CoverageGap, IntegrityError, Malformed, ShoalError
-from shoal.protocol.events import DispatchSent, FailedOver, Observer, ReplyReceived
+from shoal.protocol.events import DispatchSent, ExpertsTimed, FailedOver, Observer, ReplyReceived
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.messages import Dispatch, DType, Rounding
 from shoal.protocol.tensors import read_partial_body, tensor_bytes
@@ -39,6 +39,20 @@ class _Call:
     layer: LayerId
     x: torch.Tensor
     rows: ExpertRows
+    exchanges: list["_Exchange"] = field(default_factory=list)
+    """The answers so far, in the order in which they came."""
+    failed: list[PeerId] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """One answered request: when, and the holder's word on its own part."""
+
+    peer: PeerId
+    sent_at: float
+    received_at: float
+    queue_s: float
+    compute_s: float
 
 
 class SwarmExperts:
@@ -67,11 +81,14 @@ class SwarmExperts:
         if not bool(torch.isfinite(x).all()):
             # said here, or every holder would refuse and be taken for a liar
             raise IntegrityError(f"the hidden states of layer {layer} are not finite: the trunk's weights are damaged")
+        started = self._clock()
         wire_dtype = torch.bfloat16 if self._model.rounding is Rounding.BF16 else torch.float32
         rows = group_by_expert(topk_idx, topk_weights)
         call = _Call(layer, x.to(wire_dtype), rows)
         partials = await self._compute(call, rows.experts, tried=())
-        return combine(partials, x.shape[0], x.shape[1])
+        total = combine(partials, x.shape[0], x.shape[1])
+        self._observe(_timed(call, started, self._clock()))
+        return total
 
     async def _compute(self, call: _Call, experts: Sequence[ExpertId], tried: tuple[PeerId, ...]) -> list[PartialSum]:
         """Have these experts computed by whoever is best, not by `tried`."""
@@ -107,6 +124,7 @@ class SwarmExperts:
             return [await self._exchange(call, peer, experts)]
         except ShoalError as error:
             self._holders.failed(peer, error)
+            call.failed.append(peer)
             if not error.retry_elsewhere or len(tried) + 1 >= MAX_ATTEMPTS:
                 raise
             failure = error
@@ -142,8 +160,10 @@ class SwarmExperts:
         if (reply.message.num_tokens, reply.message.hidden) != (message.num_tokens, message.hidden):
             raise Malformed("a partial sum of another shape than was asked for")
         values = read_partial_body(reply.message, reply.body)
-        exchange_s = self._clock() - started
+        received = self._clock()
+        exchange_s = received - started
         queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
+        call.exchanges.append(_Exchange(peer, started, received, queue_s, compute_s))
         holder.health.answered(exchange_s, compute_s, macs)
         self._observe(ReplyReceived(peer, call.layer, exchange_s, queue_s, compute_s))
         return PartialSum(experts, token_idx, values)
@@ -162,6 +182,29 @@ class SwarmExperts:
             num_rows=rows.num_rows,
             deadline_ms=max(1, round(deadline_s * 1000)),
         )
+
+
+def _timed(call: _Call, started: float, ended: float) -> ExpertsTimed:
+    """Where the time of a finished call went. A holder that claims more work than its answer took is cut to that."""
+    first, last = call.exchanges[0], call.exchanges[-1]
+    exchange_s = first.received_at - first.sent_at
+    compute_s = min(first.compute_s, exchange_s)
+    queue_s = min(first.queue_s, exchange_s - compute_s)
+    straggling_s = last.received_at - first.received_at
+    before_s = first.sent_at - started
+    failed_s = before_s if call.failed else 0.0
+    return ExpertsTimed(
+        layer=call.layer,
+        num_tokens=len(call.x),
+        num_holders=len({exchange.peer for exchange in call.exchanges}),
+        slowest=last.peer,
+        wire_s=exchange_s - compute_s - queue_s,
+        queue_s=queue_s,
+        compute_s=compute_s,
+        straggling_s=straggling_s,
+        failed_s=failed_s,
+        local_s=ended - started - exchange_s - straggling_s - failed_s,
+    )
 
 
 async def _all(parts: Sequence[Coroutine[None, None, list[PartialSum]]]) -> list[list[PartialSum]]:

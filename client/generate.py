@@ -14,6 +14,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from shoal.client.constraint import TokenConstraint
+from shoal.client.logprobs import MAX_TOP_LOGPROBS, TokenScore, TopLogprobs, score_tokens
 from shoal.client.sampler import Sampler, Sampling
 from shoal.client.stop_strings import StopStrings
 from shoal.client.tokenizer import Tokenizer
@@ -25,6 +27,9 @@ from shoal.protocol.errors import ContextLengthExceeded, InvalidRequest
 PREFILL_CHUNK = 256
 """Prompt tokens per forward pass: half of `limits.MAX_TOKENS_PER_FRAME`, so that a frame stays at 7 MB for DeepSeek-V3
 and a decode step of another stream waits for no more than that."""
+
+SCORED_ROWS = 32
+"""Rows of a scored prompt that go through the head at a time: 16 MB of logits for DeepSeek-V3's vocabulary."""
 
 
 class FinishReason(Enum):
@@ -48,6 +53,8 @@ class Token:
     """Natural log of its probability under the model, before penalty, temperature and filters."""
     finish_reason: FinishReason | None = None
     """Set on the last token of a generation, and only there. An end-of-sequence token is one too, without text."""
+    top_logprobs: TopLogprobs = ()
+    """The likeliest tokens in its place, as many as `Sampling.top_logprobs`; under the model, as `logprob` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +115,20 @@ class Engine:
         self.tokenizer = tokenizer
         self._draw_seed = draw_seed
 
-    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Token, None]:
-        """Generate token by token.
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, constraint: TokenConstraint | None = None
+    ) -> AsyncGenerator[Token, None]:
+        """Generate token by token. constraint: this answer's own; it is used up.
 
         Raises:
             InvalidRequest: an empty prompt, an id outside the vocabulary, or stop strings without a tokenizer.
+            NoTokenAllowed: the constraint has come to a dead end. Whatever it raises.
             ContextLengthExceeded: prompt and `max_tokens` do not fit the model's context. What the experts raise.
 
         *Cancellation:* closing the generator, or cancelling its task, leaves no task behind; tokens given so far stay.
         """
         max_tokens = self.check(prompt_ids, sampling)
-        sampler, answer = self._sampler(prompt_ids, sampling), Answer(self.tokenizer, sampling.stop)
+        sampler, answer = self._sampler(prompt_ids, sampling, constraint), Answer(self.tokenizer, sampling.stop)
         cache = self.trunk.new_cache()
         logits = await self._prefill(torch.tensor(prompt_ids), cache)
         for index in range(max_tokens):
@@ -129,7 +139,7 @@ class Engine:
             if is_last:
                 piece += answer.end()
             reason = FinishReason.STOP if is_end or answer.is_stopped else FinishReason.LENGTH if is_last else None
-            yield Token(sampled.token_id, piece, index, sampled.logprob, reason)
+            yield Token(sampled.token_id, piece, index, sampled.logprob, reason, sampled.top_logprobs)
             if reason is not None:
                 return
             logits = await self._decode(sampled.token_id, cache)
@@ -142,19 +152,58 @@ class Engine:
                 recorder.add(token)
         return recorder.generation()
 
+    async def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> list[TokenScore]:
+        """How likely the model finds each token of a prompt, given those before it: one score a token.
+
+        Equal to the log-softmax of transformers' logits within 2e-5 in fp32.
+
+        Raises:
+            InvalidRequest: as `stream`, or `top_logprobs` outside 0..20. ContextLengthExceeded: as `stream`. What the
+            experts raise.
+
+        *Cancellation:* leaves no task behind.
+        """
+        if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+            raise InvalidRequest(f"top_logprobs is {top_logprobs}, expected 0..{MAX_TOP_LOGPROBS}")
+        self._check_ids(prompt_ids)
+        if len(prompt_ids) > self.trunk.config.max_position_embeddings:
+            raise ContextLengthExceeded(len(prompt_ids), self.trunk.config.max_position_embeddings)
+        scores = [TokenScore(prompt_ids[0], None)]
+        ids, cache = torch.tensor(prompt_ids), self.trunk.new_cache()
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            hidden = await self.trunk.forward(ids[start : start + PREFILL_CHUNK], cache, self.routed_experts)
+            scores += await self._score_rows(hidden, ids[start + 1 : start + 1 + PREFILL_CHUNK], top_logprobs)
+        return scores
+
+    async def _score_rows(self, hidden: Tensor, next_ids: Tensor, count: int) -> list[TokenScore]:
+        """hidden: dtype[T, H] · next_ids: i64[T], or one fewer at the prompt's end."""
+        scores: list[TokenScore] = []
+        for start in range(0, len(next_ids), SCORED_ROWS):
+            some_ids = next_ids[start : start + SCORED_ROWS]
+            logits = await self.trunk.logits(hidden[start : start + len(some_ids)])
+            scores += await self.trunk.worker.run(score_tokens, logits, some_ids, count)
+        return scores
+
     def check(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
         """Refuse, before anything runs, what `stream` would refuse; return the most tokens it will generate."""
         config = self.trunk.config
-        if not prompt_ids:
-            raise InvalidRequest("the prompt is empty")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
-            raise InvalidRequest(f"prompt ids must be in 0..{config.vocab_size - 1}")
+        self._check_ids(prompt_ids)
+        biased = max((token_id for token_id, _ in sampling.logit_bias), default=0)
+        if biased >= config.vocab_size:
+            raise InvalidRequest(f"logit_bias names token {biased}; ids must be in 0..{config.vocab_size - 1}")
         if sampling.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a tokenizer, and the model has no tokenizer.json")
         num_tokens = len(prompt_ids) + (sampling.max_tokens or 1)
         if num_tokens > config.max_position_embeddings:
             raise ContextLengthExceeded(num_tokens, config.max_position_embeddings)
         return sampling.max_tokens or config.max_position_embeddings - len(prompt_ids)
+
+    def _check_ids(self, prompt_ids: Sequence[int]) -> None:
+        vocab_size = self.trunk.config.vocab_size
+        if not prompt_ids:
+            raise InvalidRequest("the prompt is empty")
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
+            raise InvalidRequest(f"prompt ids must be in 0..{vocab_size - 1}")
 
     async def _prefill(self, ids: Tensor, cache: LatentCache) -> Tensor:
         """ids: i64[T] -> logits of the last one, f32[V]."""
@@ -166,9 +215,9 @@ class Engine:
         hidden = await self.trunk.forward(torch.tensor([token_id]), cache, self.routed_experts)
         return (await self.trunk.logits(hidden))[0]
 
-    def _sampler(self, prompt_ids: Sequence[int], sampling: Sampling) -> Sampler:
+    def _sampler(self, prompt_ids: Sequence[int], sampling: Sampling, constraint: TokenConstraint | None) -> Sampler:
         seed = self._draw_seed() if sampling.seed is None else sampling.seed
-        return Sampler(sampling, prompt_ids, torch.Generator().manual_seed(seed))
+        return Sampler(sampling, prompt_ids, torch.Generator().manual_seed(seed), constraint)
 
     def _end_ids(self, sampling: Sampling) -> Sequence[int]:
         if sampling.ignore_eos:

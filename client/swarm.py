@@ -15,9 +15,11 @@ import torch
 
 from shoal.client.answer import Answer, Watch
 from shoal.client.chat_template import ChatMessage
+from shoal.client.constraint import TokenConstraint
 from shoal.client.dispatch import SwarmExperts
 from shoal.client.generate import Engine, Recorder, Token
 from shoal.client.holders import Holders
+from shoal.client.logprobs import TokenScore
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, SwarmSettings
@@ -125,18 +127,28 @@ class Swarm:
         """Usable replicas of every expert, by layer."""
         return {layer: self._holders.replicas(layer) for layer in self._layers}
 
-    async def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Token, None]:
-        """Generate token by token.
+    async def stream(
+        self, prompt: Prompt, sampling: Sampling | None = None, constraint: TokenConstraint | None = None
+    ) -> AsyncGenerator[Token, None]:
+        """Generate token by token. constraint: a grammar that the answer keeps to, made for this answer.
 
         Raises:
             InvalidRequest, ContextLengthExceeded: before the first token. CoverageGap and the other ShoalErrors: in the
-            middle, when no replica is left; tokens given so far stay true.
+            middle, when no replica is left; tokens given so far stay true. NoTokenAllowed: the grammar's dead end.
 
         *Cancellation:* closing the iterator, or cancelling the task, cancels the requests in flight at their holders.
         """
-        async with aclosing(self.engine.stream(self.prompt_ids(prompt), sampling or Sampling())) as tokens:
+        answer = self.engine.stream(self.prompt_ids(prompt), sampling or Sampling(), constraint)
+        async with aclosing(answer) as tokens:
             async for token in tokens:
                 yield token
+
+    async def score(self, prompt: Prompt, top_logprobs: int = 0) -> list[TokenScore]:
+        """How likely the model finds each token of a prompt, given those before it; the first has no likelihood.
+
+        Raises and cancels as `stream`.
+        """
+        return await self.engine.score(self.prompt_ids(prompt), top_logprobs)
 
     async def generate(self, prompt: Prompt, sampling: Sampling | None = None) -> Answer:
         """Generate to the end. Raises and cancels as `stream`."""

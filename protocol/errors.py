@@ -4,6 +4,7 @@
     ├── LocalError            we, or our user, asked for something impossible      (exit 2)
     │   ├── InvalidRequest
     │   ├── ContextLengthExceeded
+    │   ├── NoTokenAllowed
     │   ├── AddressInUse
     │   ├── ModelNotFound
     │   ├── NodeAlreadyRunning
@@ -84,6 +85,10 @@ class ContextLengthExceeded(LocalError):
         super().__init__(f"{num_tokens} tokens do not fit the model's context of {limit}; shorten the prompt")
         self.num_tokens = num_tokens
         self.limit = limit
+
+
+class NoTokenAllowed(LocalError):
+    """An answer's grammar has come to a dead end: it excludes every token of the model."""
 
 
 class AddressInUse(LocalError):

@@ -57,7 +57,92 @@ class FailedOver:
     call_s: float
 
 
-Event = HolderJoined | HolderLost | DispatchSent | ReplyReceived | FailedOver
+@dataclass(frozen=True, slots=True)
+class ExpertsTimed:
+    """A layer's routed experts have answered; the six durations of its call, which add up to all of it.
+
+    It stands between the `LayerTimed` of the layer before and that of its own layer, after its `ReplyReceived`.
+    """
+
+    layer: LayerId
+    num_tokens: int
+    num_holders: int
+    """Holders whose answers were used."""
+    slowest: PeerId
+    """Whose answer came last."""
+    wire_s: float
+    """Of the first answer: there and back, serializing included, less the holder's own two durations."""
+    queue_s: float
+    compute_s: float
+    """Of the first answer, as its holder tells."""
+    straggling_s: float
+    """From the first answer to the last: waiting for the slowest."""
+    failed_s: float
+    """Before the first answer's request: calls that failed and had to be made again."""
+    local_s: float
+    """The rest: grouping, choosing holders, cutting rows, summing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTimed:
+    """One layer of one forward pass of the trunk."""
+
+    pass_id: int
+    """Counts the passes of one client."""
+    layer: LayerId
+    num_tokens: int
+    """Rows of the pass, of all streams together."""
+    attention_s: float
+    """Norms, projections and attention; in a dense layer all of it."""
+    route_s: float
+    """Norm and router; 0 in a dense layer."""
+    experts_s: float
+    """From dispatch to the sum, with the shared expert meanwhile; 0 in a dense layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassTaken:
+    """A forward pass is over and its tokens are chosen; its `LayerTimed` came before."""
+
+    pass_id: int
+    num_decoding: int
+    """Streams that decoded one token."""
+    num_prefilled: int
+    """Prompt tokens in the pass, all of one stream."""
+    num_running: int
+    """Streams that hold a place, these included."""
+    num_waiting: int
+    """Streams that wait for one."""
+    head_s: float
+    """Final norm and head."""
+    sampling_s: float
+    """Choosing the tokens."""
+    total_s: float
+    """All of the pass, from choosing its streams to handing out tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """A stream's first token is chosen."""
+
+    num_prompt_tokens: int
+    queue_s: float
+    """From the request to a place among the running."""
+    prefill_s: float
+    """From there to the first token."""
+
+
+Event = (
+    HolderJoined
+    | HolderLost
+    | DispatchSent
+    | ReplyReceived
+    | FailedOver
+    | ExpertsTimed
+    | LayerTimed
+    | PassTaken
+    | PrefillDone
+)
 Observer = Callable[[Event], None]
 """Called in the event loop; must return at once."""
 

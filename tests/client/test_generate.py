@@ -22,7 +22,7 @@ from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Args, InlineWorker, Result, Worker
-from shoal.protocol.errors import ContextLengthExceeded, CoverageGap, InvalidRequest
+from shoal.protocol.errors import ContextLengthExceeded, CoverageGap, InvalidRequest, NoTokenAllowed
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Rounding
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -124,6 +124,68 @@ def test_prompts_that_are_none_are_refused(engine: Engine, prompt: list[int]) ->
 def test_stop_strings_need_a_tokenizer(engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match=r"tokenizer\.json"):
         stream(engine, PROMPT, Sampling(stop=("x",)))
+
+
+def test_a_bias_on_a_token_that_the_model_does_not_have_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="logit_bias"):
+        stream(engine, PROMPT, Sampling(logit_bias=((SHAPE.vocab_size, 1.0),)))
+
+
+class Forced:
+    """A grammar that knows one answer."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._left = ids
+
+    def allowed(self) -> Tensor:
+        return torch.arange(SHAPE.vocab_size) == (self._left[0] if self._left else -1)
+
+    def accept(self, token_id: int) -> None:
+        self._left = self._left[1:]
+
+
+def test_a_constraint_decides_the_answer_and_its_dead_end_is_an_error_after_it(engine: Engine) -> None:
+    async def run() -> list[int]:
+        tokens = engine.stream(PROMPT, GREEDY, Forced([9, 8, 7]))
+        ids = [(await anext(tokens)).id for _ in range(3)]
+        with pytest.raises(NoTokenAllowed):
+            await anext(tokens)
+        return ids
+
+    assert asyncio.run(run()) == [9, 8, 7]
+
+
+def test_a_prompt_is_scored_as_its_tokens_would_have_been_had_they_been_chosen(engine: Engine) -> None:
+    tokens = stream(engine, PROMPT, replace(GREEDY, top_logprobs=2))
+    scores = asyncio.run(engine.score([*PROMPT, *(token.id for token in tokens)], top_logprobs=2))
+    for token, score in zip(tokens, scores[len(PROMPT) :], strict=True):
+        assert token.id == score.token_id == score.top_logprobs[0][0]
+        assert [token_id for token_id, _ in token.top_logprobs] == [token_id for token_id, _ in score.top_logprobs]
+        assert token.logprob == pytest.approx(score.logprob, abs=1e-5)
+
+
+def test_a_prompt_longer_than_a_chunk_is_scored_as_in_one_pass(engine: Engine) -> None:
+    prompt = torch.randint(0, SHAPE.vocab_size, (PREFILL_CHUNK + 50,), generator=torch.Generator().manual_seed(2))
+
+    async def in_one_pass() -> Tensor:
+        hidden = await engine.trunk.forward(prompt, engine.trunk.new_cache(), engine.routed_experts)
+        return (await engine.trunk.logits(hidden)).log_softmax(dim=-1)
+
+    expected = asyncio.run(in_one_pass())[:-1].gather(1, prompt[1:, None])[:, 0]
+    scores = asyncio.run(engine.score(prompt.tolist()))
+    assert [score.logprob for score in scores[1:]] == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+@pytest.mark.parametrize("count", [-1, 21])
+def test_scores_tell_at_most_twenty_alternatives(engine: Engine, count: int) -> None:
+    with pytest.raises(InvalidRequest, match="top_logprobs"):
+        asyncio.run(engine.score(PROMPT, top_logprobs=count))
+
+
+def test_a_prompt_longer_than_the_context_is_not_scored(engine: Engine) -> None:
+    assert len(asyncio.run(engine.score([3] * CONTEXT))) == CONTEXT
+    with pytest.raises(ContextLengthExceeded):
+        asyncio.run(engine.score([3] * (CONTEXT + 1)))
 
 
 def test_the_text_is_that_of_all_tokens_and_generate_says_how_it_went(talking: Engine) -> None:

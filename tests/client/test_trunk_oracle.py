@@ -129,6 +129,19 @@ def test_greedy_tokens_are_those_of_transformers(fp32_pair: Pair) -> None:
     assert list(ours.token_ids) == theirs[0, PREFILL_TOKENS:].tolist()
 
 
+def test_scores_of_a_prompt_are_the_log_softmax_of_transformers(fp32_pair: Pair) -> None:
+    ids = random_ids(fp32_pair, 100, seed=12)
+    scores = asyncio.run(Engine(fp32_pair.trunk, fp32_pair.experts).score(ids.tolist(), top_logprobs=3))
+    theirs = fp32_pair.their_logits(ids)[:-1].log_softmax(dim=-1)
+    assert [score.token_id for score in scores] == ids.tolist()
+    assert (scores[0].logprob, scores[0].top_logprobs) == (None, ())
+    for score, row in zip(scores[1:], theirs, strict=True):
+        assert score.logprob is not None
+        assert abs(score.logprob - float(row[score.token_id])) <= 2 * FP32_BOUND
+        for (_, logprob), their_logprob in zip(score.top_logprobs, row.topk(3).values.tolist(), strict=True):
+            assert abs(logprob - their_logprob) <= 2 * FP32_BOUND
+
+
 @pytest.mark.parametrize("name", ["two_dense_two_shared_bf16", "wide_fp8", "ragged_fp8_mtp_sharded"])
 def test_bf16_stays_near_transformers_in_bf16_and_no_further_from_fp32_than_that(name: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "published", ALL_SHAPES[name], seed=5)

@@ -10,7 +10,7 @@ from transformers import DeepseekV3ForCausalLM
 from shoal.client.sampler import Sampling
 from shoal.client.single_process import single_process_engine
 from shoal.experts.worker import InlineWorker
-from shoal.protocol.events import DispatchSent, FailedOver
+from shoal.protocol.events import DispatchSent, Event, ExpertsTimed, FailedOver, ReplyReceived
 from shoal.protocol.messages import Rounding
 from shoal.simulations.local import holdings
 from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
@@ -112,3 +112,27 @@ def test_one_frame_per_layer_and_holder(tmp_path: Path) -> None:
 
     sent = asyncio.run(main())
     assert len(sent) == len(set(sent)) <= 2 * 2
+
+
+def test_the_durations_of_a_layers_experts_add_up_to_what_its_exchanges_took(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=4)
+
+    async def main() -> list[Event]:
+        async with memory_swarm(tmp_path / "model", ["0-3", "4-7"], tmp_path) as world:
+            async for _ in world.swarm.stream(PROMPT, Sampling(max_tokens=3)):
+                pass
+            return list(world.events)
+
+    exchanges: list[ReplyReceived] = []
+    num_timed = 0
+    for event in asyncio.run(main()):
+        if isinstance(event, ReplyReceived):
+            exchanges.append(event)
+        elif isinstance(event, ExpertsTimed):
+            first = exchanges[0]
+            assert event.slowest == exchanges[-1].peer
+            assert event.num_holders == len(exchanges)
+            assert event.wire_s + event.queue_s + event.compute_s == pytest.approx(first.exchange_s)
+            assert min(event.wire_s, event.straggling_s, event.local_s) >= 0 == event.failed_s
+            exchanges, num_timed = [], num_timed + 1
+    assert num_timed == 3 * 2  # passes, MoE layers
