@@ -31,7 +31,7 @@ class ReferenceExpert:
     @property
     def resident_bytes(self) -> int:
         """Bytes of memory that the three matrices hold."""
-        return sum(weight.untyped_storage().nbytes() for weight in self.weights)
+        return sum(matrix.untyped_storage().nbytes() for matrix in self.weights.matrices)
 
 
 class ReferenceBackend(ExpertBackend):
@@ -50,7 +50,8 @@ class ReferenceBackend(ExpertBackend):
         return 3 * spec.hidden * spec.inter * _FP32_BYTES
 
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> ReferenceExpert:
-        return ReferenceExpert(spec, SwiGLU(**dequantize_expert(spec, weights)))
+        matrices = dequantize_expert(spec, weights)
+        return ReferenceExpert(spec, SwiGLU(matrices["gate"], matrices["up"], matrices["down"]))
 
     def run(
         self,

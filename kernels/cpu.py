@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shoal.kernels.activation import SILU, Activation
+from shoal.kernels.reference import Biases
+
 if TYPE_CHECKING:
     from shoal.kernels import _native
 
@@ -43,6 +46,9 @@ class Isa(StrEnum):
     AVX512_BF16 = "avx512_bf16"
     """Also BF16 and VBMI: bf16 dot products in rounding 1, fp32 in rounding 0 and for f32 weights."""
 
+
+PANEL_ROWS = 64
+"""As in csrc/layout.h: rows are padded to a multiple of it."""
 
 DATA_DTYPES = {
     Format.FP8_BLOCK: torch.float8_e4m3fn,
@@ -94,6 +100,11 @@ def packed_bytes(weight_format: Format, rows: int, columns: int) -> int:
     return size
 
 
+def bias_bytes(inter: int, hidden: int) -> int:
+    """Memory that an expert's three biases take, in bytes: fp32, padded to 64."""
+    return 4 * sum(-(-rows // PANEL_ROWS) * PANEL_ROWS for rows in (inter, inter, hidden))
+
+
 class PackedMatrix:
     """A weight W[rows, columns] in the layout of csrc/layout.h, in memory of its own."""
 
@@ -123,11 +134,28 @@ class PackedMatrix:
 
 
 class PackedSwiGLU:
-    """One expert: gate and up [inter, hidden], down [hidden, inter], of one format."""
+    """One expert: gate and up [inter, hidden], down [hidden, inter], of one format, and what stands between them."""
 
-    def __init__(self, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -> None:
-        self.native: _native.Expert = _module().expert(gate.native, up.native, down.native)
+    def __init__(
+        self,
+        gate: PackedMatrix,
+        up: PackedMatrix,
+        down: PackedMatrix,
+        activation: Activation = SILU,
+        biases: Biases | None = None,
+    ) -> None:
+        """`biases` are copied.
+
+        Raises:
+            ValueError: a bias of another shape, dtype or stride than `Biases` says, or one that is not finite.
+            RuntimeError: the extension is not there.
+        """
+        numbers = (activation.limit, activation.alpha, activation.up_offset)
+        arrays = None if biases is None else _bias_bits(biases)
+        self.native: _native.Expert = _module().expert(gate.native, up.native, down.native, numbers, arrays)
         self.size_bytes = gate.size_bytes + up.size_bytes + down.size_bytes
+        if biases is not None:
+            self.size_bytes += bias_bytes(gate.native.rows, down.native.rows)
 
 
 class CpuKernels:
@@ -201,6 +229,12 @@ def _bits(tensor: torch.Tensor) -> "_native.Array":
         raise ValueError(f"{tensor.dtype} is not float32 or bfloat16")
     array: _native.Array = tensor.detach().view(plain).numpy()
     return array
+
+
+def _bias_bits(biases: Biases) -> "tuple[_native.Array, _native.Array, _native.Array]":
+    for name, bias in biases._asdict().items():
+        _check_dtype(f"{name}_bias", bias, torch.float32)
+    return _bits(biases.gate), _bits(biases.up), _bits(biases.down)
 
 
 def _check_dtype(name: str, tensor: torch.Tensor, expected: torch.dtype | None) -> None:

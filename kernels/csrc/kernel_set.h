@@ -22,13 +22,22 @@ constexpr size_t kScratchBytes = size_t{kPieceColumns} * kPanelRows * sizeof(flo
 
 using PanelFn = void (*)(const PanelArgs&);
 
+// What stands between an expert's matrices (kernels/activation.py): g = min(gate, limit), u = up within +-limit,
+// h = g sigmoid(alpha g) (u + up_offset).
+struct Activation {
+  float limit, alpha, up_offset;
+};
+
 struct KernelSet {
   PanelFn panel_f32[kNumFormats];   // rows are fp32, products and sums in fp32
   PanelFn panel_bf16[kNumFormats];  // rows are bf16, bf16 dot products summed in fp32; nullptr where there are none
 
-  // h = silu(gate) * up over n values; is_rounded: gate, up and h are rounded to bf16. h is f32 or bf16 (as uint16).
-  void (*swiglu_f32)(const float* gate, const float* up, int64_t n, bool is_rounded, float* h);
-  void (*swiglu_bf16)(const float* gate, const float* up, int64_t n, uint16_t* h);
+  // h over n values; is_rounded: gate, up and h are rounded to bf16. h is f32 or bf16 (as uint16).
+  void (*swiglu_f32)(const float* gate, const float* up, int64_t n, Activation activation, bool is_rounded, float* h);
+  void (*swiglu_bf16)(const float* gate, const float* up, int64_t n, Activation activation, uint16_t* h);
+
+  // sum += bias over n values.
+  void (*add)(float* sum, const float* bias, int64_t n);
 
   // y += weight * term over n values; is_rounded: the product is rounded to bf16 before it is added.
   void (*accumulate)(float* y, const float* term, float weight, int64_t n, bool is_rounded);

@@ -153,6 +153,11 @@ void Runner::multiply(const Matrix& matrix, int64_t panel, const void* const* ro
                 scratch_[static_cast<size_t>(thread)].get()});
 }
 
+void Runner::add_bias(const Bias& bias, int64_t panel, int64_t num_rows, float* sums) const {
+  if (bias.empty()) return;
+  for (int64_t i = 0; i < num_rows; ++i) kernels_.add(sums + i * kPanelRows, bias.data() + panel * kPanelRows, kPanelRows);
+}
+
 void Runner::gate_and_up(const MoeCall& call, const Expert& expert, int64_t panel, int64_t begin, int64_t end,
                          const Rows& x, const Rows& hidden, int thread) {
   auto* const gate = reinterpret_cast<float*>(scratch_[static_cast<size_t>(thread)].get() + kScratchBytes);
@@ -163,13 +168,16 @@ void Runner::gate_and_up(const MoeCall& call, const Expert& expert, int64_t pane
     for (int64_t i = 0; i < num_rows; ++i) rows[i] = x.row(call.row_idx[static_cast<size_t>(first + i)]);
     multiply(*expert.gate, panel, rows, num_rows, x.is_bf16, thread, gate);
     multiply(*expert.up, panel, rows, num_rows, x.is_bf16, thread, up);
+    add_bias(expert.gate_bias, panel, num_rows, gate);
+    add_bias(expert.up_bias, panel, num_rows, up);
     for (int64_t i = 0; i < num_rows; ++i) {
       uint8_t* const to = hidden.row(first + i) + panel * kPanelRows * (hidden.is_bf16 ? 2 : 4);
       if (hidden.is_bf16) {
-        kernels_.swiglu_bf16(gate + i * kPanelRows, up + i * kPanelRows, kPanelRows, reinterpret_cast<uint16_t*>(to));
+        kernels_.swiglu_bf16(gate + i * kPanelRows, up + i * kPanelRows, kPanelRows, expert.activation,
+                             reinterpret_cast<uint16_t*>(to));
       } else {
-        kernels_.swiglu_f32(gate + i * kPanelRows, up + i * kPanelRows, kPanelRows, call.rounding == Rounding::kBf16,
-                            reinterpret_cast<float*>(to));
+        kernels_.swiglu_f32(gate + i * kPanelRows, up + i * kPanelRows, kPanelRows, expert.activation,
+                            call.rounding == Rounding::kBf16, reinterpret_cast<float*>(to));
       }
     }
   }
@@ -189,6 +197,7 @@ void Runner::down(const MoeCall& call, int64_t panel, const Rows& hidden, int th
       const int64_t num_rows = std::min(kRowsAtOnce, end - first);
       for (int64_t i = 0; i < num_rows; ++i) rows[i] = hidden.row(first + i);
       multiply(*call.experts[e]->down, panel, rows, num_rows, hidden.is_bf16, thread, terms);
+      add_bias(call.experts[e]->down_bias, panel, num_rows, terms);
       for (int64_t i = 0; i < num_rows; ++i) {
         const auto pair = static_cast<size_t>(first + i);
         kernels_.accumulate(call.y + call.row_idx[pair] * call.hidden + column, terms + i * kPanelRows,

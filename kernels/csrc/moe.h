@@ -20,9 +20,14 @@ enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 std::vector<Isa> available_isas();
 const KernelSet& kernels_of(Isa isa);
 
-// gate and up: [inter, hidden], down: [hidden, inter], of one format.
+// One for each of a matrix's rows, then zeros up to its last panel's end; empty: none.
+using Bias = std::vector<float>;
+
+// gate and up: [inter, hidden], down: [hidden, inter], of one format. Biases: all three or none.
 struct Expert {
   std::shared_ptr<const Matrix> gate, up, down;
+  Activation activation;
+  Bias gate_bias, up_bias, down_bias;
 };
 
 enum class Rounding { kF32 = 0, kBf16 = 1 };  // docs/adr/0004
@@ -78,6 +83,7 @@ class Runner {
   void convert_x(const uint8_t* x, XType x_type, int64_t columns, int64_t row, Rounding rounding, const Rows& to) const;
   void multiply(const Matrix& matrix, int64_t panel, const void* const* rows, int64_t num_rows, bool is_bf16, int thread,
                 float* out);
+  void add_bias(const Bias& bias, int64_t panel, int64_t num_rows, float* sums) const;
   void gate_and_up(const MoeCall& call, const Expert& expert, int64_t panel, int64_t begin, int64_t end, const Rows& x,
                    const Rows& hidden, int thread);
   void down(const MoeCall& call, int64_t panel, const Rows& hidden, int thread);

@@ -5,12 +5,15 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <tuple>
 
 #include "moe.h"
 
@@ -94,11 +97,6 @@ int64_t packed_bytes(int format, int64_t rows, int64_t columns) {
   return static_cast<int64_t>(Matrix::packed_bytes(checked_format(format), rows, columns));
 }
 
-Expert make_expert(std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, std::shared_ptr<Matrix> down) {
-  if (!gate || !up || !down) refuse("an expert has three matrices");
-  return {std::move(gate), std::move(up), std::move(down)};
-}
-
 XType type_of_x(const Array& x) {
   if (x.ndim() != 2) refuse("x is no matrix");
   check_contiguous(x, "x");
@@ -115,6 +113,39 @@ std::vector<T> copied(const Array& array, const char* name) {
   std::vector<T> values(array.size());
   if (!values.empty()) std::memcpy(values.data(), array.data(), values.size() * sizeof(T));
   return values;
+}
+
+Activation checked_activation(float limit, float alpha, float up_offset) {
+  if (!(limit > 0)) refuse("an activation's limit must be above 0");
+  if (!(alpha > 0) || !std::isfinite(alpha)) refuse("an activation's alpha must be finite and above 0");
+  if (!std::isfinite(up_offset)) refuse("an activation's up_offset must be finite");
+  return {limit, alpha, up_offset};
+}
+
+Bias checked_bias(const Array& array, const char* name, const Matrix& matrix) {
+  Bias bias = copied<float>(array, name);
+  if (static_cast<int64_t>(bias.size()) != matrix.rows()) {
+    refuse(std::string(name) + " has " + std::to_string(bias.size()) + " numbers for " + std::to_string(matrix.rows()) +
+           " rows");
+  }
+  for (const float value : bias) {
+    if (!std::isfinite(value)) refuse(std::string(name) + " is not finite");
+  }
+  bias.resize(static_cast<size_t>(matrix.num_panels() * kPanelRows), 0.0f);
+  return bias;
+}
+
+Expert make_expert(std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, std::shared_ptr<Matrix> down,
+                   std::tuple<float, float, float> activation,
+                   const std::optional<std::tuple<Array, Array, Array>>& biases) {
+  if (!gate || !up || !down) refuse("an expert has three matrices");
+  Expert expert{std::move(gate), std::move(up), std::move(down), std::apply(checked_activation, activation), {}, {}, {}};
+  if (biases) {
+    expert.gate_bias = checked_bias(std::get<0>(*biases), "gate_bias", *expert.gate);
+    expert.up_bias = checked_bias(std::get<1>(*biases), "up_bias", *expert.up);
+    expert.down_bias = checked_bias(std::get<2>(*biases), "down_bias", *expert.down);
+  }
+  return expert;
 }
 
 void check_output(const Output& y, int64_t rows, int64_t columns) {
@@ -211,5 +242,6 @@ NB_MODULE(_native, module) {
   module.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),
              nb::arg("scale").noconvert().none());
   module.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("columns"));
-  module.def("expert", &make_expert, nb::arg("gate"), nb::arg("up"), nb::arg("down"));
+  module.def("expert", &make_expert, nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("activation"),
+             nb::arg("biases").none());
 }

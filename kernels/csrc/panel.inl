@@ -49,21 +49,34 @@ inline float exp_vectorizable(float x) {
   return float_of(bits_of(value) + (bits_of(shifted) << 23));
 }
 
-inline float silu(float x) { return x / (1.0f + exp_vectorizable(-x)); }
+// kernels/activation.py. The comparisons keep NaN, which no clamp may hide.
+inline float activate(float gate, float up, Activation activation) {
+  gate = gate > activation.limit ? activation.limit : gate;
+  up = up > activation.limit ? activation.limit : up;
+  up = up < -activation.limit ? -activation.limit : up;
+  return gate / (1.0f + exp_vectorizable(-activation.alpha * gate)) * (up + activation.up_offset);
+}
 
-void swiglu_f32(const float* __restrict gate, const float* __restrict up, int64_t n, bool is_rounded,
-                float* __restrict h) {
+void swiglu_f32(const float* __restrict gate, const float* __restrict up, int64_t n, Activation activation,
+                bool is_rounded, float* __restrict h) {
   if (is_rounded) {
-    for (int64_t i = 0; i < n; ++i) h[i] = round_to_bf16(silu(round_to_bf16(gate[i])) * round_to_bf16(up[i]));
+    for (int64_t i = 0; i < n; ++i) {
+      h[i] = round_to_bf16(activate(round_to_bf16(gate[i]), round_to_bf16(up[i]), activation));
+    }
   } else {
-    for (int64_t i = 0; i < n; ++i) h[i] = silu(gate[i]) * up[i];
+    for (int64_t i = 0; i < n; ++i) h[i] = activate(gate[i], up[i], activation);
   }
 }
 
-void swiglu_bf16(const float* __restrict gate, const float* __restrict up, int64_t n, uint16_t* __restrict h) {
+void swiglu_bf16(const float* __restrict gate, const float* __restrict up, int64_t n, Activation activation,
+                 uint16_t* __restrict h) {
   for (int64_t i = 0; i < n; ++i) {
-    h[i] = static_cast<uint16_t>(bf16_of(silu(round_to_bf16(gate[i])) * round_to_bf16(up[i])));
+    h[i] = static_cast<uint16_t>(bf16_of(activate(round_to_bf16(gate[i]), round_to_bf16(up[i]), activation)));
   }
+}
+
+void add(float* __restrict sum, const float* __restrict bias, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += bias[i];
 }
 
 void accumulate(float* __restrict y, const float* __restrict term, float weight, int64_t n, bool is_rounded) {
@@ -366,6 +379,7 @@ KernelSet make_kernels() {
   set.panel_f32[static_cast<int>(Format::kF32)] = panel<F32Engine, Format::kF32>;
   set.swiglu_f32 = swiglu_f32;
   set.swiglu_bf16 = swiglu_bf16;
+  set.add = add;
   set.accumulate = accumulate;
   set.read = read;
   set.multiply = multiply<F32Engine>;

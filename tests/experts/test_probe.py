@@ -65,7 +65,7 @@ def test_another_expert_s_answer_fails(store: ModelStore) -> None:
 def test_weights_of_a_coarser_format_fail(store: ModelStore) -> None:
     """int4 by absolute maximum over 128 columns: 10-20 % away."""
     packed = ReferenceBackend().pack(store.spec.expert, store.expert(LAYER, EXPERT))
-    for weight in packed.weights:
+    for weight in packed.weights.matrices:
         for columns in weight.split(128, dim=1):
             step = columns.abs().amax(dim=1, keepdim=True) / 7
             columns.copy_((columns / step).round() * step)

@@ -93,7 +93,7 @@ def test_experts_and_trunk_have_the_values_that_transformers_reads(name: str, tm
     with ModelStore.open(directory, tmp_path / "cache") as store:
         for layer in store.spec.moe_layers:
             packed = backend.pack(store.spec.expert, store.expert(layer, EXPERT))
-            for projection, weight in zip(PROJECTIONS, packed.weights, strict=True):
+            for projection, weight in zip(PROJECTIONS, packed.weights.matrices, strict=True):
                 assert torch.equal(weight, expected[store.spec.expert_tensor(layer, EXPERT, projection)])
         for tensor in store.manifest.trunk:
             if not tensor.endswith(SCALE_SUFFIX):

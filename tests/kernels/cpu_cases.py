@@ -3,15 +3,22 @@
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import silu
 
+from shoal.kernels.activation import SILU, Activation
 from shoal.kernels.cpu import Format, PackedMatrix, PackedSwiGLU
 from shoal.kernels.formats import dequantize_fp8_block, quantize_fp8_block
 from shoal.kernels.int_groups import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from shoal.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
-from shoal.kernels.reference import SwiGLU
+from shoal.kernels.reference import Biases, SwiGLU
 
 INT4_GROUP = {Format.INT4_G32: 32, Format.INT4_G128: 128}
+
+
+class Between(NamedTuple):
+    """What stands between an expert's matrices."""
+
+    activation: Activation = SILU
+    has_biases: bool = False
 
 
 class Stored(NamedTuple):
@@ -58,18 +65,30 @@ def pack(stored: Stored, weight_format: Format) -> PackedMatrix:
     return PackedMatrix(weight_format, rows, columns, stored.data, stored.scale)
 
 
-def expert(weight_format: Format, hidden: int, inter: int, generator: torch.Generator) -> tuple[PackedSwiGLU, SwiGLU]:
+def expert(
+    weight_format: Format, hidden: int, inter: int, generator: torch.Generator, between: Between | None = None
+) -> tuple[PackedSwiGLU, SwiGLU]:
     """One random expert."""
+    activation, has_biases = between or Between()
     shapes = ((inter, hidden), (inter, hidden), (hidden, inter))
     stored = [store(torch.randn(shape, generator=generator) / shape[1] ** 0.5, weight_format) for shape in shapes]
     gate, up, down = (pack(weight, weight_format) for weight in stored)
-    return PackedSwiGLU(gate, up, down), SwiGLU(*(weight.values for weight in stored))
+    biases = Biases(*(torch.randn(shape[0], generator=generator) for shape in shapes)) if has_biases else None
+    plain = [weight.values for weight in stored]
+    return PackedSwiGLU(gate, up, down, activation, biases), SwiGLU(plain[0], plain[1], plain[2], activation, biases)
 
 
-def case(weight_format: Format, hidden: int, inter: int, group_sizes: list[int], seed: int = 0) -> Case:
+def case(
+    weight_format: Format,
+    hidden: int,
+    inter: int,
+    group_sizes: list[int],
+    seed: int = 0,
+    between: Between | None = None,
+) -> Case:
     """Random experts, one for each group of rows."""
     generator = torch.Generator().manual_seed(seed)
-    experts = [expert(weight_format, hidden, inter, generator) for _ in group_sizes]
+    experts = [expert(weight_format, hidden, inter, generator, between) for _ in group_sizes]
     num_rows = max(group_sizes, default=0) + 1
     rows = [torch.randperm(num_rows, generator=generator)[:size] for size in group_sizes]
     row_idx = torch.cat([torch.empty(0, dtype=torch.int64), *rows])
@@ -84,10 +103,19 @@ def exact(of: Case) -> torch.Tensor:
     y = torch.zeros(of.x.shape, dtype=torch.float64)
     for plain, begin, end in zip(of.plain, of.offsets, of.offsets[1:], strict=False):
         rows = of.row_idx[begin:end]
-        gate, up, down = (weight.double() for weight in plain)
-        x = of.x[rows].double()
-        y.index_add_(0, rows, (silu(x @ gate.T) * (x @ up.T)) @ down.T * of.topk_weights[begin:end, None].double())
+        y.index_add_(0, rows, exact_swiglu(plain, of.x[rows].double()) * of.topk_weights[begin:end, None].double())
     return y
+
+
+def exact_swiglu(of: SwiGLU, x: torch.Tensor) -> torch.Tensor:
+    """One expert in fp64, as the families' own code writes it. x: f64[N, H]."""
+    gate, up = x @ of.gate.double().T, x @ of.up.double().T
+    if of.biases:
+        gate, up = gate + of.biases.gate.double(), up + of.biases.up.double()
+    gate, up = gate.clamp(max=of.activation.limit), up.clamp(-of.activation.limit, of.activation.limit)
+    h = gate * torch.sigmoid(of.activation.alpha * gate) * (up + of.activation.up_offset)
+    down = h @ of.down.double().T
+    return down + of.biases.down.double() if of.biases else down
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
