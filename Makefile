@@ -24,6 +24,7 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/shoal bench wire
 	$(BIN)/shoal bench kernels
+	$(BIN)/shoal bench formats
 
 screenshots: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py

@@ -55,3 +55,23 @@ def kernels(
         chosen = [known[name] for name in formats] if formats else bench.DEFAULT_FORMATS
         result = bench.bench_kernels(chosen, counts, threads, Isa(isa) if isa else None)
         print(json.dumps(result) if as_json else bench.table(result))
+
+
+@bench_app.command()
+def formats(
+    names: Annotated[
+        list[str] | None, typer.Option("--format", help="fp8_block, bf16, int8_g128 ...; repeatable. Default: all.")
+    ] = None,
+    documents: Annotated[int | None, typer.Option(help="Held-out stories to score. Default: all.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What each weight format costs in accuracy: weights, the demonstration model, every path through the kernels."""
+    with reporting_errors():
+        from shoal.protocol.messages import WeightFormat
+        from shoal.simulations.bench.formats import bench_formats, table
+
+        known = {each.name.lower(): each for each in WeightFormat}
+        if unknown := [name for name in names or () if name not in known]:
+            raise typer.BadParameter(f"{', '.join(unknown)}; formats: {', '.join(known)}")
+        result = bench_formats([known[name] for name in names or known], num_documents=documents)
+        print(json.dumps(result) if as_json else table(result))

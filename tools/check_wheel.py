@@ -18,6 +18,7 @@ MUST_HAVE = (
     "shoal/simulations/demo_model/model/config.json",
     "shoal/simulations/demo_model/model/tokenizer.json",
     "shoal/simulations/demo_model/ATTRIBUTION.md",
+    "shoal/simulations/demo_model/held_out_en.jsonl.gz",
 )
 NATIVE_SUFFIX = ".so"
 MAX_WHEEL_BYTES = 20 * 1024 * 1024

@@ -68,20 +68,29 @@ class Figures:
         return json.dumps(fields, indent=1, ensure_ascii=False)
 
 
-def token_bits(network: Network, ids: list[int], window_tokens: int = WINDOW_TOKENS) -> Tensor:
-    """`-log2 p` of every token of `ids` but the first, `[len(ids) - 1]`.
+def predictions(
+    network: Network, ids: list[int], window_tokens: int = WINDOW_TOKENS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`(logits [N, V], targets i64[N])` window after window, which cover every token of `ids` but the first once.
 
-    Long texts are scored in windows that overlap by half, so that every token beyond the first window has at least
-    `window_tokens / 2` tokens before it.
+    Windows overlap by half, so that every token beyond the first window has at least `window_tokens / 2` before it.
     """
-    scored, done = [], 1
+    done = 1
     for start in range(0, len(ids), window_tokens // 2):
         window = torch.tensor([ids[start : start + window_tokens]], device=network.angles.device)
-        logits = network(window)[0, :-1]
-        scored.append(F.cross_entropy(logits, window[0, 1:], reduction="none")[done - start - 1 :])
+        fresh = done - start - 1
+        yield network(window)[0, fresh:-1], window[0, 1 + fresh :]
         done = start + window.shape[1]
         if done == len(ids):
             break
+
+
+def token_bits(network: Network, ids: list[int], window_tokens: int = WINDOW_TOKENS) -> Tensor:
+    """`-log2 p` of every token of `ids` but the first, `[len(ids) - 1]`; `predictions` says after which context."""
+    scored = [
+        F.cross_entropy(logits, targets, reduction="none")
+        for logits, targets in predictions(network, ids, window_tokens)
+    ]
     return torch.cat(scored) / math.log(2)
 
 
