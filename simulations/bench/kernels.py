@@ -1,16 +1,13 @@
 """What an expert call costs on this machine: ours against torch's best bf16, side by side in one process.
 
 One DeepSeek-V3 expert a call. Weights rotate over more memory than any cache holds, as a node's experts do. Calls come
-in short blocks, ours and torch's in turns, so that both meet the same machine; a pause before each block lets the other
-side's threads go to sleep (libgomp's spin for milliseconds after a call). Limits of the machine are probed in the same
-run.
+in short blocks, ours and torch's in turns (`turns.py`), so that both meet the same machine. Limits of the machine are
+probed in the same run.
 """
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter, sleep
 
 import torch
 from torch.nn.functional import silu
@@ -20,6 +17,7 @@ from shoal.kernels.formats import quantize_fp8_block
 from shoal.kernels.int_groups import quantize_int4, quantize_int8
 from shoal.kernels.mxfp4 import quantize_mxfp4
 from shoal.simulations.bench.machine import describe_machine, git_commit, num_usable_cores
+from shoal.simulations.bench.turns import Call, all_calls, middle, paired_ratio, take_turns
 
 HIDDEN, INTER = 7168, 2048
 """DeepSeek-V3: `hidden_size`, `moe_intermediate_size`."""
@@ -27,18 +25,9 @@ HIDDEN, INTER = 7168, 2048
 ROTATED_BYTES = 900_000_000
 """Weights that calls rotate over: far above any L3."""
 
-PAUSE_S = 0.01
-CALLS_PER_BLOCK = 4
-"""The first of a block warms up and is not counted."""
-
-TIME_PER_ROW_S = 4.0
-MIN_BLOCKS, MAX_BLOCKS = 5, 40
 DEFAULT_TOKENS = (1, 8, 64, 512)
 DEFAULT_FORMATS = tuple(Format)[:2] + tuple(Format)[3:]
 """All but f32, which no published model of this size has."""
-
-Call = Callable[[int], object]
-"""Run the expert number i (modulo as many as there are)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +80,15 @@ def table(result: dict[str, object]) -> str:
     lines = [
         f"{result['machine']}, commit {result['commit']}, {result['threads']} threads, {result['isa']}",
         f"limits: {result['read_gb_per_s']} GB/s read, {result['multiply_tflop_per_s']} TFLOP/s;"
-        f" ratio: ours / torch {result['torch']} bf16 prepacked",
-        f"{'format':10} {'tokens':>6} {'ms':>8} {'± ms':>7} {'torch ms':>8} {'ratio':>6}"
+        f" ratio: ours / torch {result['torch']} bf16 prepacked, of medians; paired: median over neighbouring blocks",
+        f"{'format':10} {'tokens':>6} {'ms':>8} {'± ms':>7} {'torch ms':>8} {'ratio':>6} {'paired':>6} {'±':>5}"
         f" {'best':>8} {'torch':>8} {'ratio':>6}"
         f" {'GB/s':>6} {'%':>4}"
         f" {'TFLOP/s':>8} {'%':>4}",
     ]
     lines += [
         f"{row['format']:10} {row['tokens']:6} {row['ms']:8.3f} {row['spread_ms']:7.3f} {row['torch_ms']:8.3f}"
-        f" {row['ratio']:6.2f}"
+        f" {row['ratio']:6.2f} {row['paired_ratio']:6.2f} {row['paired_spread']:5.2f}"
         f" {row['best_ms']:8.3f} {row['torch_best_ms']:8.3f} {row['best_ratio']:6.2f}"
         f" {row['gb_per_s']:6.1f} {100 * row['read_share']:4.0f} {row['tflop_per_s']:8.3f}"
         f" {100 * row['multiply_share']:4.0f}"
@@ -189,17 +178,20 @@ def _pack(
 
 
 def _row(ours: _Ours, peer: _TorchBf16, num_tokens: int, limits: Limits) -> dict[str, object]:
-    times_s, torch_times_s = _interleave(ours.call_of(num_tokens), peer.call_of(num_tokens))
-    median_s, torch_s = statistics.median(times_s), statistics.median(torch_times_s)
-    quarters = statistics.quantiles(times_s, n=4)
+    blocks, torch_blocks = take_turns((ours.call_of(num_tokens), peer.call_of(num_tokens)))
+    times_s, torch_times_s = all_calls(blocks), all_calls(torch_blocks)
+    time_s, torch_s, paired = middle(times_s), middle(torch_times_s).median, paired_ratio(blocks, torch_blocks)
+    median_s = time_s.median
     flop = 2 * 3 * HIDDEN * INTER * num_tokens
     gb_per_s, tflop_per_s = ours.size_bytes / median_s / 1e9, flop / median_s / 1e12
     return {
         "tokens": num_tokens,
         "ms": round(1000 * median_s, 3),
-        "spread_ms": round(500 * (quarters[2] - quarters[0]), 3),
+        "spread_ms": round(1000 * time_s.spread, 3),
         "torch_ms": round(1000 * torch_s, 3),
         "ratio": round(median_s / torch_s, 3),
+        "paired_ratio": round(paired.median, 3),
+        "paired_spread": round(paired.spread, 3),
         "best_ms": round(1000 * min(times_s), 3),
         "torch_best_ms": round(1000 * min(torch_times_s), 3),
         "best_ratio": round(min(times_s) / min(torch_times_s), 3),
@@ -209,24 +201,3 @@ def _row(ours: _Ours, peer: _TorchBf16, num_tokens: int, limits: Limits) -> dict
         "tflop_per_s": round(tflop_per_s, 3),
         "multiply_share": round(tflop_per_s / limits.multiply_tflop_per_s, 3),
     }
-
-
-def _interleave(ours: Call, peer: Call) -> tuple[list[float], list[float]]:
-    """Seconds of each call, in alternating blocks."""
-    times: tuple[list[float], list[float]] = ([], [])
-    started, number = perf_counter(), 0
-    for block in range(MAX_BLOCKS):
-        if block >= MIN_BLOCKS and perf_counter() - started > TIME_PER_ROW_S:
-            break
-        for call, into in zip((ours, peer), times, strict=True):
-            sleep(PAUSE_S)
-            block_times = [_seconds(lambda call=call, i=i: call(i)) for i in range(number, number + CALLS_PER_BLOCK)]  # type: ignore[misc]
-            into += block_times[1:]
-        number += CALLS_PER_BLOCK
-    return times
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = perf_counter()
-    call()
-    return perf_counter() - started
