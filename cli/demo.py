@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, parse_ids, program
+from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption, parse_ids, program
 
 if TYPE_CHECKING:
     from shoal.cli.progress import ProgressBar
@@ -34,6 +34,9 @@ def demo(
     kill_after: Annotated[str, typer.Option(help="Kill a node after this many tokens, or never.")] = "16",
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.", min=1)] = 96,
     dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
+    trunk_format: Annotated[
+        TrunkFormatOption, typer.Option(help="How the trunk's linears are held; as-published keeps fp8 at one byte.")
+    ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -65,6 +68,7 @@ def demo(
             kill_after=kill_token,
             dtype=dtype.value,
             channel=channel.value,
+            trunk_format=trunk_format.value,
         )
         bar = ProgressBar()
         narrator = Quiet() if as_json else Storyteller(settings.prompt, bar)

@@ -27,6 +27,19 @@ class KernelOption(StrEnum):
     REFERENCE = "reference"
 
 
+class TrunkFormatOption(StrEnum):
+    """How the trunk's linears are held: `TrunkFormat`, without importing torch for `--help`."""
+
+    DENSE = "dense"
+    AS_PUBLISHED = "as-published"
+    FP8_BLOCK = "fp8_block"
+    BF16 = "bf16"
+    INT8_G128 = "int8_g128"
+    INT4_G32 = "int4_g32"
+    INT4_G128 = "int4_g128"
+    MXFP4 = "mxfp4"
+
+
 class ChannelOption(StrEnum):
     """How experts are reached."""
 

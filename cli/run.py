@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, parse_ids
+from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption, parse_ids
 
 if TYPE_CHECKING:
     from shoal.client import Sampling, Swarm, SwarmSettings
@@ -31,6 +31,9 @@ def run(
     seed: Annotated[int | None, typer.Option()] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
     dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
+    trunk_format: Annotated[
+        TrunkFormatOption, typer.Option(help="How the trunk's linears are held; as-published keeps fp8 at one byte.")
+    ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -51,8 +54,9 @@ def run(
             seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()),
         )  # fmt: skip
         settings = SwarmSettings(
-            model=model or MODEL_DIRECTORY, join=tuple(join), dtype=dtype.value, channel=channel.value
-        )
+            model=model or MODEL_DIRECTORY, join=tuple(join), dtype=dtype.value, channel=channel.value,
+            trunk_format=trunk_format.value,
+        )  # fmt: skip
         words = ids if ids is not None else prompt or ""
         run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))
 

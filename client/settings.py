@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("fp32", "bf16")
+TRUNK_FORMATS = ("dense", "as-published", "fp8_block", "bf16", "int8_g128", "int4_g32", "int4_g128", "mxfp4")
 CHANNELS = ("direct", "libp2p")
 
 
@@ -31,3 +32,8 @@ class SwarmSettings:
 
     threads: int = 0
     """Threads of the trunk (torch's, so of the whole process). 0: as they are, by default one per core."""
+
+    trunk_format: str = "dense"
+    """How the trunk's plain linears are held. `dense`: torch tensors of `dtype`. `as-published`: the checkpoint's own
+    bytes (DeepSeek-V3's trunk: 19.1 GB), the same answers up to the order of sums. The others quantize at load:
+    `int4_g32` 12.4 GB, `int4_g128` 11.7 GB, with the errors of docs/adr/0008. All but `dense` need the C++ kernels."""

@@ -12,6 +12,7 @@ import torch
 from shoal.client.generate import Engine
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_trunk
+from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Trunk
 from shoal.experts.choose_backend import KernelChoice, choose_backend
@@ -31,19 +32,35 @@ class OpenTrunk:
     tokenizer: Tokenizer | None
 
 
-def open_trunk(store: ModelStore, directory: Path, rounding: Rounding, worker: Worker) -> OpenTrunk:
-    """Load trunk and tokenizer of a model. Blocking: run it on a thread."""
-    trunk = load_trunk(store, worker, TORCH_DTYPES[rounding])
+def open_trunk(
+    store: ModelStore,
+    directory: Path,
+    rounding: Rounding,
+    worker: Worker,
+    trunk_format: TrunkFormat = TrunkFormat.DENSE,
+) -> OpenTrunk:
+    """Load trunk and tokenizer of a model. Blocking: run it on a thread.
+
+    Raises:
+        InvalidRequest: a packed format, and no C++ kernels. Else as `load_trunk` and `Tokenizer.load`.
+    """
+    dtype = TORCH_DTYPES[rounding]
+    maker = linear_maker(trunk_format, dtype, torch.get_num_threads())
+    trunk = load_trunk(store, worker, dtype, maker=maker)
     has_tokenizer = (directory / "tokenizer.json").is_file()
     return OpenTrunk(trunk, Tokenizer.load(directory) if has_tokenizer else None)
 
 
 @contextmanager
 def single_process_engine(
-    directory: Path, rounding: Rounding, worker: Worker, cache_dir: Path | None = None
+    directory: Path,
+    rounding: Rounding,
+    worker: Worker,
+    cache_dir: Path | None = None,
+    trunk_format: TrunkFormat = TrunkFormat.DENSE,
 ) -> Iterator[Engine]:
     """An engine that needs no swarm: every expert in this process, read when it is first chosen. Blocking."""
     with ModelStore.open(directory, cache_dir or default_cache_dir()) as store:
-        opened = open_trunk(store, directory, rounding, worker)
+        opened = open_trunk(store, directory, rounding, worker, trunk_format)
         backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
         yield Engine(opened.trunk, LocalExperts(store, backend, rounding, worker), opened.tokenizer)

@@ -22,10 +22,11 @@ from shoal.client.holders import Holders
 from shoal.client.logprobs import TokenScore
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.sampler import Sampling
-from shoal.client.settings import CHANNELS, DTYPES, SwarmSettings
+from shoal.client.settings import CHANNELS, DTYPES, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
 from shoal.client.tally import Observers
 from shoal.client.tokenizer import Tokenizer
+from shoal.client.trunk.linear_maker import TrunkFormat, require_kernels
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
 from shoal.experts.store import open_store
@@ -105,7 +106,10 @@ class Swarm:
                 entry.directory, connector, store.manifest, model, layers, observers, secrets.choice, time.perf_counter
             )
             stack.push_async_callback(holders.aclose)
-            opening = asyncio.create_task(asyncio.to_thread(open_trunk, store, settings.model, rounding, worker))
+            trunk_format = TrunkFormat(settings.trunk_format)
+            opening = asyncio.create_task(
+                asyncio.to_thread(open_trunk, store, settings.model, rounding, worker, trunk_format)
+            )
             try:
                 await holders.start()
             finally:
@@ -190,6 +194,9 @@ class Swarm:
 def _check(settings: SwarmSettings) -> None:
     if settings.dtype not in DTYPES:
         raise InvalidRequest(f"dtype {settings.dtype!r} is not one of {', '.join(DTYPES)}")
+    if settings.trunk_format not in TRUNK_FORMATS:
+        raise InvalidRequest(f"trunk format {settings.trunk_format!r} is not one of {', '.join(TRUNK_FORMATS)}")
+    require_kernels(TrunkFormat(settings.trunk_format))
     if settings.channel not in CHANNELS:
         raise InvalidRequest(f"channel {settings.channel!r} is not one of {', '.join(CHANNELS)}")
     if not settings.join:

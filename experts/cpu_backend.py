@@ -52,7 +52,7 @@ class CpuBackend(ExpertBackend):
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> CpuExpert:
         weight_format, wide, tall = Format(weights.format), (spec.inter, spec.hidden), (spec.hidden, spec.inter)
         packed = [
-            _pack(weight, weight_format, shape, weights.origin, projection)
+            pack_matrix(weight, weight_format, shape, weights.origin, projection)
             for projection, weight, shape in (
                 ("gate", weights.gate, wide), ("up", weights.up, wide), ("down", weights.down, tall),
             )
@@ -77,17 +77,22 @@ class CpuBackend(ExpertBackend):
             raise InvalidRequest(str(error)) from error
 
 
-def _pack(
-    weight: QuantizedWeight, weight_format: Format, shape: tuple[int, int], origin: str, projection: str
+def pack_matrix(
+    weight: QuantizedWeight, weight_format: Format, shape: tuple[int, int], origin: str, name: str
 ) -> PackedMatrix:
+    """One weight `[out, in]` in the layout of the C++ kernels; `origin` and `name` are what errors call it.
+
+    Raises:
+        CheckpointError: dtypes or shapes that are not the format's, or a value that is not finite.
+    """
     data, expected = weight.data, DATA_DTYPES[weight_format]
     if data.dtype is not expected:
-        raise CheckpointError(origin, projection, f"{data.dtype}, {weight_format.name} means {expected}")
+        raise CheckpointError(origin, name, f"{data.dtype}, {weight_format.name} means {expected}")
     try:
         scale = None if weight.scale is None else _as_packed(weight.scale, weight_format)
         return PackedMatrix(weight_format, *shape, data.contiguous(), scale)
     except ValueError as error:
-        raise CheckpointError(origin, projection, str(error)) from error
+        raise CheckpointError(origin, name, str(error)) from error
 
 
 def _as_packed(scale: torch.Tensor, weight_format: Format) -> torch.Tensor:

@@ -19,12 +19,10 @@ from shoal.experts.family import SCALE_SUFFIX, ModelSpec
 from shoal.experts.manifest import Manifest, verify_expert, verify_trunk_tensor
 from shoal.experts.manifest_maker import ModelFiles, Progress, manifest_of
 from shoal.experts.shard import read_shard
-from shoal.kernels import formats
+from shoal.experts.stored_weight import FORMAT_OF_DTYPE, StoredWeight
 from shoal.protocol.errors import Cancelled, CheckpointError
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import WeightFormat
-
-_PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ModelStore:
@@ -110,27 +108,26 @@ class ModelStore:
         verify_trunk_tensor(self._manifest, tensor)
         return tensor.data
 
-    def dequantized_trunk_weight(self, name: str) -> torch.Tensor:
-        """A tensor outside the routed experts as f32, fp8 multiplied by its block scales; verified.
+    def trunk_weight(self, name: str) -> StoredWeight:
+        """A weight outside the routed experts as stored, its block scales with it; verified. fp16 comes as fp32.
 
         Raises:
-            CheckpointError: as `trunk_tensor`, or an fp8 weight without its scales or not finite, or a dtype that is no
-            weight's.
+            CheckpointError: as `trunk_tensor`, or fp8 without block scales that fit it, or a dtype that is no weight's.
         """
-        data = self.trunk_tensor(name)
-        if data.dtype in _PLAIN_DTYPES:
-            return data.float()
-        file = self.checkpoint.file_of(name)
-        if data.dtype is not torch.float8_e4m3fn:
+        data, file = self.trunk_tensor(name), self.checkpoint.file_of(name)
+        if data.dtype is torch.float16:
+            data = data.float()
+        if data.dtype not in FORMAT_OF_DTYPE:
             raise CheckpointError(file, name, f"weights of {data.dtype}")
-        try:
-            values = formats.dequantize_fp8_block(data, self.trunk_tensor(name + SCALE_SUFFIX))
-        except ValueError as error:
-            raise CheckpointError(file, name, str(error)) from error
-        if not formats.is_finite(values):
-            is_byte = formats.has_e4m3_nan(data)
-            raise CheckpointError(file, name, "fp8 NaN (byte 0x7f or 0xff)" if is_byte else "a scale is not finite")
-        return values
+        weight_format = FORMAT_OF_DTYPE[data.dtype]
+        has_scales = self.has(name + SCALE_SUFFIX)
+        if has_scales is not (weight_format is WeightFormat.FP8_BLOCK):
+            raise CheckpointError(file, name, f"{data.dtype} {'with' if has_scales else 'without'} block scales")
+        weight = StoredWeight(
+            name, file, weight_format, data, self.trunk_tensor(name + SCALE_SUFFIX) if has_scales else None
+        )
+        weight.check_scale()
+        return weight
 
     def close(self) -> None:
         """Close the files."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_THREADS = 1024
 """More than any machine has cores; each takes 320 KB."""
 
+PANEL_ROWS = 64
+"""Rows that the kernels take at a time (csrc/layout.h): a matrix is padded to a multiple of them."""
+
 
 class Format(IntEnum):
     """How a weight is stored: the numbers of the wire's `WeightFormat` and of csrc/layout.h."""
@@ -208,7 +211,23 @@ class CpuKernels:
             ValueError: x does not fit the matrix.
         """
         y = torch.empty((x.shape[0], matrix.native.rows), dtype=torch.float32)
-        self._runner.linear(matrix.native, _bits(x), int(is_rounded), y.numpy())
+        self._runner.linear(matrix.native, _bits(x), 1, int(is_rounded), y.numpy())
+        return y
+
+    def grouped_linear(self, matrix: PackedMatrix, x: torch.Tensor, *, is_rounded: bool) -> torch.Tensor:
+        """x[g] W[g]^T for every group g: f32[G, T, rows / G] of x: f32|bf16[G, T, columns], in one call.
+
+        W[g] is the g-th of G equal parts of the matrix's rows, each a multiple of 64 (for fp8_block, of its block of
+        128, or scales would be shared). For maps too small to be worth a call each, such as one per attention head.
+
+        Raises:
+            ValueError: x does not fit the matrix, or groups of another size.
+        """
+        num_groups, num_rows, columns = x.shape
+        width = matrix.native.rows // max(num_groups, 1)
+        y = torch.empty((num_groups, num_rows, width), dtype=torch.float32)
+        flat = x.reshape(num_groups * num_rows, columns).contiguous()
+        self._runner.linear(matrix.native, _bits(flat), num_groups, int(is_rounded), y.view(-1, width).numpy())
         return y
 
     def probe_read(self, size_bytes: int) -> float:

@@ -16,6 +16,7 @@ import psutil
 from shoal.client import Answer, Sampling, Swarm, SwarmSettings, Token
 from shoal.client.single_process import single_process_engine
 from shoal.client.swarm import ROUNDINGS, Prompt
+from shoal.client.trunk.linear_maker import TrunkFormat
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
@@ -35,6 +36,7 @@ class DemoSettings:
     """Tokens after which a holder is killed; None: never."""
     dtype: str = "fp32"
     channel: str = "direct"
+    trunk_format: str = "dense"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ async def run_demo(context: ForkServerContext, settings: DemoSettings, narrator:
             settings.channel,
             settings.swarm.cache_dir,
             threads=settings.swarm.threads,
+            trunk_format=settings.trunk_format,
         )
         swarm = await stack.enter_async_context(Swarm.join(join, executioner))
         prompt_ids = swarm.prompt_ids(settings.prompt)
@@ -143,7 +146,8 @@ async def _reference(settings: DemoSettings, prompt_ids: list[int]) -> tuple[int
     worker = ComputeWorker("reference")
     try:
         rounding, swarm = ROUNDINGS[settings.dtype], settings.swarm
-        with single_process_engine(swarm.model, rounding, worker, swarm.cache_dir) as engine:
+        trunk_format = TrunkFormat(settings.trunk_format)
+        with single_process_engine(swarm.model, rounding, worker, swarm.cache_dir, trunk_format) as engine:
             return (await engine.generate(prompt_ids, settings.sampling)).token_ids
     finally:
         await worker.aclose()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from shoal.client.trunk.config import ModelConfig
 from shoal.client.trunk.kv_cache import LatentCache
-from shoal.client.trunk.layers import Linear, RmsNorm
+from shoal.client.trunk.layers import RmsNorm
+from shoal.client.trunk.linear import HeadMaps, Linear
 from shoal.client.trunk.rope import Rotation, softmax_scale
 from shoal.protocol.ids import LayerId
 
@@ -40,10 +41,10 @@ class AttentionWeights:
     q_proj: Linear | QueryWeights
     kv_a_proj_with_mqa: Linear
     kv_a_layernorm: RmsNorm
-    to_keys: Tensor
-    """dtype[heads, nope, rank], contiguous: the first rows of each head in `kv_b_proj`."""
-    to_values: Tensor
-    """dtype[heads, rank, v], contiguous: its other rows, transposed. (A view costs bf16 12 ms in place of 0.5.)"""
+    to_keys: HeadMaps
+    """[heads, T, nope] -> [heads, T, rank], by the first rows of each head in `kv_b_proj`."""
+    to_values: HeadMaps
+    """[heads, T, rank] -> [heads, T, v], by its other rows."""
     o_proj: Linear
 
 
@@ -60,7 +61,7 @@ class Attention:
         """x: dtype[T, H], normed, the tokens after the cache's -> dtype[T, H]."""
         rows = cache.write(self._layer, self._compress(x, rotation))  # [S, W]
         latents = self._attend(self._queries(x, rotation), rows)  # [heads, T, rank]
-        values = torch.bmm(latents, self._weights.to_values)  # [heads, T, v]
+        values = self._weights.to_values(latents)  # [heads, T, v]
         return self._weights.o_proj(values.transpose(0, 1).flatten(1))
 
     def _compress(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -75,7 +76,7 @@ class Attention:
         """Queries in the cache's own coordinates, dtype[heads, T, W]."""
         q = self._weights.q_proj(x).view(len(x), self._config.num_attention_heads, self._config.qk_head_dim)
         nope, rope = q.split_with_sizes([self._config.qk_nope_head_dim, self._config.qk_rope_head_dim], dim=-1)
-        absorbed = torch.bmm(nope.transpose(0, 1), self._weights.to_keys)  # [heads, T, rank]
+        absorbed = self._weights.to_keys(nope.transpose(0, 1))  # [heads, T, rank]
         return torch.cat((absorbed, rotation.apply(rope).transpose(0, 1)), dim=-1)
 
     def _attend(self, queries: Tensor, rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The three layers that everything else is made of: linear map, RMS norm, SwiGLU.
+"""Two layers that everything else is made of besides linear maps (`linear.py`): RMS norm and SwiGLU.
 
-Knows tensors of weights; knows neither where they come from (`checkpoint.py`) nor in which order they run.
+Knows weights; knows neither where they come from (`checkpoint.py`) nor in which order they run.
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """x @ weight.T + bias. weight: dtype[out, in], bias: dtype[out] or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+from shoal.client.trunk.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)

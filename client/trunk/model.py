@@ -14,7 +14,8 @@ from shoal.client.trunk.attention import Attention
 from shoal.client.trunk.config import ModelConfig
 from shoal.client.trunk.inference import InferenceWorker
 from shoal.client.trunk.kv_cache import LatentCache
-from shoal.client.trunk.layers import Linear, Mlp, RmsNorm
+from shoal.client.trunk.layers import Mlp, RmsNorm
+from shoal.client.trunk.linear import Linear
 from shoal.client.trunk.moe import Moe, MoeInput, MoeOutput, RoutedExperts
 from shoal.client.trunk.rope import RotaryEmbedding, Rotation
 from shoal.experts.worker import Worker
@@ -80,10 +81,12 @@ class TrunkWeights:
 
     dtype: torch.dtype
     embed_tokens: Tensor | None
-    """dtype[V, H]"""
+    """float[V, H], in the dtype that it is held in; its rows become `dtype`."""
     blocks: tuple[Block, ...]
     norm: RmsNorm | None
     lm_head: Linear | None
+    resident_bytes: int
+    """Memory that all of them hold, in bytes."""
 
 
 class Trunk:
@@ -94,6 +97,8 @@ class Trunk:
         self.layers = layers
         """The decoder layers that this trunk holds."""
         self.dtype = weights.dtype
+        self.resident_bytes = weights.resident_bytes
+        """Memory that the weights take, in bytes."""
         self.worker = InferenceWorker(worker)
         self._weights = weights
         self._rotary = RotaryEmbedding(config)
@@ -124,7 +129,7 @@ class Trunk:
             raise InvalidRequest(f"this trunk holds layers {_named(self.layers)}: the embedding is elsewhere")
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
             raise InvalidRequest(f"token ids outside 0..{self.config.vocab_size - 1}")
-        return F.embedding(ids, self._weights.embed_tokens)
+        return F.embedding(ids, self._weights.embed_tokens).to(self.dtype)
 
     async def run_span(self, hidden: Tensor, cache: LatentCache, routed_experts: RoutedExperts) -> Tensor:
         """Run new tokens through this trunk's layers. dtype[T, H] -> dtype[T, H]; the cache grows by T."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from shoal.client.trunk.kv_cache import LatentCache
-from shoal.client.trunk.layers import Linear, RmsNorm
+from shoal.client.trunk.layers import RmsNorm
+from shoal.client.trunk.linear import Linear
 from shoal.client.trunk.model import Block, Pass, Stream, Trunk
 from shoal.client.trunk.moe import RoutedExperts
 from shoal.protocol.errors import InvalidRequest
@@ -25,7 +26,7 @@ class MtpWeights:
     enorm: RmsNorm
     hnorm: RmsNorm
     eh_proj: Linear
-    """dtype[H, 2H]: the embedding's half first."""
+    """[T, 2H] -> [T, H]: the embedding's half first."""
     block: Block
     norm: RmsNorm
     """`shared_head.norm`"""

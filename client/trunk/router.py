@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from shoal.client.trunk.linear import Linear
 from shoal.experts.family import GroupReduce, RouterSpec, Score
 
 
@@ -25,15 +25,16 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """One layer's router. weight: f32[E, H]; choice_bias: f32[E] (`e_score_correction_bias`) or None."""
+    """One layer's router. choice_bias: f32[E] (`e_score_correction_bias`) or None."""
 
     spec: RouterSpec
-    weight: Tensor
+    gate: Linear
+    """f32[T, H] -> f32[T, E]"""
     choice_bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Routing:
         """x: dtype[T, H] -> the experts of each token."""
-        return route(F.linear(x.float(), self.weight), self.choice_bias, self.spec)
+        return route(self.gate(x.float()), self.choice_bias, self.spec)
 
 
 def route(logits: Tensor, choice_bias: Tensor | None, spec: RouterSpec) -> Routing:

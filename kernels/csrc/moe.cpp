@@ -247,21 +247,30 @@ void Runner::run(const MoeCall& call) {
   pool_.run(down_matrix.num_panels(), [&](int thread, int64_t panel) { down(call, panel, hidden, thread); });
 }
 
-void Runner::linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, Rounding rounding, float* y) {
+void Runner::linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
+                    Rounding rounding, float* y) {
   const std::lock_guard lock(mutex_);
   const bool is_bf16 = uses_bf16(matrix.format(), rounding);
-  const Rows rows = make_rows(x_, num_rows, matrix.padded_columns(), is_bf16);
-  pool_.run(num_rows, [&](int, int64_t row) { convert_x(x, x_type, matrix.columns(), row, rounding, rows); });
-  pool_.run(matrix.num_panels(), [&](int thread, int64_t panel) {
+  const int64_t group_width = matrix.rows() / num_groups, num_all = num_rows * num_groups;
+  const Rows rows = make_rows(x_, num_all, matrix.padded_columns(), is_bf16);
+  constexpr int64_t kRowsPerItem = 8;  // as in run()
+  pool_.run((num_all + kRowsPerItem - 1) / kRowsPerItem, [&](int, int64_t item) {
+    const int64_t end = std::min(num_all, (item + 1) * kRowsPerItem);
+    for (int64_t row = item * kRowsPerItem; row < end; ++row) {
+      convert_x(x, x_type, matrix.columns(), row, rounding, rows);
+    }
+  });
+  pool_.run(num_rows ? matrix.num_panels() : 0, [&](int thread, int64_t panel) {
     auto* const block = reinterpret_cast<float*>(scratch_[static_cast<size_t>(thread)].get() + kScratchBytes);
     const void** const pointers = row_pointers_[static_cast<size_t>(thread)].data();
-    const int64_t column = panel * kPanelRows, num_columns = std::min<int64_t>(kPanelRows, matrix.rows() - column);
-    for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
-      const int64_t count = std::min(kRowsAtOnce, num_rows - first);
+    const int64_t group = panel * kPanelRows / group_width, column = panel * kPanelRows - group * group_width;
+    const int64_t num_columns = std::min<int64_t>(kPanelRows, group_width - column);
+    for (int64_t first = group * num_rows; first < (group + 1) * num_rows; first += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, (group + 1) * num_rows - first);
       for (int64_t i = 0; i < count; ++i) pointers[i] = rows.row(first + i);
       multiply(matrix, panel, pointers, count, is_bf16, thread, block);
       for (int64_t i = 0; i < count; ++i) {
-        std::memcpy(y + (first + i) * matrix.rows() + column, block + i * kPanelRows,
+        std::memcpy(y + (first + i) * group_width + column, block + i * kPanelRows,
                     static_cast<size_t>(num_columns) * sizeof(float));
       }
     }

@@ -56,8 +56,11 @@ class Runner {
   Isa isa() const { return isa_; }
   int num_threads() const { return pool_.num_threads(); }
   void run(const MoeCall& call);
-  // y = x W^T for a plain linear: x f32|bf16[num_rows, columns], y f32[num_rows, rows]. The sum is not rounded.
-  void linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, Rounding rounding, float* y);
+  // y = x W^T for plain linears: x f32|bf16[num_groups, num_rows, columns], y f32[num_groups, num_rows, rows / num_groups].
+  // Group g has the rows g * (rows / num_groups) and so on of W: one call for a stack of small maps, such as one per head.
+  // With more than one group, rows / num_groups is a multiple of kPanelRows. The sums are not rounded.
+  void linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
+              Rounding rounding, float* y);
 
   // For benchmarks, the best of several: bytes read per second from a buffer of this size, and multiply-adds in
   // registers in operations per second.

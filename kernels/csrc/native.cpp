@@ -177,14 +177,21 @@ void run(Runner& runner, const std::vector<const Expert*>& experts, const Array&
   runner.run(call);
 }
 
-void linear(Runner& runner, const Matrix& matrix, const Array& x, int rounding, const Output& y) {
+void linear(Runner& runner, const Matrix& matrix, const Array& x, int64_t num_groups, int rounding, const Output& y) {
   const XType x_type = type_of_x(x);
-  const auto num_rows = static_cast<int64_t>(x.shape(0));
+  const auto num_all = static_cast<int64_t>(x.shape(0));
   if (static_cast<int64_t>(x.shape(1)) != matrix.columns()) refuse("x has another width than the matrix");
-  check_output(y, num_rows, matrix.rows());
+  if (num_groups < 1 || num_all % num_groups || matrix.rows() % num_groups) {
+    refuse(std::to_string(num_groups) + " groups do not divide " + std::to_string(num_all) + " rows of x and " +
+           std::to_string(matrix.rows()) + " rows of the matrix");
+  }
+  if (num_groups > 1 && matrix.rows() / num_groups % kPanelRows) {
+    refuse("groups of " + std::to_string(matrix.rows() / num_groups) + " rows, expected multiples of 64");
+  }
+  check_output(y, num_all, matrix.rows() / num_groups);
   const Rounding checked = checked_rounding(rounding);
   const nb::gil_scoped_release release;
-  runner.linear(matrix, static_cast<const uint8_t*>(x.data()), x_type, num_rows, checked, y.data());
+  runner.linear(matrix, static_cast<const uint8_t*>(x.data()), x_type, num_all / num_groups, num_groups, checked, y.data());
 }
 
 constexpr int64_t kMaxProbeBytes = int64_t{1} << 36;
@@ -236,7 +243,8 @@ NB_MODULE(_native, module) {
            nb::arg("topk_weights").noconvert(), nb::arg("rounding"), nb::arg("y").noconvert())
       .def("probe_read", &probe_read, nb::arg("num_bytes"))
       .def("probe_multiply", &probe_multiply)
-      .def("linear", &linear, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("rounding"), nb::arg("y").noconvert());
+      .def("linear", &linear, nb::arg("matrix"), nb::arg("x").noconvert(), nb::arg("num_groups"),
+           nb::arg("rounding"), nb::arg("y").noconvert());
   module.def("features", &features);
   module.def("runner", &make_runner, nb::arg("isa"), nb::arg("threads"));
   module.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),

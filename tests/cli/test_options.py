@@ -3,7 +3,9 @@
 import pytest
 import typer
 
-from shoal.cli.options import parse_ids, parse_size
+from shoal.cli.options import TrunkFormatOption, parse_ids, parse_size
+from shoal.client.settings import TRUNK_FORMATS
+from shoal.client.trunk.linear_maker import TrunkFormat
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,7 @@ def test_token_ids_are_separated_by_commas() -> None:
 def test_what_are_no_token_ids_is_refused(words: str) -> None:
     with pytest.raises(typer.BadParameter, match="5,17,3"):
         parse_ids(words)
+
+
+def test_trunk_formats_are_named_alike_everywhere() -> None:
+    assert [option.value for option in TrunkFormatOption] == list(TRUNK_FORMATS) == [each.value for each in TrunkFormat]

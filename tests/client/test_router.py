@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
+from shoal.client.trunk.linear import DenseLinear
 from shoal.client.trunk.router import Router, route
 from shoal.experts.family import GroupReduce, RouterSpec, Score
 
@@ -98,7 +99,7 @@ def test_router_agrees_with_transformers(dtype: torch.dtype) -> None:
         x = torch.randn(50, 32).to(dtype)
         _, weights, experts = theirs(x)
     bias = theirs.e_score_correction_bias.float()
-    ours = Router(SPEC, theirs.weight.detach().float(), bias)(x)
+    ours = Router(SPEC, DenseLinear(theirs.weight.detach().float()), bias)(x)
     order = experts.argsort(dim=-1)
     assert torch.equal(ours.topk_idx, experts.gather(1, order))
     torch.testing.assert_close(ours.topk_weights, weights.gather(1, order).float())

@@ -92,6 +92,31 @@ def test_a_plain_linear_picks_each_weight_exactly(weight_format: Format, isa: Is
     assert torch.equal(picked.T, stored.values)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weight_format", Format)
+def test_a_stack_of_maps_in_one_call_gives_what_each_gives_alone(weight_format: Format, isa: Isa) -> None:
+    generator = torch.Generator().manual_seed(5)
+    parts = [store(torch.randn(128, 70, generator=generator), weight_format) for _ in range(3)]
+    scales = [part.scale for part in parts if part.scale is not None]
+    stack = PackedMatrix(
+        weight_format, 384, 70, torch.cat([part.data for part in parts]), torch.cat(scales) if scales else None
+    )
+    kernels = CpuKernels(2, isa)
+    for num_rows, is_rounded in ((0, True), (1, True), (5, False), (9, True), (513, False)):
+        x = torch.randn(3, num_rows, 70, generator=generator)
+        together = kernels.grouped_linear(stack, x, is_rounded=is_rounded)
+        for i, part in enumerate(parts):
+            alone = kernels.linear(pack(part, weight_format), x[i], is_rounded=is_rounded)
+            assert torch.equal(together[i], alone)
+
+
+def test_a_stack_that_its_groups_do_not_divide_is_refused() -> None:
+    kernels, matrix = CpuKernels(1), PackedMatrix(Format.F32, 192, 8, torch.ones(192, 8), None)
+    for groups, columns in ((2, 8), (5, 8), (6, 8), (0, 8), (3, 9)):
+        with pytest.raises(ValueError, match=r"groups|width"):
+            kernels.grouped_linear(matrix, torch.ones(groups, 4, columns), is_rounded=False)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(list(Format)), st.sampled_from(ISAS), st.integers(1, 300), st.integers(1, 200),
