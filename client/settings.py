@@ -36,4 +36,4 @@ class SwarmSettings:
     trunk_format: str = "dense"
     """How the trunk's plain linears are held. `dense`: torch tensors of `dtype`. `as-published`: the checkpoint's own
     bytes (DeepSeek-V3's trunk: 19.1 GB), the same answers up to the order of sums. The others quantize at load:
-    `int4_g32` 12.4 GB, `int4_g128` 11.7 GB, with the errors of docs/adr/0008. All but `dense` need the C++ kernels."""
+    `int4_g32` 12.4 GB, `int4_g128` 11.7 GB, with the errors of docs/adr/0009. All but `dense` need the C++ kernels."""
