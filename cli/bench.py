@@ -39,21 +39,28 @@ def kernels(
     ] = None,
     tokens: Annotated[str, typer.Option(help="Rows of a call, e.g. 1,8,64,512.")] = "1,8,64,512",
     threads: Annotated[int, typer.Option(help="Threads of both sides; 0: one per core.", min=0)] = 0,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option("--op", help="expert, or a linear: q_b, o, dense_gate, shared_up; repeatable. Default: all."),
+    ] = None,
     isa: Annotated[str | None, typer.Option(help="Path to force, e.g. avx2. Default: the fastest.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What an expert call of DeepSeek-V3's size costs: our kernels and torch's best bf16, side by side."""
+    """What experts and linears of DeepSeek-V3's size cost: our kernels and torch's best bf16, side by side."""
     with reporting_errors():
         from shoal.kernels.cpu import Format, Isa
         from shoal.simulations.bench import kernels as bench
+        from shoal.simulations.bench.kernel_ops import OPS
 
         counts = [count for count in parse_ids(tokens) or () if count > 0]
         known = {each.name.lower(): each for each in Format}
         unknown = [name for name in formats or () if name not in known]
         if unknown or not counts or (isa is not None and isa not in list(Isa)):
             raise typer.BadParameter(f"formats: {', '.join(known)}; paths: {', '.join(Isa)}; tokens, e.g. 1,8")
+        if unknown_ops := [name for name in ops or () if name not in OPS]:
+            raise typer.BadParameter(f"{', '.join(unknown_ops)}; operations: {', '.join(OPS)}")
         chosen = [known[name] for name in formats] if formats else bench.DEFAULT_FORMATS
-        result = bench.bench_kernels(chosen, counts, threads, Isa(isa) if isa else None)
+        result = bench.bench_kernels(chosen, counts, threads, Isa(isa) if isa else None, ops or tuple(OPS))
         print(json.dumps(result) if as_json else bench.table(result))
 
 
