@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check bench screenshots sanitize clean
+.PHONY: demo test check bench bench-peers screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -25,6 +25,10 @@ bench: $(VENV)/.installed
 	$(BIN)/shoal bench wire
 	$(BIN)/shoal bench kernels
 	$(BIN)/shoal bench formats
+
+# kt-kernel, ggml and torch's own beside ours, each in an environment of its own (made once: some minutes, 1.5 GB).
+bench-peers: $(VENV)/.installed
+	$(BIN)/python -m shoal.simulations.bench.peers --environments .venv-peers
 
 screenshots: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py
@@ -50,4 +54,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .links build dist
+	rm -rf $(VENV) .venv-peers .links build dist

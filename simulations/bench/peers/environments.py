@@ -1,0 +1,105 @@
+"""Environments of the peers: virtual environments of their own under one folder, made once.
+
+ggml: its sources are in llama-cpp-python's source distribution; only ggml is built, for this processor. kt-kernel: its
+wheel pins torch 2.9.1, so it is installed without its dependencies beside the torch that we run; what it imports is
+added.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import shoal.simulations
+from shoal.simulations.bench.peers.members import GGML, HERE, KT
+
+RECIPES = {
+    GGML: ("numpy==2.4.6", "cmake==4.4.4", "ninja==1.13.0"),
+    KT: (
+        "torch==2.13.0", "numpy==2.4.6", "safetensors==0.8.0", "typer==0.29.2", "rich==15.0.0", "PyYAML==6.0.3",
+        "httpx>=0.25", "packaging==26.3",
+    ),
+}  # fmt: skip
+"""What pip installs first."""
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+KT_WHEELS = ("kt-kernel==0.7.2", "gguf==0.19.0")
+GGML_TARGETS = ("ggml", "ggml-cpu", "ggml-base")
+NOT_BUILT = ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER")
+MADE = "made"
+"""A file with the recipe that an environment was made by."""
+
+REASON_CHARS = 300
+
+
+class NotAvailable(Exception):
+    """A peer can not take part; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """An interpreter, and what its programs find in their environment beyond ours."""
+
+    interpreter: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def environment(name: str, folder: Path, modules: Path) -> Environment:
+    """The environment of that name, made in `folder` if it is not there yet. `modules`: a folder to import shoal from.
+
+    Raises:
+        NotAvailable: it can not be made here.
+    """
+    if name == HERE:
+        return Environment(Path(sys.executable))
+    home = folder.resolve() / name
+    recipe = "\n".join((*RECIPES[name], LLAMA_CPP if name == GGML else " ".join(KT_WHEELS)))
+    if not (home / MADE).exists() or (home / MADE).read_text(encoding="utf-8") != recipe:
+        _make(name, home)
+        (home / MADE).write_text(recipe, encoding="utf-8")
+    variables = {"PYTHONPATH": str(modules)}
+    if name == GGML:
+        variables["SHOAL_GGML_LIBRARIES"] = str(home / "build" / "bin")
+    return Environment(home / "bin" / "python", variables)
+
+
+def importable(folder: Path) -> Path:
+    """A folder whose only module is shoal, for interpreters that do not have it. Only peers' programs work there."""
+    source = Path(shoal.simulations.__file__).resolve().parent.parent
+    (folder / "shoal").symlink_to(source, target_is_directory=True)
+    return folder
+
+
+def _make(name: str, home: Path) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    _run(sys.executable, "-m", "venv", str(home))
+    pip = (str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check")
+    _run(*pip, "install", *RECIPES[name])
+    if name == KT:
+        _run(*pip, "install", "--no-deps", *KT_WHEELS)
+        return
+    _run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(home / "source"), LLAMA_CPP)
+    (archive,) = (home / "source").glob("*.tar.gz")
+    with tarfile.open(archive) as sources:
+        sources.extractall(home / "source", filter="data")
+    (tree,) = (home / "source").glob("*/vendor/llama.cpp")
+    cmake, build = str(home / "bin" / "cmake"), str(home / "build")
+    flags = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF")
+    skipped = (f"-DLLAMA_BUILD_{part}=OFF" for part in NOT_BUILT)
+    ninja = f"-DCMAKE_MAKE_PROGRAM={home / 'bin' / 'ninja'}"
+    _run(cmake, "-G", "Ninja", ninja, "-S", str(tree), "-B", build, *flags, *skipped)
+    _run(cmake, "--build", build, "--target", *GGML_TARGETS)
+
+
+def _run(*command: str) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    except OSError as error:
+        raise NotAvailable(f"{Path(command[0]).name}: {error}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip())[-REASON_CHARS:]
+        raise NotAvailable(f"{' '.join(Path(part).name for part in command[:4])} … failed: {said}")
