@@ -7,25 +7,29 @@
 Everything a user needs is named here; everything else may change. Errors are `shoal.protocol.errors`.
 """
 
-from shoal.client.answer import Answer
-from shoal.client.constraint import TokenConstraint
-from shoal.client.generate import FinishReason, Generation, Token
-from shoal.client.logprobs import TokenScore
-from shoal.client.sampler import Sampling
-from shoal.client.settings import SwarmSettings
-from shoal.client.swarm import Swarm
-from shoal.protocol.errors import (
-    Busy,
-    CheckpointError,
-    ContextLengthExceeded,
-    CoverageGap,
-    IntegrityError,
-    InvalidRequest,
-    ModelNotFound,
-    NoTokenAllowed,
-    ShoalError,
-    WrongModel,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.client.answer import Answer
+    from shoal.client.constraint import TokenConstraint
+    from shoal.client.generate import FinishReason, Generation, Token
+    from shoal.client.logprobs import TokenScore
+    from shoal.client.sampler import Sampling
+    from shoal.client.settings import SwarmSettings
+    from shoal.client.swarm import Swarm
+    from shoal.protocol.errors import (
+        Busy,
+        CheckpointError,
+        ContextLengthExceeded,
+        CoverageGap,
+        IntegrityError,
+        InvalidRequest,
+        ModelNotFound,
+        NoTokenAllowed,
+        ShoalError,
+        WrongModel,
+    )
 
 __all__ = [
     "Answer",
@@ -48,3 +52,24 @@ __all__ = [
     "TokenScore",
     "WrongModel",
 ]
+
+_HOMES = {
+    "Answer": "answer",
+    "FinishReason": "generate",
+    "Generation": "generate",
+    "Sampling": "sampler",
+    "Swarm": "swarm",
+    "SwarmSettings": "settings",
+    "Token": "generate",
+    "TokenConstraint": "constraint",
+    "TokenScore": "logprobs",
+}
+"""Modules of this package by public name; the errors live in `shoal.protocol.errors`."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: torch takes a second, and chatting through an endpoint needs none."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"{__name__}.{_HOMES[name]}" if name in _HOMES else "shoal.protocol.errors"
+    return getattr(import_module(home), name)
