@@ -4,11 +4,12 @@ Before it stand the chat screen and the line mode; behind it `swarm_chat.py` and
 torch, no HTTP, so that a machine too small for a trunk can chat through a neighbour's `shoal serve`.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.client.peers import PeerSnapshot
+from shoal.protocol.ids import ExpertId, LayerId
 
 ROLES = ("system", "user", "assistant")
 
@@ -77,29 +78,6 @@ class ChatBackend(Protocol):
 
         *Cancellation:* closing the generator stops the work at the other end.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSnapshot:
-    """One holder as the client sees it at this moment; seconds and milliseconds as the names say."""
-
-    peer: PeerId
-    rtt_ms: float | None
-    """Smoothed round trip without the holder's work; None before the first answer."""
-    version: str
-    """The software it runs, as it says; empty while unknown."""
-    holdings: Mapping[LayerId, frozenset[ExpertId]]
-    failures: int
-    """Failures in a row."""
-    breaker: str
-    """`closed` (in use), `paused` (failed or busy lately), `banned` (sent garbage), `draining` or `offline`."""
-    retry_in_s: float
-    """Until a paused or banned holder is asked again; 0 for the others."""
-    is_usable: bool
-
-    @property
-    def num_experts(self) -> int:
-        return sum(len(experts) for experts in self.holdings.values())
 
 
 class SwarmView(Protocol):

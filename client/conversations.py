@@ -5,7 +5,6 @@ Knows no screen and no model. The directory is handed in; the CLI says which (pl
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -48,8 +47,8 @@ class Conversation:
 
 
 def new_id() -> str:
-    """A name for a new conversation; not a time, which would tell when it was held."""
-    return secrets.token_hex(8)
+    """A name for a new conversation: random, because a time would tell when it was held."""
+    return os.urandom(8).hex()
 
 
 class ConversationStore:

@@ -25,7 +25,7 @@ class CoverageSummary:
     min_replicas: int
     mean_replicas: float
     worst_layer: LayerId | None
-    """The layer with most missing experts, else with most single ones; the lowest of equals. None: no layers."""
+    """The layer with most missing experts, else most single ones, else fewest replicas. None: no layers."""
 
     @property
     def percent(self) -> float:
@@ -82,4 +82,4 @@ def next_node(coverage: Coverage, expert_bytes: int) -> NextNode | None:
 def _weakness(replicas: Mapping[ExpertId, int], layer: LayerId) -> tuple[int, int, int, int]:
     """Sorts the weakest layer first."""
     counts = list(replicas.values())
-    return (-counts.count(0), -counts.count(1), min(counts, default=0), layer)
+    return (-counts.count(0), -counts.count(1), sum(counts), layer)

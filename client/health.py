@@ -49,6 +49,11 @@ class Health:
     """Not asked before at all: it sent garbage."""
     _has_sample: bool = field(default=False, repr=False)
 
+    @property
+    def has_sample(self) -> bool:
+        """Whether `srtt_s` was measured; before, it is a guess."""
+        return self._has_sample
+
     def is_usable(self, now: float) -> bool:
         return now >= max(self.paused_until, self.banned_until)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shoal.experts.store import ModelStore
+from shoal.experts.weight_formats import stored_bytes
 from shoal.protocol.messages import Rounding, WeightFormat
 
 
@@ -18,9 +19,19 @@ class ModelId:
     """Routed experts of a layer."""
     macs_per_row: int
     """Multiply-accumulates of one token through one expert."""
+    expert_bytes: int
+    """One routed expert as stored."""
 
 
 def model_id(store: ModelStore, rounding: Rounding) -> ModelId:
     """The id of an open model."""
-    expert, num_experts = store.spec.expert, store.spec.router.num_experts
-    return ModelId(store.manifest.root, store.weight_format, rounding, expert.hidden, num_experts, expert.macs_per_row)
+    expert, weight_format = store.spec.expert, store.weight_format
+    return ModelId(
+        root=store.manifest.root,
+        weight_format=weight_format,
+        rounding=rounding,
+        hidden=expert.hidden,
+        num_experts=store.spec.router.num_experts,
+        macs_per_row=expert.macs_per_row,
+        expert_bytes=stored_bytes(expert, weight_format),
+    )

@@ -42,9 +42,7 @@ class OpenAIChat:
     def where(self) -> str:
         return str(self._client.base_url.host)
 
-    async def stream(
-        self, messages: Sequence[ChatMessage], options: ChatOptions
-    ) -> AsyncGenerator[ChatPiece, None]:
+    async def stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncGenerator[ChatPiece, None]:
         """As the seam says."""
         request = _request(self._model_name, messages, options)
         try:

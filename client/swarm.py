@@ -21,6 +21,7 @@ from shoal.client.generate import Engine, Recorder, Token
 from shoal.client.holders import Holders
 from shoal.client.logprobs import TokenScore
 from shoal.client.model_id import ModelId, model_id
+from shoal.client.peers import PeerSnapshot, snapshot
 from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
@@ -130,6 +131,16 @@ class Swarm:
     def coverage(self) -> dict[LayerId, dict[ExpertId, int]]:
         """Usable replicas of every expert, by layer."""
         return {layer: self._holders.replicas(layer) for layer in self._layers}
+
+    def peers(self) -> tuple[PeerSnapshot, ...]:
+        """Every holder we know of, connected or not, ordered by peer id: a copy of this moment."""
+        now = asyncio.get_running_loop().time()
+        return tuple(snapshot(self._holders.holder(peer), now) for peer in sorted(self._holders.costs()))
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one routed expert as stored."""
+        return self._model.expert_bytes
 
     async def stream(
         self, prompt: Prompt, sampling: Sampling | None = None, constraint: TokenConstraint | None = None

@@ -26,9 +26,7 @@ class SwarmChat:
     def where(self) -> str:
         return _("swarm")
 
-    async def stream(
-        self, messages: Sequence[ChatMessage], options: ChatOptions
-    ) -> AsyncGenerator[ChatPiece, None]:
+    async def stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncGenerator[ChatPiece, None]:
         """As the seam says."""
         prompt_ids = self._prompt_ids(messages, options.thinking)
         splitter = ReasoningSplitter(self._begins_thinking(messages, options.thinking))

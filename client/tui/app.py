@@ -1,0 +1,155 @@
+"""The application: seven screens, the keys between them, the palette, the themes, and the connection behind them."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.dom import DOMNode
+from textual.screen import Screen
+
+from shoal.client.translate import N_, _
+from shoal.client.tui.chat_screen import ChatScreen, RetryConnection
+from shoal.client.tui.conversations_dialog import ConversationsDialog
+from shoal.client.tui.heat_map import HeatMap
+from shoal.client.tui.help_screen import HelpScreen
+from shoal.client.tui.latency_screen import LatencyScreen
+from shoal.client.tui.log_screen import LogScreen
+from shoal.client.tui.node_screen import NodeScreen
+from shoal.client.tui.peers_screen import PeersScreen
+from shoal.client.tui.prompt import Prompt
+from shoal.client.tui.screen import ShoalScreen
+from shoal.client.tui.session import Opener, Session
+from shoal.client.tui.settings_screen import SettingsScreen
+from shoal.client.tui.swarm_screen import SwarmScreen
+from shoal.client.tui.text_dialog import TextDialog
+from shoal.client.tui.themes import DEFAULT_THEME, MONO_THEME, THEMES
+from shoal.client.tui.top_bar import SCREENS
+from shoal.client.tui.translated import translate_bindings
+from shoal.protocol.errors import ShoalError
+
+REDRAW_S = 0.5
+"""Between two looks at the swarm. Tokens are shown as they come; figures twice a second are read more easily."""
+
+
+SEVEN: tuple[type[ShoalScreen], ...] = (
+    ChatScreen,
+    SwarmScreen,
+    NodeScreen,
+    LatencyScreen,
+    PeersScreen,
+    LogScreen,
+    SettingsScreen,
+)
+"""The screens, in the order of their keys."""
+
+
+class ShoalApp(App[None]):
+    """`shoal chat`."""
+
+    TITLE = "shoal"
+    CSS_PATH = "shoal.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    MODES: ClassVar = {screen.MODE: screen for screen in SEVEN}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(f"{number},alt+{number}", f"go('{mode}')", word, id=f"go.{mode}", show=False)
+            for number, (mode, word) in enumerate(SCREENS.items(), 1)
+        ),
+        Binding("question_mark,f1", "help", N_("Help"), id="help"),
+        Binding("ctrl+p", "command_palette", N_("Palette"), id="palette", show=False, priority=True),
+        Binding("f6", "mono", N_("Mono"), id="mono", show=False),
+        Binding("ctrl+q", "quit", N_("Quit"), id="quit", priority=True),
+    ]
+
+    def __init__(self, session: Session, keymap: Mapping[str, str], keymap_path: Path) -> None:
+        """keymap: checked, see `keymap.py`."""
+        super().__init__()
+        self.session = session
+        self._keymap_path = keymap_path
+        self.retrying = asyncio.Event()
+        translate_bindings(self)
+        self.set_keymap(dict(keymap))
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = session.preferences.theme or (MONO_THEME if self.no_color else DEFAULT_THEME)
+
+    def on_mount(self) -> None:
+        self.switch_mode("chat")
+        self.set_interval(REDRAW_S, self.redraw)
+
+    def redraw(self) -> None:
+        """Draw what has changed on the screen that is seen."""
+        if isinstance(self.screen, ShoalScreen):
+            self.screen.refresh_all()
+
+    def action_go(self, mode: str) -> None:
+        """Another screen; not from a dialog, which wants its answer first."""
+        if isinstance(self.screen, ShoalScreen):
+            self.switch_mode(mode)
+
+    def action_help(self) -> None:
+        if isinstance(self.screen, ShoalScreen):
+            self.push_screen(HelpScreen(self.screen, str(self._keymap_path)))
+
+    def action_mono(self) -> None:
+        """To the theme without colours, and back."""
+        wanted = self.session.preferences.theme or DEFAULT_THEME
+        self.theme = MONO_THEME if self.theme != MONO_THEME else wanted if wanted != MONO_THEME else DEFAULT_THEME
+
+    @on(RetryConnection)
+    def retry(self) -> None:
+        """Try to connect again."""
+        self.retrying.set()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every action that works where the user stands."""
+        seen = set()
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if binding.description and binding.id and binding.id not in seen and active.enabled:
+                seen.add(binding.id)
+                run = partial(self.run_action, binding.action, active.node)
+                yield SystemCommand(binding.description, self.get_key_display(binding), run)
+        yield SystemCommand(_("Theme"), _("Choose another"), self.action_change_theme)
+
+
+def action_ids() -> set[str]:
+    """The ids that a key map may name."""
+    owners: tuple[type[DOMNode], ...] = (ShoalApp, *SEVEN, Prompt, HeatMap, TextDialog, ConversationsDialog, HelpScreen)
+    return {each.id for owner in owners for each in owner.BINDINGS if isinstance(each, Binding) and each.id}
+
+
+async def run_app(app: ShoalApp, open_connection: Opener) -> None:
+    """Show the application at once and connect meanwhile; at the end leave the swarm before returning."""
+    connecting = asyncio.create_task(_keep_connected(app, open_connection), name="connection")
+    try:
+        await app.run_async()
+    finally:
+        connecting.cancel()
+        with suppress(asyncio.CancelledError):
+            await connecting
+
+
+async def _keep_connected(app: ShoalApp, open_connection: Opener) -> None:
+    """Hold one connection until cancelled; after a failure, try again when the user says so."""
+    session = app.session
+
+    def tell(words: str) -> None:
+        session.opening = words
+
+    while True:
+        session.failure, session.connection = None, None
+        try:
+            async with open_connection(session.book, tell) as connection:
+                session.connection = connection
+                await asyncio.Event().wait()
+        except (ShoalError, OSError) as error:
+            session.failure, session.connection = error, None
+        app.retrying.clear()
+        await app.retrying.wait()
