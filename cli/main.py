@@ -8,6 +8,7 @@ that `--help` is quick.
 import typer
 
 from shoal.cli.bench import bench_app
+from shoal.cli.chat import chat
 from shoal.cli.demo import demo
 from shoal.cli.node import node
 from shoal.cli.run import run
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Run DeepSeek-class Mixture-of-Experts models on many small machines.",
 )
 app.command()(demo)
+app.command()(chat)
 app.command()(run)
 app.command()(node)
 app.command()(version)

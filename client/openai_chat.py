@@ -7,7 +7,6 @@ tree, and a stream that ends without `[DONE]` is one too: what is cut off is nev
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
 
 import httpx2
 
@@ -140,11 +139,22 @@ def _piece(event: JsonObject) -> ChatPiece:
     if "error" in event:
         raise _error(event["error"])
     choices = event.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else {}
+    if not choices:
+        return ChatPiece()  # the last one of some servers, with the usage
+    choice = choices[0] if isinstance(choices, list) else None
+    if not isinstance(choice, dict) or not isinstance(choice.get("delta") or {}, dict):
+        raise PeerFailed("the endpoint sent an event with no choice in it")
     delta = choice.get("delta") or {}
-    text = cast(str | None, delta.get("content")) or ""
-    reasoning = cast(str | None, delta.get("reasoning_content") or delta.get("reasoning")) or ""
-    return ChatPiece(text, reasoning, 1 if text or reasoning else 0, choice.get("finish_reason"))
+    text, reasoning = _text(delta, "content"), _text(delta, "reasoning_content") or _text(delta, "reasoning")
+    return ChatPiece(text, reasoning, 1 if text or reasoning else 0, _text(choice, "finish_reason") or None)
+
+
+def _text(fields: JsonObject, name: str) -> str:
+    """A field that is text, or missing or null."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise PeerFailed(f"the endpoint sent a {name} that is no text")
+    return value or ""
 
 
 def _refusal(response: httpx2.Response) -> ShoalError:

@@ -43,12 +43,12 @@ class ChatScreen(ShoalScreen):
     MODE = "chat"
     HELP = N_("Ask the model. What it thought is folded above its answer; Esc stops it.")
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "escape", N_("Stop / leave"), id="chat.stop", priority=True),
+        Binding("escape", "escape", N_("Stop"), id="chat.stop", priority=True),
         Binding("ctrl+r", "again", N_("Again"), id="chat.again"),
-        Binding("ctrl+t", "take_back", N_("Edit last"), id="chat.edit"),
+        Binding("ctrl+t", "take_back", N_("Edit"), id="chat.edit"),
         Binding("ctrl+n", "new", N_("New"), id="chat.new"),
         Binding("ctrl+o", "open", N_("Open"), id="chat.open"),
-        Binding("ctrl+s", "system_prompt", N_("System prompt"), id="chat.system"),
+        Binding("ctrl+s", "system_prompt", N_("System prompt"), id="chat.system", show=False),
         Binding("alt+r", "toggle_reasoning", N_("Thoughts"), id="chat.reasoning", show=False),
         Binding("y", "copy", N_("Copy answer"), id="chat.copy", show=False),
         Binding("i", "write", N_("Write"), id="chat.write", show=False),

@@ -48,6 +48,7 @@ class ConversationsDialog(ModalScreen[Conversation | None]):
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options([Option(_line(each), id=each.id) for each in self._shown])
+        options.highlighted = 0 if self._shown else None
         options.display = bool(self._shown)
         self.query_one("#none").display = not self._shown
 

@@ -18,6 +18,9 @@ MAX_SHADE = len(GLYPHS) - 1
 MAX_CELL_WIDTH = 4
 """Columns of a cell where there is room: wider ones look like bars."""
 
+MAX_CELL_HEIGHT = 3
+"""Lines of one, the half line between two of them included."""
+
 
 def glyph(count: int) -> str:
     """The sign of a replica count."""
@@ -68,7 +71,7 @@ def fit(num_layers: int, num_experts: int, width: int, height: int, allows_halve
     num_columns = math.ceil(num_experts / experts_per_cell) or 1
     cell_width = max(1, min(MAX_CELL_WIDTH, width // num_columns))
     if num_layers <= height:
-        cell_height = max(1, min(2, height // max(1, num_layers)))
+        cell_height = max(1, min(MAX_CELL_HEIGHT, height // max(1, num_layers)))
         return Grid(num_layers, num_experts, 1, experts_per_cell, cell_width, cell_height)
     lines = 2 * height if allows_halves else height
     layers_per_row = math.ceil(num_layers / lines)

@@ -138,7 +138,7 @@ class HeatMap(Widget, can_focus=True):
 
     def _row(self, grid: Grid, row: int, part: int, base: Style) -> list[Segment]:
         """One line of cells that are at least one character high."""
-        label = self._label(grid, row) if part == 0 else ""
+        label = self._label(grid, row) if part == (grid.cell_height - 1) // 2 else ""
         segments = [Segment(label.ljust(LABEL_WIDTH), base + Style(color=self._muted()))]
         for column, count in enumerate(self._cells[row]):
             is_cursor = (row, column) == self.cursor and self.has_focus
@@ -148,15 +148,17 @@ class HeatMap(Widget, can_focus=True):
     def _cell(self, grid: Grid, count: int, part: int, is_cursor: bool, base: Style) -> list[Segment]:
         gap = 1 if grid.cell_width >= 3 else 0
         width = grid.cell_width - gap
-        colour = self._colour(count)
+        colour, is_last = self._colour(count), part > 0 and part == grid.cell_height - 1
         ends = [Segment(" " * gap, base)] if gap else []
         if self.heat_style != "blocks":
             sign = digit(count) if self.heat_style == "digits" else glyph(count)
             style = Style(reverse=True, bold=True) if is_cursor else Style(bold=count == 0)
-            return [Segment((sign if part == 0 else " ").center(width), base + style), *ends]
-        if part > 0:  # half of it: a tile, and a gap below
+            is_middle = part == (grid.cell_height - 1) // 2
+            return [Segment((sign if is_middle else " ").center(width), base + style), *ends]
+        if is_last:  # half of it: a tile, and a gap below
             return [Segment("▀" * width, base + Style(color=self._cursor_colour() if is_cursor else colour)), *ends]
-        sign = digit(count) if width > 1 or count == 0 else " "
+        has_sign = part == (grid.cell_height - 1) // 2 and (width > 1 or count == 0)
+        sign = digit(count) if has_sign else " "
         ink = Style(color=_ink(colour), bgcolor=colour, bold=count == 0)
         if is_cursor:
             ink = Style(color=_ink(self._cursor_colour()), bgcolor=self._cursor_colour(), bold=True)

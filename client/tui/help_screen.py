@@ -54,7 +54,7 @@ def _keys(below: Screen[None]) -> list[Part]:
         if active.binding.description and active.enabled:
             by_action.setdefault(active.binding.action, []).append(active)
     parts: list[Part] = []
-    for actives in by_action.values():
+    for actives in sorted(by_action.values(), key=lambda each: not each[0].binding.id):  # ours first, then Textual's
         keys = " ".join(below.app.get_key_display(active.binding) for active in actives)
         binding = actives[0].binding
         parts.append((f"  {keys:<22.22} ", "bold $primary"))

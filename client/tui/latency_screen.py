@@ -23,8 +23,6 @@ SIGNS = "█▞░▓╱·"
 MEAN_PASSES = 32
 """Tokens that the mean is taken over."""
 
-SLOWEST = 5
-
 Part = tuple[str, str]
 
 
@@ -102,9 +100,11 @@ class LatencyScreen(ShoalScreen):
             (sparkline(totals, 20) + "\n", "$secondary"),
         ]
         colours = TIMES.get(self.app.theme, TIMES[DEFAULT_THEME])
-        for sign, colour, segment, seconds in zip(SIGNS, colours, SEGMENTS, whole, strict=True):
+        per_line = len(SEGMENTS) if self.size.width >= 120 else len(SEGMENTS) // 2
+        for place, (sign, colour, segment, seconds) in enumerate(zip(SIGNS, colours, SEGMENTS, whole, strict=True), 1):
+            end = "\n" if place == per_line else ""
             parts.append((f"{sign * 2} ", colour))
-            parts.append((f"{segment_word(segment)} {milliseconds(seconds)}   ", "$foreground"))
+            parts.append((f"{segment_word(segment) + ' ' + milliseconds(seconds):<20}{end}", "$foreground"))
         return parts
 
     def _bars(self, layers: Sequence[LayerTimes]) -> list[Part]:
@@ -120,7 +120,7 @@ class LatencyScreen(ShoalScreen):
         return parts
 
     def _slowest(self) -> list[Part]:
-        times = self.session.book.peer_times()[:SLOWEST]
+        times = self.session.book.peer_times()[: max(1, (self.size.width - 18) // 34)]
         parts: list[Part] = [(_("slowest peers") + "  ", "bold $foreground")] if times else []
         for each in times:
             words = _("p50 {p50} p99 {p99}").format(

@@ -16,7 +16,7 @@ from shoal.client.tui.words import pause_word
 from shoal.protocol.control import NodeState, NodeStatus
 from shoal.protocol.errors import NodeNotRunning, ShoalError
 
-BAR_WIDTH = 24
+BAR_WIDTH = 16
 
 PAUSE_S = 2 * 3600.0
 """The shorter of the two pauses that the screen offers."""
@@ -128,7 +128,7 @@ class NodeScreen(ShoalScreen):
 
 
 def _row(name: str, value: str) -> list[Part]:
-    return [(f"{name:<18.18}", "$text-muted"), (f"{value}\n", "$foreground")]
+    return [(f"{name:<14.14}", "$text-muted"), (f"{value}\n", "$foreground")]
 
 
 def _holding(status: NodeStatus) -> list[Part]:
@@ -178,15 +178,20 @@ def _flow(name: str, total: int, rate: float, cap: int | None) -> list[Part]:
     words = f"{size(total)} · {size(rate)}/s"
     if cap is None:
         return _row(name, words + " · " + _("no cap"))
-    return [*_row(name, f"{words} {_('of')} {size(cap)}/s"), *_gauge(rate / cap if cap else 1.0)]
+    return _gauge(name, f"{words} {_('of')} {size(cap)}/s", rate / cap if cap else 1.0)
 
 
 def _share(name: str, used: int, cap: int | None) -> list[Part]:
     if cap is None:
         return _row(name, f"{size(used)} · " + _("no cap"))
-    return [*_row(name, f"{size(used)} {_('of')} {size(cap)}"), *_gauge(used / cap if cap else 1.0)]
+    return _gauge(name, f"{size(used)} {_('of')} {size(cap)}", used / cap if cap else 1.0)
 
 
-def _gauge(share: float) -> list[Part]:
+def _gauge(name: str, value: str, share: float) -> list[Part]:
+    """A value and how much of its cap that is."""
     style = "$success" if share < 0.75 else "$warning" if share < 1 else "$error"
-    return [(" " * 18, ""), (bar(share, BAR_WIDTH), style), (f" {100 * share:.0f} %\n", style)]
+    return [
+        (f"{name:<14.14}", "$text-muted"),
+        (f"{value:<36}", "$foreground"),
+        (f"{bar(share, BAR_WIDTH)} {100 * share:3.0f} %\n", style),
+    ]

@@ -58,7 +58,7 @@ class PeersScreen(ShoalScreen):
             self._refill(peers)
         for peer in peers:
             for column, cell in zip(COLUMNS, self._cells(peer), strict=True):
-                table.update_cell(peer.peer, column, cell)
+                table.update_cell(peer.peer, column, cell, update_width=True)
         self.show_detail()
 
     @on(DataTable.RowHighlighted)

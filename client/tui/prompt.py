@@ -37,10 +37,14 @@ class Prompt(TextArea):
         translate_bindings(self)
 
     def action_send(self) -> None:
+        self.call_later(self._send)
+
+    def action_newline(self) -> None:
+        self.call_later(self.insert, "\n")
+
+    def _send(self) -> None:
+        """Behind the keys that came before Enter: bindings overtake them in a burst (a paste, a slow link)."""
         text = self.text.strip()
         if text:
             self.text = ""
             self.post_message(self.Sent(text))
-
-    def action_newline(self) -> None:
-        self.insert("\n")

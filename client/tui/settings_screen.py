@@ -49,6 +49,15 @@ CHECKS = (
 )
 
 
+class Check(Checkbox):
+    """Shows its mark only when it is set: Textual's own differs in colour alone."""
+
+    def watch_value(self) -> None:
+        super().watch_value()
+        self.BUTTON_INNER = "✓" if self.value else " "
+        self.refresh()
+
+
 class SettingsScreen(ShoalScreen):
     """Screen 7."""
 
@@ -76,7 +85,7 @@ class SettingsScreen(ShoalScreen):
                 yield from self._row(_(number.label), Input(f"{value:g}", id=number.name, compact=True))
             yield from self._row(_("system prompt"), Input(preferences.system_prompt, id="system_prompt", compact=True))
             for name, label in CHECKS:
-                yield Checkbox(_(label), getattr(preferences, name), id=name, compact=True)
+                yield Check(_(label), getattr(preferences, name), id=name, compact=True)
         yield Static(id="settings-note", markup=False)
 
     def _row(self, label: str, control: Input | Select[str]) -> ComposeResult:
@@ -93,7 +102,9 @@ class SettingsScreen(ShoalScreen):
     @on(Select.Changed)
     def choose(self, event: Select.Changed) -> None:
         """A theme or a style of the map."""
-        value = str(event.value)
+        value, present = str(event.value), self.session.preferences.heat_style or HEAT_STYLES[0]
+        if value in (self.app.theme, present):
+            return  # as it was: Textual tells the first value too
         if event.select.id == "theme":
             self.app.theme = value
             self._keep(replace(self.session.preferences, theme=value))

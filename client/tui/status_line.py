@@ -2,6 +2,7 @@
 
 from textual.widgets import Static
 
+from shoal.client.safe_text import printable
 from shoal.client.translate import _, ngettext
 from shoal.client.tui.session import Session
 
@@ -34,7 +35,7 @@ def connection_words(session: Session) -> str:
     """Who answers, or why nobody does."""
     if session.connection is not None:
         backend = session.connection.backend
-        return f"{backend.model_name} · {backend.where}"
+        return printable(f"{backend.model_name} · {backend.where}")
     return _("not connected") if session.failure else _("connecting …")
 
 

@@ -19,8 +19,8 @@ from shoal.client.tui.themes import DEFAULT_THEME, HEAT, MONO_THEME
 from shoal.client.tui.words import breaker_sign, breaker_style, breaker_word
 from shoal.protocol.ids import ExpertId, LayerId
 
-EXPERTS_PER_ROW = 16
-"""Of the closer look at one layer: 256 experts are a square."""
+EXPERTS_PER_ROW = 32
+"""Of the closer look at one layer: a routing group of DeepSeek-V3, and eight rows of them fit 24 lines."""
 
 Part = tuple[str, str]
 
@@ -141,7 +141,7 @@ class SwarmScreen(ShoalScreen):
         where = _("whole model") if self._layer is None else _("layer {layer}").format(layer=self._layer)
         parts = [
             (f"{where}  ", "bold $foreground"),
-            (f"{sign} {bar(facts.percent / 100, 20)} {facts.percent:.1f} %  ", style),
+            (f"{sign} {bar(facts.percent / 100, 20 if self.size.width >= 100 else 8)} {facts.percent:.1f} %  ", style),
             (_("{number} experts").format(number=facts.num_experts) + " · ", "$foreground"),
             (
                 _("fewest {fewest} · mean {mean:.1f}").format(fewest=facts.min_replicas, mean=facts.mean_replicas),

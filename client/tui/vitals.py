@@ -9,7 +9,7 @@ from shoal.client.tui.event_book import SEGMENTS, percentile
 from shoal.client.tui.session import Session
 from shoal.client.tui.words import segment_word
 
-WIDTH = 30
+WIDTH = 28
 """Characters inside the panel."""
 
 Part = tuple[str, str]

@@ -38,10 +38,9 @@ class Welcome(Static):
             return [("◌ " + (session.opening or _("connecting …")), "$warning")]
         coverage = session.coverage()
         if coverage is None:
-            where = session.connection.backend.where
-            return [
-                (_("● {model} at {where}").format(model=session.connection.backend.model_name, where=where), "$success")
-            ]
+            backend = session.connection.backend
+            words = _("{model} at {where}").format(model=backend.model_name, where=backend.where)
+            return [("● " + printable(words), "$success")]
         usable = sum(peer.is_usable for peer in session.peers())
         held = ngettext("{number} peer holds", "{number} peers hold", usable).format(number=usable)
         experts = _("{held} {experts} experts, {replicas:.1f} times each").format(

@@ -1,0 +1,100 @@
+"""The three connections of `shoal chat`: a swarm that is up, one that is started for the occasion, an endpoint.
+
+Each is an `Opener` of the chat's session: a context that connects, says what it is doing, and leaves nothing behind.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from shoal.client.openai_chat import open_endpoint
+from shoal.client.translate import _
+from shoal.client.tui.session import Connection, Opener, Tell
+from shoal.protocol.events import Observer
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmWords:
+    """What the command line says of a swarm."""
+
+    model: Path
+    model_name: str
+    join: tuple[str, ...]
+    dtype: str
+    channel: str
+    threads: int = 0
+
+
+def endpoint(url: str, api_key: str | None, model: str | None) -> Opener:
+    """`--api URL`."""
+
+    @asynccontextmanager
+    async def opener(observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+        tell(_("asking {url} for its models").format(url=url))
+        async with open_endpoint(url, api_key, model) as backend:
+            yield Connection(backend)
+
+    return opener
+
+
+def joined(words: SwarmWords) -> Opener:
+    """`--join TOKEN`."""
+
+    @asynccontextmanager
+    async def opener(observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+        tell(_("loading"))
+        await _load("shoal.client.swarm")
+        async with _joined(words, words.join, observe, tell) as connection:
+            yield connection
+
+    return opener
+
+
+def demonstration(words: SwarmWords, context: ForkServerContext, num_nodes: int, replicas: int) -> Opener:
+    """`--demo`: node processes of our own, ended with the chat."""
+
+    @asynccontextmanager
+    async def opener(observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+        tell(_("starting {number} nodes on this machine").format(number=num_nodes))
+        await _load("shoal.simulations.local")
+        from shoal.experts.locations import default_cache_dir
+        from shoal.experts.store import open_store
+        from shoal.simulations.local import LocalSwarmSettings, local_swarm
+
+        with await open_store(words.model, default_cache_dir(), _hashing(tell)) as store:
+            num_experts = store.spec.router.num_experts
+        settings = LocalSwarmSettings(words.model, num_nodes, replicas)
+        async with AsyncExitStack() as stack:
+            nodes = await stack.enter_async_context(local_swarm(context, settings, num_experts))
+            join = (nodes[0].info.invite,)
+            yield await stack.enter_async_context(_joined(words, join, observe, tell))
+
+    return opener
+
+
+@asynccontextmanager
+async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+    from shoal.client.settings import SwarmSettings
+    from shoal.client.swarm import Swarm
+    from shoal.client.swarm_chat import SwarmChat
+
+    tell(_("joining the swarm"))
+    settings = SwarmSettings(words.model, join, words.dtype, words.channel, threads=words.threads)
+    async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
+        yield Connection(SwarmChat(swarm, words.model_name), swarm)
+
+
+async def _load(module: str) -> None:
+    """Import on a thread: torch takes a second or two, and the screen should not stand still meanwhile."""
+    await asyncio.to_thread(import_module, module)
+
+
+def _hashing(tell: Tell) -> Callable[[int, int], None]:
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        tell(_("hashing the model, once: {percent:.0f} %").format(percent=100 * done_bytes / max(1, total_bytes)))
+
+    return progress
