@@ -1,6 +1,7 @@
 """The seam to the kernels (DESIGN §4): pack an expert once at load, then run batches of (expert, rows).
 
-Back ends: `reference` (torch, readable). Knows experts and rows; knows no peers and no files.
+Back ends: `reference` (torch, readable), `cpu` (C++), `cuda` (Triton). Knows experts and rows; knows no peers and no
+files.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Protocol
 import torch
 
 from shoal.experts.family import ExpertSpec
+from shoal.kernels.reference import Biases
 from shoal.protocol.messages import Rounding, WeightFormat
 
 
@@ -40,6 +42,8 @@ class ExpertWeights:
     gate: QuantizedWeight
     up: QuantizedWeight
     down: QuantizedWeight
+    biases: Biases | None = None
+    """f32|bf16: gate[inter], up[inter], down[hidden], where the spec has some."""
     origin: str = "an expert"
     """What errors call it: the file and the name of the expert in the checkpoint."""
 
@@ -71,7 +75,8 @@ class ExpertBackend(Protocol):
         """Bring an expert into this back end's layout.
 
         Raises:
-            CheckpointError: shapes or dtypes do not fit `spec` and the format, or a value is not finite.
+            CheckpointError: shapes or dtypes do not fit `spec` and the format, a value is not finite, or there are
+            biases where `spec` has none, or the other way round.
         """
 
     def run(

@@ -167,6 +167,21 @@ class Checkpoint:
         self._read_into(shard.descriptor, _raw(buffer), shard.data_start + entry.begin, file, name)
         return StoredTensor(name, file, entry.dtype, buffer.view(TORCH_DTYPES[entry.dtype]).view(entry.shape))
 
+    def read_part(self, name: str, index: int) -> StoredTensor:
+        """Read one item along a tensor's first dimension, as a tensor named `name[index]`, and not a byte more.
+
+        Raises:
+            CheckpointError: as `read`, or a tensor without dimensions, or without that item.
+        """
+        file, entry = self.file_of(name), self.entry(name)
+        if not entry.shape or not 0 <= index < entry.shape[0]:
+            raise CheckpointError(file, name, f"shape {list(entry.shape)} has no item {index}")
+        shard, size = self.open_file(file), entry.size_bytes // entry.shape[0]
+        buffer = torch.empty(size, dtype=torch.uint8)
+        self._read_into(shard.descriptor, _raw(buffer), shard.data_start + entry.begin + index * size, file, name)
+        data = buffer.view(TORCH_DTYPES[entry.dtype]).view(entry.shape[1:])
+        return StoredTensor(f"{name}[{index}]", file, entry.dtype, data)
+
     def open_file(self, file: str) -> OpenFile:
         """Open a file of this checkpoint and parse its header; later calls return the same.
 

@@ -11,7 +11,8 @@ import torch
 
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert, QuantizedWeight
 from shoal.experts.family import ExpertSpec
-from shoal.kernels.cpu import DATA_DTYPES, CpuKernels, Format, PackedMatrix, PackedSwiGLU, packed_bytes
+from shoal.experts.weight_formats import checked_biases
+from shoal.kernels.cpu import DATA_DTYPES, CpuKernels, Format, PackedMatrix, PackedSwiGLU, bias_bytes, packed_bytes
 from shoal.kernels.formats import decode_scale
 from shoal.protocol.errors import CheckpointError, InvalidRequest
 from shoal.protocol.messages import Rounding, WeightFormat
@@ -26,7 +27,7 @@ class CpuExpert:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of memory that the three matrices and their scales hold."""
+        """Bytes of memory that the three matrices, their scales and their biases hold."""
         return self.weights.size_bytes
 
 
@@ -47,7 +48,8 @@ class CpuBackend(ExpertBackend):
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes: as stored, padded to 64 rows and 128 columns."""
         wide = packed_bytes(Format(weight_format), spec.inter, spec.hidden)
-        return 2 * wide + packed_bytes(Format(weight_format), spec.hidden, spec.inter)
+        biases = bias_bytes(spec.inter, spec.hidden) if spec.has_biases else 0
+        return 2 * wide + packed_bytes(Format(weight_format), spec.hidden, spec.inter) + biases
 
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> CpuExpert:
         weight_format, wide, tall = Format(weights.format), (spec.inter, spec.hidden), (spec.hidden, spec.inter)
@@ -58,7 +60,7 @@ class CpuBackend(ExpertBackend):
             )
         ]  # fmt: skip
         gate, up, down = packed
-        return CpuExpert(spec, PackedSwiGLU(gate, up, down))
+        return CpuExpert(spec, PackedSwiGLU(gate, up, down, spec.activation, checked_biases(spec, weights)))
 
     def run(
         self,

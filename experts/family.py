@@ -1,22 +1,21 @@
 """What a model family's router and experts are, as data (DESIGN §3; model-and-kernels §A3, §A8).
 
 Read from a checkpoint's `config.json`. Everything that differs between DeepSeek, Kimi, GLM or Qwen is a value of these
-records, not a branch in the code that uses them: a family is a row of `FAMILIES`. Knows no attention:
+records, not a branch in the code that uses them: a family is a row of `families.FAMILIES`. Knows no attention:
 `client/trunk/config.py` does. Knows no tensors either: which layers a checkpoint has is `shard.py`'s question.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from shoal.experts.families import FAMILIES, MISSING, Family
 from shoal.experts.specs import (
-    DEEPSEEK_V3_NAMES,
     PROJECTIONS,
     SCALE_SUFFIX,
-    Activation,
+    ExpertLayout,
     ExpertSpec,
     GroupReduce,
     ModelSpec,
@@ -24,6 +23,7 @@ from shoal.experts.specs import (
     Score,
     TensorNames,
 )
+from shoal.kernels.activation import Activation
 from shoal.protocol import limits
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 from shoal.protocol.ids import LayerId
@@ -33,7 +33,7 @@ __all__ = [
     "FAMILIES",
     "PROJECTIONS",
     "SCALE_SUFFIX",
-    "Activation",
+    "ExpertLayout",
     "ExpertSpec",
     "Family",
     "GroupReduce",
@@ -60,120 +60,6 @@ MAX_SCALE = 1e6
 """Router scale and similar factors; DeepSeek-V2's 16 is the largest known."""
 
 
-UNBIASED_NAMES = replace(DEEPSEEK_V3_NAMES, choice_bias=None)
-MIXTRAL_NAMES = TensorNames(
-    expert="model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight",
-    gate="w1",
-    up="w3",
-    down="w2",
-    router="model.layers.{layer}.block_sparse_moe.gate.weight",
-    choice_bias=None,
-)
-MINIMAX_NAMES = replace(MIXTRAL_NAMES, choice_bias="model.layers.{layer}.block_sparse_moe.e_score_correction_bias")
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A row of `FAMILIES`: under which keys of config.json a family states what we need, and what is fixed for it."""
-
-    names: TensorNames
-    score: Score
-    num_experts_key: str
-    inter_key: str = "moe_intermediate_size"
-    num_shared_key: str | None = None
-    first_moe_key: str | None = None
-    """Layers before this index are dense."""
-    every_key: str | None = None
-    """MoE layers are every n-th: (layer + every_offset) % n == 0."""
-    every_offset: int = 0
-    dense_layers_key: str | None = None
-    """A list of layers that are dense all the same."""
-    mtp_key: str | None = None
-    is_grouped: bool = False
-    """Routing is limited to `topk_group` of `n_group` groups."""
-    group_reduce: GroupReduce = GroupReduce.TOP2_SUM
-    is_renormalized: bool | None = None
-    """None: as `norm_topk_prob` says."""
-    scale_key: str | None = None
-    epsilon: float = 0.0
-    topk_methods: tuple[str, ...] = ()
-    """Values of `topk_method` that mean this router; the first where the key is absent."""
-
-
-_DEEPSEEK_V3 = Family(
-    names=DEEPSEEK_V3_NAMES,
-    score=Score.SIGMOID,
-    num_experts_key="n_routed_experts",
-    num_shared_key="n_shared_experts",
-    first_moe_key="first_k_dense_replace",
-    every_key="moe_layer_freq",
-    mtp_key="num_nextn_predict_layers",
-    is_grouped=True,
-    scale_key="routed_scaling_factor",
-    epsilon=1e-20,
-    topk_methods=("noaux_tc",),
-)
-
-FAMILIES: Mapping[str, Family] = {
-    "deepseek_v3": _DEEPSEEK_V3,
-    "deepseek_v32": _DEEPSEEK_V3,  # experts and router of V3; only its attention differs (model-and-kernels §A6)
-    "kimi_k2": _DEEPSEEK_V3,
-    "deepseek_v2": Family(
-        names=UNBIASED_NAMES,
-        score=Score.SOFTMAX,
-        num_experts_key="n_routed_experts",
-        num_shared_key="n_shared_experts",
-        first_moe_key="first_k_dense_replace",
-        every_key="moe_layer_freq",
-        is_grouped=True,
-        group_reduce=GroupReduce.MAX,
-        is_renormalized=False,
-        scale_key="routed_scaling_factor",
-        topk_methods=("greedy", "group_limited_greedy"),
-    ),
-    "glm4_moe": Family(
-        names=DEEPSEEK_V3_NAMES,
-        score=Score.SIGMOID,
-        num_experts_key="n_routed_experts",
-        num_shared_key="n_shared_experts",
-        first_moe_key="first_k_dense_replace",
-        mtp_key="num_nextn_predict_layers",
-        is_grouped=True,
-        scale_key="routed_scaling_factor",
-        epsilon=1e-20,
-    ),
-    "qwen3_moe": Family(
-        names=UNBIASED_NAMES,
-        score=Score.SOFTMAX,
-        num_experts_key="num_experts",
-        every_key="decoder_sparse_step",
-        every_offset=1,
-        dense_layers_key="mlp_only_layers",
-    ),
-    "minimax_m2": Family(
-        names=MINIMAX_NAMES,
-        score=Score.SIGMOID,
-        num_experts_key="num_local_experts",
-        inter_key="intermediate_size",
-        is_renormalized=True,
-    ),
-    "mixtral": Family(
-        names=MIXTRAL_NAMES,
-        score=Score.SOFTMAX,
-        num_experts_key="num_local_experts",
-        inter_key="intermediate_size",
-        is_renormalized=True,
-    ),
-}
-
-MISSING: Mapping[str, str] = {
-    "gpt_oss": "its experts have biases, interleaved gate and up columns and a clamped activation (alpha 1.702)",
-    "deepseek_v4": "its router is sqrtsoftplus with hash-routed layers, its experts are clamped and packed fp4",
-    "kimi_k25": "it wraps a deepseek_v3 text model in `text_config`, with vision in front",
-}
-"""Families that we know of and cannot run, with what is missing."""
-
-
 def model_spec(config: Mapping[str, object]) -> ModelSpec:
     """What `config.json` says about routers and experts.
 
@@ -188,7 +74,7 @@ def model_spec(config: Mapping[str, object]) -> ModelSpec:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise _unknown_family(model_type)
     family = FAMILIES[model_type]
-    _check_variant(config)
+    _check_variant(config, family)
     num_layers = _integer(config, "num_hidden_layers", 1, limits.MAX_LAYER)
     num_mtp = _integer(config, family.mtp_key, 0, limits.MAX_LAYER - num_layers, default=0) if family.mtp_key else 0
     return ModelSpec(
@@ -197,6 +83,8 @@ def model_spec(config: Mapping[str, object]) -> ModelSpec:
         expert=ExpertSpec(
             hidden=_integer(config, "hidden_size", 1, limits.MAX_HIDDEN),
             inter=_integer(config, family.inter_key, 1, MAX_INTER),
+            activation=_activation(config, family),
+            has_biases=family.has_biases,
         ),
         moe_layers=_moe_layers(config, family, num_layers, num_mtp),
         num_layers=num_layers,
@@ -235,8 +123,18 @@ def _unknown_family(model_type: object) -> InvalidRequest:
     return InvalidRequest(f"unknown model_type {model_type!r:.80}; known: {known}")
 
 
-def _check_variant(config: Mapping[str, object]) -> None:
-    """Refuse what would change the arithmetic of an expert: only silu SwiGLU without biases is there."""
+def _activation(config: Mapping[str, object], family: Family) -> Activation:
+    """The family's activation with the numbers that the config states."""
+    fixed = family.activation
+    return Activation(
+        limit=_number(config, family.limit_key, fixed.limit) if family.limit_key else fixed.limit,
+        alpha=_number(config, family.alpha_key, fixed.alpha) if family.alpha_key else fixed.alpha,
+        up_offset=fixed.up_offset,
+    )
+
+
+def _check_variant(config: Mapping[str, object], family: Family) -> None:
+    """Refuse what would change the arithmetic of an expert, or how it is stored, and is not there."""
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise InvalidRequest(f"experts with hidden_act {activation!r:.80} cannot run; silu can")
@@ -248,9 +146,12 @@ def _check_variant(config: Mapping[str, object]) -> None:
     if not isinstance(quantization, Mapping):
         raise _bad("quantization_config", quantization, "an object")
     method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
-    if method != "fp8" or block != [128, 128] or quantization.get("fmt", "e4m3") != "e4m3":
+    if method == family.quantizer == "mxfp4":
+        return
+    if method != family.quantizer or block != [128, 128] or quantization.get("fmt", "e4m3") != "e4m3":
+        possible = "mxfp4" if family.quantizer == "mxfp4" else "fp8 e4m3 in [128, 128]"
         raise InvalidRequest(
-            f"weights quantized by {method!r:.80} in blocks of {block!r:.80} cannot run; fp8 e4m3 in [128, 128] can"
+            f"weights quantized by {method!r:.80} in blocks of {block!r:.80} cannot run; {possible} can"
         )
 
 
@@ -271,7 +172,23 @@ def _router(config: Mapping[str, object], family: Family) -> RouterSpec:
         is_renormalized=_is_renormalized(config, family),
         scale=_number(config, family.scale_key) if family.scale_key else 1.0,
         epsilon=family.epsilon,
+        has_linear_bias=family.has_linear_bias,
+        num_hash_layers=_num_hash_layers(config, family),
     )
+
+
+def _num_hash_layers(config: Mapping[str, object], family: Family) -> int:
+    """`num_hash_layers`, or what `mlp_layer_types` says in its place (transformers 5.23 writes that one)."""
+    if not family.hash_layers_key:
+        return 0
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return _integer(config, family.hash_layers_key, 0, limits.MAX_LAYER, default=3)
+    count = kinds.count("hash_moe") if isinstance(kinds, list) else 0
+    num_layers = _integer(config, "num_hidden_layers", 1, limits.MAX_LAYER)
+    if kinds != (["hash_moe"] * count + ["moe"] * num_layers)[:num_layers]:
+        raise _bad("mlp_layer_types", kinds, "hash_moe for the first layers, moe for the others")
+    return count
 
 
 def _groups(config: Mapping[str, object], family: Family, num_experts: int, top_k: int) -> tuple[int, int]:
@@ -327,8 +244,8 @@ def _integer(config: Mapping[str, object], key: str, low: int, high: int, defaul
     return value
 
 
-def _number(config: Mapping[str, object], key: str) -> float:
-    value = config.get(key)
+def _number(config: Mapping[str, object], key: str, default: float | None = None) -> float:
+    value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _bad(key, value, "a number")
     if not math.isfinite(value) or not 0 < value <= MAX_SCALE:

@@ -13,12 +13,10 @@ import torch
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert
 from shoal.experts.family import ExpertSpec
 from shoal.experts.row_checks import check_rows
-from shoal.experts.weight_formats import dequantize_expert
+from shoal.experts.weight_formats import checked_biases, dequantize_expert, stored_bytes
 from shoal.kernels.reference import SwiGLU, grouped_swiglu
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.messages import Rounding, WeightFormat
-
-_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +28,9 @@ class ReferenceExpert:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of memory that the three matrices hold."""
-        return sum(matrix.untyped_storage().nbytes() for matrix in self.weights.matrices)
+        """Bytes of memory that the three matrices and their biases hold."""
+        tensors = (*self.weights.matrices, *(self.weights.biases or ()))
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 class ReferenceBackend(ExpertBackend):
@@ -47,11 +46,12 @@ class ReferenceBackend(ExpertBackend):
 
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes: fp32 whatever the stored format."""
-        return 3 * spec.hidden * spec.inter * _FP32_BYTES
+        return stored_bytes(spec, WeightFormat.F32)
 
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> ReferenceExpert:
-        matrices = dequantize_expert(spec, weights)
-        return ReferenceExpert(spec, SwiGLU(matrices["gate"], matrices["up"], matrices["down"]))
+        matrices, biases = dequantize_expert(spec, weights), checked_biases(spec, weights)
+        plain = SwiGLU(matrices["gate"], matrices["up"], matrices["down"], spec.activation, biases)
+        return ReferenceExpert(spec, plain)
 
     def run(
         self,

@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from shoal.kernels.activation import SILU, Activation
 from shoal.protocol.ids import ExpertId, LayerId
 
 SCALE_SUFFIX = "_scale_inv"
@@ -19,6 +20,10 @@ class Score(Enum):
 
     SIGMOID = "sigmoid"
     SOFTMAX = "softmax"
+    SQRT_SOFTPLUS = "sqrtsoftplus"
+    """sqrt(ln(1 + e^x)): DeepSeek-V4 (`SqrtSoftplusActivation` of transformers 5.23)"""
+    SOFTMAX_OF_CHOSEN = "softmax_of_chosen"
+    """logits choose, a softmax over the chosen ones weighs: gpt-oss (`GptOssTopKRouter`)"""
 
 
 class GroupReduce(Enum):
@@ -28,11 +33,13 @@ class GroupReduce(Enum):
     MAX = "max"
 
 
-class Activation(Enum):
-    """What an expert does with gate and up."""
+class ExpertLayout(Enum):
+    """How a checkpoint keeps the experts of a layer."""
 
-    SILU = "silu"
-    """h = silu(gate) * up"""
+    SEPARATE = "separate"
+    """gate, up and down of each expert are tensors of their own, `[out, in]`"""
+    STACKED = "stacked"
+    """gpt-oss: one tensor for all experts, gate and up in it row by row (`stacked_experts.py`)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +57,21 @@ class RouterSpec:
     scale: float
     epsilon: float = 1e-20
     """Added to the sum of the chosen scores before the division (DeepSeek-V3 `Gate`)."""
+    has_linear_bias: bool = False
+    """Whether logits are x W^T + b: a bias that weighs too."""
+    num_hash_layers: int = 0
+    """In so many of the first MoE layers a table of token ids chooses (`tid2eid`); scores weigh as everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertSpec:
-    """One routed expert: gate and up `[inter, hidden]`, down `[hidden, inter]`."""
+    """One routed expert: gate and up `[inter, hidden]`, down `[hidden, inter]`, and what stands between them."""
 
     hidden: int
     inter: int
-    activation: Activation = Activation.SILU
+    activation: Activation = SILU
+    has_biases: bool = False
+    """Whether each of the three matrices has a bias."""
 
     @property
     def macs_per_row(self) -> int:
@@ -76,6 +89,11 @@ class TensorNames:
     down: str
     router: str
     choice_bias: str | None
+    expert_scale: str
+    """Block scales of an expert's weight."""
+    layout: ExpertLayout = ExpertLayout.SEPARATE
+    has_packed_fp4: bool = False
+    """Whether weights of whole bytes are pairs of e2m1 codes with an e8m0 scale per 32: mxfp4."""
 
 
 DEEPSEEK_V3_NAMES = TensorNames(
@@ -85,6 +103,7 @@ DEEPSEEK_V3_NAMES = TensorNames(
     down="down_proj",
     router="model.layers.{layer}.mlp.gate.weight",
     choice_bias="model.layers.{layer}.mlp.gate.e_score_correction_bias",
+    expert_scale="model.layers.{layer}.mlp.experts.{expert}.{projection}.weight" + SCALE_SUFFIX,
 )
 """The published names of DeepSeek-V3 (model-and-kernels §A2)."""
 
@@ -108,8 +127,11 @@ class ModelSpec:
 
     def expert_tensor(self, layer: LayerId, expert: ExpertId, projection: str) -> str:
         """Name of an expert's weight in the checkpoint; projection: gate, up or down."""
-        own_word = {"gate": self.names.gate, "up": self.names.up, "down": self.names.down}[projection]
-        return self.names.expert.format(layer=layer, expert=expert, projection=own_word)
+        return self._filled(self.names.expert, layer, expert, projection)
+
+    def expert_scale_tensor(self, layer: LayerId, expert: ExpertId, projection: str) -> str:
+        """Name of the block scales of an expert's weight, in formats that have some."""
+        return self._filled(self.names.expert_scale, layer, expert, projection)
 
     def router_tensor(self, layer: LayerId) -> str:
         """Name of a layer's router weight `[E, H]`."""
@@ -118,3 +140,7 @@ class ModelSpec:
     def choice_bias_tensor(self, layer: LayerId) -> str | None:
         """Name of the bias that chooses experts, `[E]`; None where the family has none."""
         return self.names.choice_bias.format(layer=layer) if self.names.choice_bias else None
+
+    def _filled(self, template: str, layer: LayerId, expert: ExpertId, projection: str) -> str:
+        own_word = {"gate": self.names.gate, "up": self.names.up, "down": self.names.down}[projection]
+        return template.format(layer=layer, expert=expert, projection=own_word)

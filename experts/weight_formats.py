@@ -14,6 +14,7 @@ import torch
 from shoal.experts.backend import ExpertWeights, QuantizedWeight
 from shoal.experts.specs import PROJECTIONS, ExpertSpec
 from shoal.kernels import formats, int_groups, mxfp4
+from shoal.kernels.reference import Biases
 from shoal.protocol.errors import CheckpointError
 from shoal.protocol.messages import WeightFormat
 
@@ -105,12 +106,17 @@ def expert_shapes(spec: ExpertSpec) -> dict[str, Shape]:
 
 
 def stored_bytes(spec: ExpertSpec, weight_format: WeightFormat) -> int:
-    """Bytes of one expert in `weight_format`, scales included."""
-    return sum(STORED[weight_format].size_bytes(shape) for shape in expert_shapes(spec).values())
+    """Bytes of one expert in `weight_format`, scales included, and biases as fp32."""
+    shapes = expert_shapes(spec).values()
+    biases = 4 * sum(rows for rows, _ in shapes) if spec.has_biases else 0
+    return sum(STORED[weight_format].size_bytes(shape) for shape in shapes) + biases
 
 
-def quantize_expert(weights: Mapping[str, torch.Tensor], weight_format: WeightFormat, origin: str) -> ExpertWeights:
-    """Store an expert's gate, up and down (f32|bf16, by name) in `weight_format`. The same weights give the same bytes.
+def quantize_expert(
+    weights: Mapping[str, torch.Tensor], weight_format: WeightFormat, origin: str, biases: Biases | None = None
+) -> ExpertWeights:
+    """Store an expert's gate, up and down (f32|bf16, by name) in `weight_format`; biases stay as they are. The same
+    weights give the same bytes.
 
     Raises:
         CheckpointError: a weight that the format can not hold (not finite, too large, an odd number of columns).
@@ -121,7 +127,7 @@ def quantize_expert(weights: Mapping[str, torch.Tensor], weight_format: WeightFo
             stored[projection] = QuantizedWeight(*STORED[weight_format].quantize(weights[projection]))
         except ValueError as error:
             raise CheckpointError(origin, projection, str(error)) from error
-    return ExpertWeights(weight_format, **stored, origin=origin)
+    return ExpertWeights(weight_format, **stored, biases=biases, origin=origin)
 
 
 def dequantize_expert(spec: ExpertSpec, weights: ExpertWeights) -> dict[str, torch.Tensor]:
@@ -137,6 +143,31 @@ def dequantize_expert(spec: ExpertSpec, weights: ExpertWeights) -> dict[str, tor
         except ValueError as error:
             raise CheckpointError(weights.origin, projection, str(error)) from None
     return values
+
+
+def checked_biases(spec: ExpertSpec, weights: ExpertWeights) -> Biases | None:
+    """The expert's biases as f32, contiguous, in memory of their own; None where the spec has none.
+
+    Raises:
+        CheckpointError: missing, or there although the spec has none; another shape or dtype; a value that is not
+        finite.
+    """
+    if spec.has_biases is not (weights.biases is not None):
+        raise CheckpointError(weights.origin, "biases", "missing" if spec.has_biases else "this family has none")
+    if weights.biases is None:
+        return None
+    for (projection, shape), bias in zip(expert_shapes(spec).items(), weights.biases, strict=True):
+        _check_bias(weights.origin, projection, bias, shape[0])
+    gate, up, down = (bias.to(torch.float32, copy=True).contiguous() for bias in weights.biases)
+    return Biases(gate, up, down)
+
+
+def _check_bias(origin: str, projection: str, bias: torch.Tensor, rows: int) -> None:
+    if bias.dtype not in (torch.float32, torch.bfloat16) or tuple(bias.shape) != (rows,):
+        found = f"{bias.dtype}{list(bias.shape)}"
+        raise CheckpointError(origin, f"{projection} bias", f"{found}, expected float32 or bfloat16[{rows}]")
+    if not formats.is_finite(bias.float()):
+        raise CheckpointError(origin, f"{projection} bias", "a value that is not finite")
 
 
 def _dequantize(weight: QuantizedWeight, weight_format: WeightFormat, shape: Shape) -> torch.Tensor:

@@ -39,13 +39,27 @@ class Router:
 
 def route(logits: Tensor, choice_bias: Tensor | None, spec: RouterSpec) -> Routing:
     """logits: f32[T, E] -> routing (DeepSeek-V3 `Gate`). The bias chooses and never weighs; ties: lowest expert id."""
-    scores = logits.sigmoid() if spec.score is Score.SIGMOID else logits.softmax(dim=-1)  # [T, E]
+    scores = _scores(logits, spec.score)  # [T, E]
     choice = scores if choice_bias is None else scores + choice_bias
     topk_idx = _largest(_within_best_groups(choice, spec), spec.top_k).sort(dim=-1).values  # [T, K]
     topk_weights = scores.gather(1, topk_idx)
+    if spec.score is Score.SOFTMAX_OF_CHOSEN:
+        topk_weights = topk_weights.softmax(dim=-1)
     if spec.is_renormalized:
         topk_weights = topk_weights / (topk_weights.sum(dim=-1, keepdim=True) + spec.epsilon)
     return Routing(topk_idx, topk_weights * spec.scale)
+
+
+def _scores(logits: Tensor, score: Score) -> Tensor:
+    match score:
+        case Score.SIGMOID:
+            return logits.sigmoid()
+        case Score.SOFTMAX:
+            return logits.softmax(dim=-1)
+        case Score.SQRT_SOFTPLUS:
+            return F.softplus(logits).sqrt()
+        case Score.SOFTMAX_OF_CHOSEN:
+            return logits
 
 
 def _within_best_groups(choice: Tensor, spec: RouterSpec) -> Tensor:

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import DeepseekV3Config
+from transformers import DeepseekV3Config, DeepseekV4Config, GptOssConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4TopKRouter
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from shoal.client.trunk.linear import DenseLinear
-from shoal.client.trunk.router import Router, route
+from shoal.client.trunk.router import Router, Routing, route
 from shoal.experts.family import GroupReduce, RouterSpec, Score
 
 NUM_EXPERTS = 16
@@ -46,8 +48,16 @@ specs = st.builds(
 rows = st.lists(few_values, min_size=NUM_EXPERTS, max_size=NUM_EXPERTS).map(torch.tensor)
 
 
+SCORES = {
+    Score.SIGMOID: torch.sigmoid,
+    Score.SOFTMAX: lambda logits: logits.softmax(dim=-1),
+    Score.SQRT_SOFTPLUS: lambda logits: torch.nn.functional.softplus(logits).sqrt(),
+    Score.SOFTMAX_OF_CHOSEN: lambda logits: logits,
+}
+
+
 def scores_of(logits: Tensor, spec: RouterSpec) -> Tensor:
-    return logits.sigmoid() if spec.score is Score.SIGMOID else logits.softmax(dim=-1)
+    return SCORES[spec.score](logits)
 
 
 def chosen_by_hand(choice: Tensor, spec: RouterSpec) -> list[int]:
@@ -76,6 +86,8 @@ def test_choice_is_the_best_experts_of_the_best_groups_and_ties_go_to_the_lowest
 def test_bias_never_weighs(logits: Tensor, bias: Tensor, spec: RouterSpec) -> None:
     routing = route(logits[None], bias, spec)
     weights = scores_of(logits, spec)[routing.topk_idx[0]]
+    if spec.score is Score.SOFTMAX_OF_CHOSEN:
+        weights = weights.softmax(dim=-1)
     if spec.is_renormalized:
         weights = weights / weights.sum()
     torch.testing.assert_close(routing.topk_weights[0], weights * spec.scale)
@@ -103,6 +115,38 @@ def test_router_agrees_with_transformers(dtype: torch.dtype) -> None:
     order = experts.argsort(dim=-1)
     assert torch.equal(ours.topk_idx, experts.gather(1, order))
     torch.testing.assert_close(ours.topk_weights, weights.gather(1, order).float())
+
+
+def test_router_of_gpt_oss_agrees_with_transformers() -> None:
+    torch.manual_seed(0)
+    theirs = GptOssTopKRouter(GptOssConfig(hidden_size=32, num_local_experts=16, num_experts_per_tok=4))
+    with torch.no_grad():
+        theirs.weight.normal_()
+        theirs.bias.normal_()
+        x = torch.randn(50, 32)
+        _, weights, experts = theirs(x)
+        logits = torch.nn.functional.linear(x, theirs.weight, theirs.bias)
+    spec = RouterSpec(Score.SOFTMAX_OF_CHOSEN, False, 16, 4, 1, 1, GroupReduce.TOP2_SUM, False, 1.0, 0.0)
+    _agree(route(logits, None, spec), weights, experts)
+
+
+def test_router_of_deepseek_v4_agrees_with_transformers() -> None:
+    torch.manual_seed(0)
+    theirs = DeepseekV4TopKRouter(DeepseekV4Config(hidden_size=32, n_routed_experts=16, num_experts_per_tok=4))
+    with torch.no_grad():
+        theirs.weight.normal_()
+        theirs.e_score_correction_bias.uniform_(-0.2, 0.2)
+        x = torch.randn(50, 32)
+        _, weights, experts = theirs(x)
+        logits = torch.nn.functional.linear(x, theirs.weight)
+    spec = RouterSpec(Score.SQRT_SOFTPLUS, True, 16, 4, 1, 1, GroupReduce.TOP2_SUM, True, 1.5, 1e-20)
+    _agree(route(logits, theirs.e_score_correction_bias, spec), weights, experts)
+
+
+def _agree(ours: Routing, weights: Tensor, experts: Tensor) -> None:
+    order = experts.argsort(dim=-1)
+    assert torch.equal(ours.topk_idx, experts.gather(1, order))
+    torch.testing.assert_close(ours.topk_weights, weights.gather(1, order))
 
 
 def test_negative_scores_of_kept_groups_win_over_dropped_groups() -> None:

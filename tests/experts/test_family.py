@@ -1,8 +1,12 @@
 """Router and expert specs of real config files; values copied from the published configs."""
 
+from dataclasses import replace
+
 import pytest
 
-from shoal.experts.family import FAMILIES, GroupReduce, ModelSpec, RouterSpec, Score, model_spec
+from shoal.experts.families import FAMILIES
+from shoal.experts.family import ExpertSpec, GroupReduce, ModelSpec, RouterSpec, Score, model_spec
+from shoal.kernels.activation import Activation
 from shoal.protocol.errors import CheckpointError, InvalidRequest
 from shoal.protocol.ids import ExpertId, LayerId
 
@@ -113,6 +117,37 @@ GLM_AIR: dict[str, object] = {
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.0,
 }
+GPT_OSS_120B: dict[str, object] = {
+    "model_type": "gpt_oss",
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "attention_bias": True,
+    "swiglu_limit": 7.0,
+    "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+}
+DEEPSEEK_V4_FLASH: dict[str, object] = {
+    "model_type": "deepseek_v4",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 43,
+    "num_hash_layers": 3,
+    "num_nextn_predict_layers": 1,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 6,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sqrtsoftplus",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "swiglu_limit": 10.0,
+    "expert_dtype": "fp4",
+    "quantization_config": FP8 | {"scale_fmt": "ue8m0"},
+}
 
 
 def _router(
@@ -140,7 +175,53 @@ ROUTERS = [
     (QWEN3, _router(Score.SOFTMAX, False, (128, 8, 1, 1), TOP2, True, 1.0, 0.0)),
     (MINIMAX_M2, _router(Score.SIGMOID, True, (256, 8, 1, 1), TOP2, True, 1.0, 0.0)),
     (MIXTRAL, _router(Score.SOFTMAX, False, (8, 2, 1, 1), TOP2, True, 1.0, 0.0)),
+    (
+        GPT_OSS_120B,
+        replace(_router(Score.SOFTMAX_OF_CHOSEN, False, (128, 4, 1, 1), TOP2, False, 1.0, 0.0), has_linear_bias=True),
+    ),
+    (
+        DEEPSEEK_V4_FLASH,
+        replace(_router(Score.SQRT_SOFTPLUS, True, (256, 6, 1, 1), TOP2, True, 1.5, 1e-20), num_hash_layers=3),
+    ),
 ]
+
+EXPERTS = [
+    (DEEPSEEK_V3, ExpertSpec(7168, 2048)),
+    (KIMI_K2, ExpertSpec(7168, 2048)),
+    (DEEPSEEK_V2_LITE, ExpertSpec(2048, 1408)),
+    (DEEPSEEK_V2, ExpertSpec(5120, 1536)),
+    (GLM_AIR, ExpertSpec(4096, 1408)),
+    (QWEN3, ExpertSpec(2048, 768)),
+    (MINIMAX_M2, ExpertSpec(3072, 1536)),
+    (MIXTRAL, ExpertSpec(4096, 14336)),
+    (GPT_OSS_120B, ExpertSpec(2880, 2880, Activation(limit=7.0, alpha=1.702, up_offset=1.0), has_biases=True)),
+    (DEEPSEEK_V4_FLASH, ExpertSpec(4096, 2048, Activation(limit=10.0))),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "expert"), EXPERTS, ids=lambda value: str(value.get("model_type")) if isinstance(value, dict) else ""
+)
+def test_published_configs_give_their_expert(config: dict[str, object], expert: ExpertSpec) -> None:
+    assert model_spec(config).expert == expert
+
+
+def test_every_family_of_the_table_is_tested() -> None:
+    tested = {str(config["model_type"]) for config, _ in EXPERTS}
+    assert tested | {"deepseek_v32"} == set(FAMILIES)
+    assert tested == {str(config["model_type"]) for config, _ in ROUTERS}
+
+
+def test_a_config_states_the_activation_s_numbers() -> None:
+    stated = model_spec(GPT_OSS_120B | {"swiglu_limit": 5.5, "swiglu_alpha": 1.5}).expert.activation
+    assert stated == Activation(limit=5.5, alpha=1.5, up_offset=1.0)
+
+
+@pytest.mark.parametrize("count", [0, 2, 43])
+def test_hash_layers_are_counted_in_either_spelling(count: int) -> None:
+    kinds = ["hash_moe"] * count + ["moe"] * (43 - count)
+    assert model_spec(DEEPSEEK_V4_FLASH | {"num_hash_layers": count}).router.num_hash_layers == count
+    assert model_spec(DEEPSEEK_V4_FLASH | {"mlp_layer_types": kinds}).router.num_hash_layers == count
 
 
 @pytest.mark.parametrize(
@@ -187,6 +268,10 @@ def test_tensor_names_are_the_published_ones() -> None:
     assert _names(model_spec(QWEN3)) == [*gated, f"{mlp}gate.weight", None]
     assert _names(model_spec(MIXTRAL)) == [*numbered, f"{block}gate.weight", None]
     assert _names(model_spec(MINIMAX_M2)) == [*numbered, f"{block}gate.weight", f"{block}e_score_correction_bias"]
+    stacked = [f"{mlp}experts.{name}" for name in ("gate_up_proj", "gate_up_proj", "down_proj")]
+    assert _names(model_spec(GPT_OSS_120B)) == [*stacked, f"{mlp}router.weight", None]
+    short = [f"layers.5.ffn.experts.7.{name}.weight" for name in ("w1", "w3", "w2")]
+    assert _names(model_spec(DEEPSEEK_V4_FLASH)) == [*short, "layers.5.ffn.gate.weight", "layers.5.ffn.gate.bias"]
 
 
 @pytest.mark.parametrize("model_type", ["llama", None, 7, "x" * 10_000])
@@ -196,7 +281,7 @@ def test_an_unknown_family_is_refused_with_the_list_of_known_ones(model_type: ob
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize(("model_type", "missing"), [("gpt_oss", "biases"), ("deepseek_v4", "packed fp4")])
+@pytest.mark.parametrize(("model_type", "missing"), [("kimi_k25", "vision")])
 def test_a_family_whose_arithmetic_is_missing_says_what_is_missing(model_type: str, missing: str) -> None:
     assert model_type not in FAMILIES
     with pytest.raises(InvalidRequest, match=missing):
@@ -219,6 +304,35 @@ def test_a_family_whose_arithmetic_is_missing_says_what_is_missing(model_type: s
 def test_a_variant_that_we_cannot_compute_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         model_spec(DEEPSEEK_V3 | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"swiglu_limit": float("nan")}, "swiglu_limit is nan"),
+        ({"swiglu_limit": -7.0}, r"swiglu_limit is -7\.0"),
+        ({"swiglu_limit": 0}, "swiglu_limit is 0"),
+        ({"swiglu_limit": "7"}, "swiglu_limit is '7'"),
+        ({"swiglu_alpha": float("inf")}, "swiglu_alpha is inf"),
+        ({"swiglu_alpha": True}, "swiglu_alpha is True"),
+    ],
+)
+def test_an_activation_that_means_nothing_is_refused_by_name(change: dict[str, object], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        model_spec(GPT_OSS_120B | change)
+
+
+@pytest.mark.parametrize("kinds", [["moe", "hash_moe"], ["hash_moe"] * 44, "hash_moe", ["dense"] * 43])
+def test_layers_of_another_kind_than_the_family_has_are_refused(kinds: object) -> None:
+    with pytest.raises(CheckpointError, match="mlp_layer_types is"):
+        model_spec(DEEPSEEK_V4_FLASH | {"mlp_layer_types": kinds})
+
+
+@pytest.mark.parametrize("config", [GPT_OSS_120B, DEEPSEEK_V3, DEEPSEEK_V4_FLASH])
+def test_weights_of_another_quantizer_are_refused(config: dict[str, object]) -> None:
+    other = {"quant_method": "fp8" if config is GPT_OSS_120B else "mxfp4"}
+    with pytest.raises(InvalidRequest, match="cannot run"):
+        model_spec(config | {"quantization_config": other})
 
 
 @pytest.mark.parametrize(
