@@ -14,10 +14,11 @@ import torch
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert, QuantizedWeight
 from shoal.experts.family import ExpertSpec
 from shoal.experts.row_checks import check_rows
-from shoal.experts.weight_formats import dequantize_expert, stored_bytes
+from shoal.experts.weight_formats import checked_biases, dequantize_expert, stored_bytes
 from shoal.kernels.cuda.grouped_swiglu import DeviceExperts, grouped_swiglu
 from shoal.kernels.cuda.layout import Codes, Layout
 from shoal.kernels.formats import decode_scale
+from shoal.kernels.reference import Biases
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.messages import Rounding, WeightFormat
 
@@ -35,11 +36,13 @@ LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class CudaExpert:
-    """An expert in device memory: gate, up and down, each data and scales (fp8 scales as f32, e8m0 as bytes)."""
+    """An expert in device memory: gate, up and down, each data and scales (fp8 scales as f32, e8m0 as bytes), biases as
+    f32."""
 
     spec: ExpertSpec
     format: WeightFormat
     weights: tuple[QuantizedWeight, QuantizedWeight, QuantizedWeight]
+    biases: Biases | None = None
 
     @property
     def resident_bytes(self) -> int:
@@ -48,7 +51,7 @@ class CudaExpert:
 
     @property
     def addresses(self) -> list[int]:
-        """Six addresses as `DeviceExperts` has them."""
+        """Nine addresses as `DeviceExperts` has them."""
         return [0 if tensor is None else tensor.data_ptr() for tensor in _tensors(self)]
 
 
@@ -80,13 +83,15 @@ class CudaBackend(ExpertBackend):
         return 2
 
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
-        """Device memory that one packed expert will take, in bytes: as stored, fp8 scales as fp32."""
+        """Device memory that one packed expert will take, in bytes: as stored, fp8 scales and biases as fp32."""
         return stored_bytes(spec, weight_format)
 
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> CudaExpert:
         dequantize_expert(spec, weights)  # for its checks: a NaN on the device would be found by a client
+        biases = checked_biases(spec, weights)
         packed = tuple(self._move(weight, weights.format) for weight in (weights.gate, weights.up, weights.down))
-        return CudaExpert(spec, weights.format, (packed[0], packed[1], packed[2]))
+        on_device = None if biases is None else Biases(*(self._copy(bias) for bias in biases))
+        return CudaExpert(spec, weights.format, (packed[0], packed[1], packed[2]), on_device)
 
     def run(
         self,
@@ -107,6 +112,8 @@ class CudaBackend(ExpertBackend):
             packed[0].spec.hidden,
             packed[0].spec.inter,
             LAYOUTS[packed[0].format],
+            packed[0].spec.activation,
+            packed[0].spec.has_biases,
         )
         is_rounded = Rounding(rounding) is Rounding.BF16
         with torch.no_grad():
@@ -126,7 +133,8 @@ class CudaBackend(ExpertBackend):
 
 
 def _tensors(expert: CudaExpert) -> list[torch.Tensor | None]:
-    return [tensor for weight in expert.weights for tensor in (weight.data, weight.scale)]
+    weights: list[torch.Tensor | None] = [part for each in expert.weights for part in (each.data, each.scale)]
+    return weights + list(expert.biases or (None, None, None))
 
 
 def _own(expert: PackedExpert) -> CudaExpert:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from shoal.client.trunk.linear import Linear
 from shoal.experts.family import GroupReduce, RouterSpec, Score
@@ -57,7 +58,7 @@ def _scores(logits: Tensor, score: Score) -> Tensor:
         case Score.SOFTMAX:
             return logits.softmax(dim=-1)
         case Score.SQRT_SOFTPLUS:
-            return F.softplus(logits).sqrt()
+            return softplus(logits).sqrt()
         case Score.SOFTMAX_OF_CHOSEN:
             return logits
 

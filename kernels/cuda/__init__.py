@@ -1,4 +1,4 @@
-"""Experts on a CUDA device, in Triton: weights stay as stored, one launch sequence per call however many experts.
+"""Experts on a CUDA device, in Triton: weights stay as stored, one pair of launches per call however many experts.
 
 `layout.py` says which formats there are, `tiles.py` cuts ragged groups into tiles on the host, `programs.py` is what
 runs on the device, `grouped_swiglu.py` launches it.

@@ -1,7 +1,7 @@
 """Launches the device programs: the same sum as `kernels/reference.py`, from weights as stored.
 
-Three launches a call, however many experts: gate and up, down, the ordered sum. Knows addresses, rows and tiles; knows
-no checkpoints and no peers. Speed on a device: unmeasured (docs/LOG.md).
+Two launches a call, however many experts: gate and up, then down with the ordered sum. Knows addresses, rows and tiles;
+knows no checkpoints and no peers. Speed on a device: unmeasured (docs/LOG.md).
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from types import ModuleType
 
 import torch
 
+from shoal.kernels.activation import SILU, Activation
 from shoal.kernels.cuda.layout import Codes, Layout
-from shoal.kernels.cuda.tiles import Tiles, choose_tile_rows, make_tiles, pairs_of_rows
+from shoal.kernels.cuda.tiles import Plan, choose_tile_rows, make_plan
 
 WARPS = 4
 """Of a program; Triton's default, written down. Untuned."""
@@ -20,19 +21,18 @@ WARPS = 4
 BLOCK_N = 64
 """Outputs of a program. Untuned."""
 
-SUM_BLOCK = 1024
-"""Outputs of a program of the sum. Untuned."""
-
 
 @dataclass(frozen=True)
 class DeviceExperts:
-    """The experts of one call: `addresses` i64[E, 6] on the device, of gate, its scales, up, its scales, down, its
-    scales (0: none), each of memory that lives until the call has ended."""
+    """The experts of one call: `addresses` i64[E, 9] on the device, of gate, its scales, up, its scales, down, its
+    scales, and f32 biases of gate, up and down (0: none), each of memory that lives until the call has ended."""
 
     addresses: torch.Tensor
     hidden: int
     inter: int
     layout: Layout
+    activation: Activation = SILU
+    has_biases: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Launch:
     """What the launches of one call share."""
 
     experts: DeviceExperts
-    tiles: Tiles
+    plan: Plan
     tile_rows: int
     is_rounded: bool
 
@@ -69,6 +69,7 @@ class _Launch:
             "INTER": self.experts.inter,
             "CODES": layout.codes.value,
             "GROUP": layout.group_size,
+            "HAS_BIASES": self.experts.has_biases,
             "IS_ROUNDED": self.is_rounded,
             "DOT_F32": not self.is_rounded or layout.codes is Codes.F32 or self.is_interpreted,
             "BLOCK_M": self.tile_rows,
@@ -78,7 +79,12 @@ class _Launch:
 
     def grid(self, width: int) -> tuple[int, int]:
         # tiles first: those of one expert run side by side and find its weights in the cache
-        return self.tiles.num_tiles, -(-width // BLOCK_N)
+        return self.plan.num_tiles, num_blocks(width)
+
+
+def num_blocks(width: int) -> int:
+    """Blocks of `BLOCK_N` outputs that cover a width."""
+    return -(-width // BLOCK_N)
 
 
 def grouped_swiglu(
@@ -99,51 +105,60 @@ def grouped_swiglu(
     Arguments are trusted; the back end checks them.
     """
     device = experts.addresses.device
-    y = torch.zeros(x.shape, dtype=torch.float32, device=device)
     if not row_idx.numel():
-        return y
+        return torch.zeros(x.shape, dtype=torch.float32, device=device)
     tile_rows = choose_tile_rows(offsets)
-    launch = _Launch(experts, make_tiles(offsets, tile_rows, device), tile_rows, is_rounded)
-    rows = x.to(device, launch.number_type).contiguous()
-    products = _gate_up(launch, rows, row_idx.int().to(device))
-    terms = _down(launch, products, topk_weights.to(device))
-    pairs = pairs_of_rows(row_idx, len(x), device)
-    grid = (len(x), -(-experts.hidden // SUM_BLOCK))
-    launch.programs.sum_program[grid](terms, pairs.first, pairs.pair, y, HIDDEN=experts.hidden, BLOCK=SUM_BLOCK)
+    launch = _Launch(experts, make_plan(row_idx, offsets, len(x), tile_rows, device), tile_rows, is_rounded)
+    # y, then the tickets; the first launch fills both with zeros
+    zeroed = torch.empty(len(x), experts.hidden + num_blocks(experts.hidden), dtype=torch.int32, device=device).view(-1)
+    products = _gate_up(launch, x.to(device, launch.number_type).contiguous(), zeroed)
+    y = zeroed[: x.numel()].view(torch.float32).view(x.shape)
+    _down(launch, products, topk_weights.to(device).contiguous(), y, zeroed[x.numel() :])
     return y
 
 
-def _gate_up(launch: _Launch, rows: torch.Tensor, row_idx: torch.Tensor) -> torch.Tensor:
+def _gate_up(launch: _Launch, rows: torch.Tensor, zeroed: torch.Tensor) -> torch.Tensor:
     """h of every pair, [P, I]."""
-    experts, tiles = launch.experts, launch.tiles
-    products = torch.empty(len(row_idx), experts.inter, dtype=launch.number_type, device=rows.device)
+    experts, plan, activation = launch.experts, launch.plan, launch.experts.activation
+    products = torch.empty(len(plan.row_idx), experts.inter, dtype=launch.number_type, device=rows.device)
     launch.programs.gate_up_program[launch.grid(experts.inter)](
         rows,
-        row_idx,
+        plan.row_idx,
         experts.addresses,
-        tiles.expert,
-        tiles.begin,
-        tiles.end,
+        plan.tile_expert,
+        plan.tile_begin,
+        plan.tile_end,
         products,
+        zeroed,
+        len(zeroed),
+        activation.limit,
+        activation.alpha,
+        activation.up_offset,
         num_warps=WARPS,
         **launch.constants,
     )
     return products
 
 
-def _down(launch: _Launch, products: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """The weighted result of every pair, [P, H]."""
-    experts, tiles = launch.experts, launch.tiles
+def _down(
+    launch: _Launch, products: torch.Tensor, topk_weights: torch.Tensor, y: torch.Tensor, tickets: torch.Tensor
+) -> None:
+    """The sum of each row's weighted results, into `y`."""
+    experts, plan = launch.experts, launch.plan
     terms = torch.empty(len(products), experts.hidden, dtype=launch.number_type, device=products.device)
     launch.programs.down_program[launch.grid(experts.hidden)](
         products,
+        plan.row_idx,
         topk_weights,
         experts.addresses,
-        tiles.expert,
-        tiles.begin,
-        tiles.end,
+        plan.tile_expert,
+        plan.tile_begin,
+        plan.tile_end,
+        plan.first_pair,
+        plan.pair_of_row,
+        tickets,
         terms,
+        y,
         num_warps=WARPS,
         **launch.constants,
     )
-    return terms

@@ -1,14 +1,17 @@
-"""The three programs that a device runs: gate and up with their activation, down with its weight, the ordered sum.
+"""The two programs that a device runs: gate and up with their activation, then down with its weight and ordered sum.
 
-Canonical rounding 1 (docs/adr/0004): weights exactly as stored, products of bf16 accumulated in fp32, gate and up
-rounded to bf16, h = bf16(silu(gate) * up), each weighted result rounded to bf16, the sum in fp32 in expert order.
+Canonical rounding 1 (docs/adr/0004, 0008): weights exactly as stored, products of bf16 accumulated in fp32, biases
+added, gate and up rounded to bf16, h = bf16(activation), each weighted result rounded to bf16, the sum in fp32 in
+expert order.
 Rounding 0 and weights stored as f32 multiply in fp32 (`DOT_F32`). So does the interpreter, which (3.9.0) multiplies the
 bit patterns of bf16: products of bf16 numbers are exact in fp32, so the sums are the same up to their order.
 
-No fp8 matrix instruction is used, on any card. It would need x in e4m3, whose 4 significant bits move an answer by
-4.3 % (docs/adr/0007): an honest replica would look like an int8 cheat. x as a sum of two e4m3 numbers would be nearly
-exact but costs two instructions of half the time. Hopper's fp8 units also add up in fewer bits than fp32 (DeepSeek-V3
-report, §3.3.2). fp8 weights are upcast in registers, exactly, by the same code from Turing to Blackwell.
+No fp8 matrix instruction is used, on any card: docs/adr/0010 has the error of each way to use one. fp8 weights are
+upcast in registers, exactly, by the same code from Turing to Blackwell.
+
+The sum needs no launch of its own and no atomic addition of results: whoever finishes a row's last term adds up all of
+that row's terms, in expert order (`_add_up_finished_rows`). Only tickets are counted atomically, so the same call gives
+the same bits.
 
 Importing this module imports Triton; `grouped_swiglu.py` does so at the first call. Shapes are compile-time constants:
 a model has one pair of them.
@@ -17,27 +20,39 @@ a model has one pair of them.
 import triton
 import triton.language as tl
 
+ADDRESSES = tl.constexpr(9)
+"""Of an expert, in `weights`."""
 
-@triton.jit
+ZEROS_AT_ONCE = tl.constexpr(1024)
+
+
+@triton.jit(do_not_specialize=["num_zeroed"])
 def gate_up_program(
     x,  # bf16 or f32 [T, HIDDEN]
     row_idx,  # i32[P]
-    weights,  # i64[E, 6]: addresses of gate, its scales, up, its scales, down, its scales
+    weights,  # i64[E, 9]: addresses of gate, its scales, up, its scales, down, its scales; of the three biases
     tile_expert,
     tile_begin,
     tile_end,
     hidden_out,  # bf16 or f32 [P, INTER]
+    zeroed,  # i32[num_zeroed]: y and the tickets of `down_program`, which begins when this launch has ended
+    num_zeroed,
+    limit,  # f32: of kernels/activation.py, as alpha and up_offset
+    alpha,
+    up_offset,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     CODES: tl.constexpr,
     GROUP: tl.constexpr,
+    HAS_BIASES: tl.constexpr,
     IS_ROUNDED: tl.constexpr,
     DOT_F32: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """hidden_out[p] = silu(gate(x[row_idx[p]])) * up(x[row_idx[p]]). Grid: tiles, blocks of INTER."""
+    """hidden_out[p] = h of gate(x[row_idx[p]]) and up(x[row_idx[p]]). Grid: tiles, blocks of INTER."""
+    _write_zeros(zeroed, num_zeroed)
     tile = tl.program_id(0)
     expert = tl.load(tile_expert + tile).to(tl.int64)
     pairs = tl.load(tile_begin + tile) + tl.arange(0, BLOCK_M)
@@ -50,13 +65,20 @@ def gate_up_program(
         columns = k + tl.arange(0, BLOCK_K)
         mask = is_pair[:, None] & (columns < HIDDEN)[None, :]
         values = tl.load(x + rows[:, None] * HIDDEN + columns[None, :], mask=mask, other=0.0)
-        address = weights + expert * 6
+        address = weights + expert * ADDRESSES
         gate = _add_product(gate, values, address, outs, k, INTER, HIDDEN, CODES, GROUP, DOT_F32, BLOCK_K)
         up = _add_product(up, values, address + 2, outs, k, INTER, HIDDEN, CODES, GROUP, DOT_F32, BLOCK_K)
+    if HAS_BIASES:
+        gate += _bias(weights + expert * ADDRESSES + 6, outs, INTER)
+        up += _bias(weights + expert * ADDRESSES + 7, outs, INTER)
     if IS_ROUNDED:
         gate = _round_to_bf16(gate)
         up = _round_to_bf16(up)
-    product = gate / (1.0 + tl.exp(-gate)) * up
+    # comparisons, because they keep NaN
+    gate = tl.where(gate > limit, limit, gate)
+    up = tl.where(up > limit, limit, up)
+    up = tl.where(up < -limit, -limit, up)
+    product = gate / (1.0 + tl.exp(-alpha * gate)) * (up + up_offset)
     if IS_ROUNDED:
         product = _round_to_bf16(product)
     mask = is_pair[:, None] & (outs < INTER)[None, :]
@@ -67,23 +89,30 @@ def gate_up_program(
 @triton.jit
 def down_program(
     hidden_in,  # bf16 or f32 [P, INTER]
+    row_idx,  # i32[P]
     topk_weights,  # f32[P]
     weights,
     tile_expert,
     tile_begin,
     tile_end,
+    first_pair,  # i32[T + 1]: row r has the pairs pair_of_row[first_pair[r]:first_pair[r + 1]], in expert order
+    pair_of_row,  # i32[P]
+    tickets,  # i32[T, blocks of HIDDEN], zeros
     terms,  # bf16 or f32 [P, HIDDEN]
+    y,  # f32[T, HIDDEN], zeros
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     CODES: tl.constexpr,
     GROUP: tl.constexpr,
+    HAS_BIASES: tl.constexpr,
     IS_ROUNDED: tl.constexpr,
     DOT_F32: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """terms[p] = topk_weights[p] * down(hidden_in[p]). Grid: tiles, blocks of HIDDEN."""
+    """terms[p] = topk_weights[p] * down(hidden_in[p]); y[r] = their sum, in expert order. Grid: tiles, blocks of
+    HIDDEN."""
     tile = tl.program_id(0)
     expert = tl.load(tile_expert + tile).to(tl.int64)
     pairs = tl.load(tile_begin + tile) + tl.arange(0, BLOCK_M)
@@ -94,37 +123,72 @@ def down_program(
         columns = k + tl.arange(0, BLOCK_K)
         mask = is_pair[:, None] & (columns < INTER)[None, :]
         values = tl.load(hidden_in + pairs.to(tl.int64)[:, None] * INTER + columns[None, :], mask=mask, other=0.0)
-        address = weights + expert * 6 + 4
+        address = weights + expert * ADDRESSES + 4
         result = _add_product(result, values, address, outs, k, HIDDEN, INTER, CODES, GROUP, DOT_F32, BLOCK_K)
+    if HAS_BIASES:
+        result += _bias(weights + expert * ADDRESSES + 8, outs, HIDDEN)
     result *= tl.load(topk_weights + pairs, mask=is_pair, other=0.0)[:, None]
     if IS_ROUNDED:
         result = _round_to_bf16(result)
     mask = is_pair[:, None] & (outs < HIDDEN)[None, :]
     place = terms + pairs.to(tl.int64)[:, None] * HIDDEN + outs[None, :]
     tl.store(place, result.to(terms.dtype.element_ty), mask=mask)
+    rows = tl.load(row_idx + pairs, mask=is_pair, other=0).to(tl.int64)
+    _add_up_finished_rows(terms, y, first_pair, pair_of_row, tickets, rows, is_pair, outs, HIDDEN, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
-def sum_program(
-    terms,  # bf16 or f32 [P, HIDDEN]
-    first,  # i32[T + 1]
-    pair,  # i32[P]
-    y,  # f32[T, HIDDEN]
+def _add_up_finished_rows(
+    terms,
+    y,
+    first_pair,
+    pair_of_row,
+    tickets,
+    rows,  # i64[BLOCK_M], of this program's pairs
+    is_pair,
+    outs,
     HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """y[r] = the terms of row r, one after another in expert order, in fp32. Grid: rows, blocks of HIDDEN.
+    """y[r, outs] for those of `rows` whose last term, by whatever program, is now written.
 
-    A launch of its own, because sums by atomic additions would depend on who comes first.
+    Each pair takes a ticket of its row and block of columns; who gets the last one adds up. As in CUDA's
+    threadFenceReduction sample: a barrier orders all threads' stores before the tickets (acquire and release, of the
+    whole device), another the tickets before the loads; `.cg` keeps those away from an L1 that may be older.
     """
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < HIDDEN
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for i in range(tl.load(first + row), tl.load(first + row + 1)):
-        start = tl.load(pair + i).to(tl.int64) * HIDDEN
-        total += tl.load(terms + start + columns, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + row * HIDDEN + columns, total, mask=mask)
+    tl.debug_barrier()
+    ticket = tl.atomic_add(tickets + rows * tl.num_programs(1) + tl.program_id(1), 1, mask=is_pair, sem="acq_rel")
+    tl.debug_barrier()
+    first = tl.load(first_pair + rows, mask=is_pair, other=0)
+    count = tl.load(first_pair + rows + 1, mask=is_pair, other=0) - first
+    is_last = is_pair & (ticket == count - 1)
+    is_out = (outs < HIDDEN)[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for i in range(tl.max(tl.where(is_last, count, 0), axis=0)):
+        has_term = is_last & (i < count)
+        pair = tl.load(pair_of_row + first + i, mask=has_term, other=0).to(tl.int64)
+        place = terms + pair[:, None] * HIDDEN + outs[None, :]
+        term = tl.load(place, mask=has_term[:, None] & is_out, other=0.0, cache_modifier=".cg")
+        total += term.to(tl.float32)
+    tl.store(y + rows[:, None] * HIDDEN + outs[None, :], total, mask=is_last[:, None] & is_out)
+
+
+@triton.jit
+def _write_zeros(zeroed, num_zeroed):
+    """Zeros in `zeroed`, shared out among all programs of the launch."""
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    num_programs = tl.num_programs(0) * tl.num_programs(1)
+    for start in range(program * ZEROS_AT_ONCE, num_zeroed, num_programs * ZEROS_AT_ONCE):
+        places = start + tl.arange(0, ZEROS_AT_ONCE)
+        tl.store(zeroed + places, 0, mask=places < num_zeroed)
+
+
+@triton.jit
+def _bias(address, outs, OUT: tl.constexpr):
+    """A bias as [1, BLOCK_N], f32."""
+    start = tl.load(address).to(tl.pointer_type(tl.float32))
+    return tl.load(start + outs, mask=outs < OUT, other=0.0)[None, :]
 
 
 @triton.jit

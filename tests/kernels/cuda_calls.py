@@ -1,6 +1,8 @@
 """Calls with odd shapes that the CUDA back end and the reference answer alike, for interpreted and real devices."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -8,6 +10,8 @@ from shoal.experts.backend import ExpertBackend
 from shoal.experts.family import ExpertSpec
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.weight_formats import expert_shapes, quantize_expert
+from shoal.kernels.activation import DEEPSEEK_V4, GPT_OSS
+from shoal.kernels.reference import Biases
 from shoal.protocol.messages import Rounding, WeightFormat
 
 Bound = Mapping[Rounding, float]
@@ -16,6 +20,15 @@ Bound = Mapping[Rounding, float]
 GROUPS = (0, 1, 3, 17, 257)
 SPEC = ExpertSpec(hidden=136, inter=72)
 """No width is a multiple of a tile, nor of a group of 128 or 32."""
+
+VARIANTS = (
+    replace(SPEC, activation=GPT_OSS, has_biases=True),
+    replace(SPEC, activation=DEEPSEEK_V4),
+    replace(SPEC, has_biases=True),
+)
+
+LOUD = 8.0
+"""Rows of clamped experts are so much larger that gates of a standard deviation of 8 meet limits of 7 and 10."""
 
 
 def pack(backend: ExpertBackend, spec: ExpertSpec, weight_format: WeightFormat, num_experts: int) -> list[object]:
@@ -26,7 +39,9 @@ def pack(backend: ExpertBackend, spec: ExpertSpec, weight_format: WeightFormat, 
             name: torch.randn(shape, generator=generator) * shape[1] ** -0.5
             for name, shape in expert_shapes(spec).items()
         }
-        packed.append(backend.pack(spec, quantize_expert(matrices, weight_format, "a test")))
+        shapes = expert_shapes(spec).values()
+        biases = Biases(*(torch.randn(rows, generator=generator) for rows, _ in shapes)) if spec.has_biases else None
+        packed.append(backend.pack(spec, quantize_expert(matrices, weight_format, "a test", biases)))
     return packed
 
 
@@ -34,7 +49,8 @@ def make_call(spec: ExpertSpec, groups: tuple[int, ...]) -> tuple[torch.Tensor, 
     """x, row_idx, offsets, topk_weights for ragged groups over as many rows as the largest has, plus one unnamed."""
     generator = torch.Generator().manual_seed(7)
     num_rows = max(groups) + 1
-    x = torch.randn(num_rows, spec.hidden, generator=generator).bfloat16()
+    loudness = 1.0 if spec.activation.limit == math.inf else LOUD
+    x = (loudness * torch.randn(num_rows, spec.hidden, generator=generator)).bfloat16()
     row_idx = torch.cat([torch.randperm(num_rows - 1, generator=generator)[:size].sort()[0] for size in groups])
     offsets = [0, *torch.tensor(groups).cumsum(0).tolist()]
     return x, row_idx, offsets, torch.rand(len(row_idx), generator=generator) + 0.1

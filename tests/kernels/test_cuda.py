@@ -15,10 +15,11 @@ from shoal.experts.family import ExpertSpec
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.weight_formats import quantize_expert, stored_bytes
 from shoal.kernels import cuda
-from shoal.kernels.cuda.tiles import choose_tile_rows, make_tiles, pairs_of_rows
+from shoal.kernels.activation import GPT_OSS
+from shoal.kernels.cuda.tiles import choose_tile_rows, cut_tiles, make_plan, pairs_of_rows
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.messages import Rounding, WeightFormat
-from tests.kernels.cuda_calls import SPEC, compare, pack
+from tests.kernels.cuda_calls import SPEC, VARIANTS, compare, pack
 
 CPU = torch.device("cpu")
 
@@ -54,6 +55,36 @@ def test_whole_and_tiny_widths_agree_with_the_reference(
     interpreted: CudaBackend, weight_format: WeightFormat, spec: ExpertSpec
 ) -> None:
     compare(interpreted, spec, weight_format, Rounding.BF16, BOUND)
+
+
+@pytest.mark.parametrize("weight_format", WeightFormat)
+def test_every_format_with_biases_and_clamps_agrees_with_the_reference(
+    interpreted: CudaBackend, weight_format: WeightFormat
+) -> None:
+    compare(interpreted, VARIANTS[0], weight_format, Rounding.BF16, BOUND)
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("spec", VARIANTS, ids=["gpt-oss", "deepseek-v4", "silu with biases"])
+def test_every_activation_agrees_with_the_reference(
+    interpreted: CudaBackend, spec: ExpertSpec, rounding: Rounding
+) -> None:
+    compare(interpreted, spec, WeightFormat.BF16, rounding, BOUND)
+
+
+@pytest.mark.parametrize("weight_format", [WeightFormat.MXFP4, WeightFormat.BF16])
+def test_the_width_of_gpt_oss_agrees_with_the_reference(interpreted: CudaBackend, weight_format: WeightFormat) -> None:
+    spec = ExpertSpec(hidden=2880, inter=40, activation=GPT_OSS, has_biases=True)
+    compare(interpreted, spec, weight_format, Rounding.BF16, BOUND)
+
+
+def test_nan_passes_the_clamps(interpreted: CudaBackend) -> None:
+    (packed,) = pack(interpreted, VARIANTS[0], WeightFormat.BF16, 1)
+    x = torch.zeros(2, SPEC.hidden)
+    x[0, 3] = torch.nan
+    y = interpreted.run([packed], x, torch.arange(2), [0, 2], torch.ones(2), Rounding.BF16)  # type: ignore[list-item]
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
 
 
 @pytest.mark.parametrize("weight_format", WeightFormat)
@@ -131,9 +162,8 @@ def test_experts_that_do_not_fit_one_launch_are_refused() -> None:
 
 
 def test_tiles_cover_every_pair_once_and_never_two_experts() -> None:
-    tiles = make_tiles([0, 0, 1, 4, 21, 278], 16, CPU)
     seen = []
-    for expert, begin, end in zip(tiles.expert.tolist(), tiles.begin.tolist(), tiles.end.tolist(), strict=True):
+    for expert, begin, end in zip(*(part.tolist() for part in cut_tiles([0, 0, 1, 4, 21, 278], 16)), strict=True):
         assert 1 <= end - begin <= 16
         seen += [(expert, pair) for pair in range(begin, end)]
     expected = [
@@ -142,13 +172,24 @@ def test_tiles_cover_every_pair_once_and_never_two_experts() -> None:
         for pair in range(b, e)
     ]
     assert seen == expected
-    assert make_tiles([0, 0], 16, CPU).num_tiles == 0
+    assert len(cut_tiles([0, 0], 16)[0]) == 0
 
 
 def test_rows_find_their_pairs_in_expert_order() -> None:
-    pairs = pairs_of_rows(torch.tensor([2, 0, 2, 0, 2]), 4, CPU)
-    assert pairs.first.tolist() == [0, 2, 2, 5, 5]
-    assert pairs.pair.tolist() == [1, 3, 0, 2, 4]
+    first, pair = pairs_of_rows(torch.tensor([2, 0, 2, 0, 2]), 4)
+    assert first.tolist() == [0, 2, 2, 5, 5]
+    assert pair.tolist() == [1, 3, 0, 2, 4]
+
+
+def test_the_parts_of_a_plan_are_what_they_should_be_and_aligned() -> None:
+    row_idx = torch.tensor([2, 0, 2, 0, 2])
+    plan = make_plan(row_idx, [0, 1, 5], 4, 2, CPU)
+    assert plan.row_idx.tolist() == row_idx.tolist()
+    assert (plan.tile_expert.tolist(), plan.tile_begin.tolist()) == ([0, 1, 1], [0, 1, 3])
+    assert (plan.tile_end.tolist(), plan.num_tiles) == ([1, 3, 5], 3)
+    assert (plan.first_pair.tolist(), plan.pair_of_row.tolist()) == ([0, 2, 2, 5, 5], [1, 3, 0, 2, 4])
+    parts = (plan.row_idx, plan.tile_expert, plan.tile_begin, plan.tile_end, plan.first_pair, plan.pair_of_row)
+    assert all(part.storage_offset() % 4 == 0 for part in parts)
 
 
 @pytest.mark.parametrize(("offsets", "rows"), [([0], 16), ([0, 1], 16), ([0, 17, 18], 32), ([0, 257], 64)])
