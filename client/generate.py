@@ -1,106 +1,57 @@
-"""The visible loop: prefill, then decode, sample, detokenize and stop, token by token.
+"""The visible loop: choose whose tokens go into a pass, run it, sample, hand out; all streams share one trunk.
 
-Where a prompt's journey begins and ends. Knows a trunk and the seam to its routed experts; it cannot tell a swarm
-from one process, and knows no peers.
+Where a prompt's journey begins and ends. A task runs while there is something to do: whoever submits the first stream
+starts it, and with the last one it ends. Knows a trunk and the seam to its routed experts; it cannot tell a swarm from
+one process, and knows no peers. Who goes first is `scheduler.py`'s question, a stream's own state `sequence.py`'s.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Sequence as Ids
 from contextlib import aclosing
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
-from torch import Tensor
 
+from shoal.client.answer_text import AnswerText
 from shoal.client.constraint import TokenConstraint
-from shoal.client.logprobs import MAX_TOP_LOGPROBS, TokenScore, TopLogprobs, score_tokens
+from shoal.client.engine_settings import PREFILL_CHUNK, EngineSettings
+from shoal.client.generation import FinishReason, Generation, Recorder, Token
+from shoal.client.logprobs import MAX_TOP_LOGPROBS, TokenScore
+from shoal.client.passes import Chosen, Failed, Outcome, Passes, Scored
 from shoal.client.sampler import Sampler, Sampling
-from shoal.client.stop_strings import StopStrings
+from shoal.client.scheduler import Scheduler, Share
+from shoal.client.sequence import Answering, AnySequence, Ending, Result, Scoring, Sequence
 from shoal.client.tokenizer import Tokenizer
-from shoal.client.trunk.kv_cache import LatentCache
-from shoal.client.trunk.model import Trunk
+from shoal.client.trunk.model import UNTIMED, Timing, Trunk
 from shoal.client.trunk.moe import RoutedExperts
-from shoal.protocol.errors import ContextLengthExceeded, InvalidRequest
+from shoal.protocol.errors import ContextLengthExceeded, Draining, InvalidRequest
+from shoal.protocol.events import PassTaken, PrefillDone
 
-PREFILL_CHUNK = 256
-"""Prompt tokens per forward pass: half of `limits.MAX_TOKENS_PER_FRAME`, so that a frame stays at 7 MB for DeepSeek-V3
-and a decode step of another stream waits for no more than that."""
+__all__ = ["PREFILL_CHUNK", "Engine", "EngineLoad", "FinishReason", "Generation", "Recorder", "Token"]
 
-SCORED_ROWS = 32
-"""Rows of a scored prompt that go through the head at a time: 16 MB of logits for DeepSeek-V3's vocabulary."""
-
-
-class FinishReason(Enum):
-    """Why a generation ended (OpenAI's words)."""
-
-    STOP = "stop"
-    """An end-of-sequence token or a stop string."""
-    LENGTH = "length"
-    """`max_tokens`, or the model's context."""
+MIN_RETRY_S, MAX_RETRY_S = 0.5, 60.0
+"""What a full engine asks for: no less than a polite client would wait anyway, no more than it would believe."""
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token. `text` may be empty while bytes or a possible stop string are held back."""
+class EngineLoad:
+    """What an engine is busy with."""
 
-    id: int
-    text: str
-    index: int
-    """0 for the first generated token."""
-    logprob: float
-    """Natural log of its probability under the model, before penalty, temperature and filters."""
-    finish_reason: FinishReason | None = None
-    """Set on the last token of a generation, and only there. An end-of-sequence token is one too, without text."""
-    top_logprobs: TopLogprobs = ()
-    """The likeliest tokens in its place, as many as `Sampling.top_logprobs`; under the model, as `logprob` is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished generation; times are of the event loop's clock."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    num_prompt_tokens: int
-    finish_reason: FinishReason
-    ttft_s: float
-    """From the call to the first token."""
-    tokens_per_s: float
-    """Of the tokens after the first; 0 if there is only one."""
-
-
-class Recorder:
-    """Turns a stream of tokens into a `Generation`; its times count from its making. clock: seconds."""
-
-    def __init__(self, num_prompt_tokens: int, clock: Callable[[], float]) -> None:
-        self._num_prompt_tokens = num_prompt_tokens
-        self._clock = clock
-        self._started = clock()
-        self._tokens: list[Token] = []
-        self._times: list[float] = []
-
-    def add(self, token: Token) -> None:
-        """Take the next token, now."""
-        self._tokens.append(token)
-        self._times.append(self._clock())
-
-    def generation(self) -> Generation:
-        """What was recorded; at least one token."""
-        tokens, times = self._tokens, self._times
-        return Generation(
-            text="".join(token.text for token in tokens),
-            token_ids=tuple(token.id for token in tokens),
-            num_prompt_tokens=self._num_prompt_tokens,
-            finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
-            ttft_s=times[0] - self._started,
-            tokens_per_s=(len(tokens) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0,
-        )
+    num_running: int
+    num_waiting: int
+    kv_bytes: int
+    """Memory of the KV caches of all running streams."""
+    kv_budget_bytes: int
 
 
 class Engine:
-    """One model, ready to generate: trunk, routed experts and, if the model has one, a tokenizer."""
+    """One model, ready to generate: trunk, routed experts and, if the model has one, a tokenizer.
+
+    Streams that are open at the same time share every pass. Each gets the tokens that it would get alone, as far as a
+    row of the trunk's linear maps does not depend on how many there are (docs/adr/0010-continuous-batching.md).
+    """
 
     def __init__(
         self,
@@ -108,43 +59,60 @@ class Engine:
         routed_experts: RoutedExperts,
         tokenizer: Tokenizer | None = None,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
+        settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
+        timing: Timing = UNTIMED,
     ) -> None:
-        """draw_seed: the seed of a generation that names none."""
+        """draw_seed: the seed of a generation that names none. timing: who is told how long everything took."""
         self.trunk = trunk
         self.routed_experts = routed_experts
         self.tokenizer = tokenizer
+        self.settings = settings
+        self.context_length = min(
+            trunk.config.max_position_embeddings, settings.kv_cache_bytes // trunk.cache_bytes_per_token
+        )
+        """Tokens of prompt and answer together: the model's context, or what of it fits the budget for KV caches."""
         self._draw_seed = draw_seed
+        self._passes = Passes(trunk, routed_experts, timing)
+        self._timing = timing
+        self._scheduler = Scheduler(settings, lambda room: trunk.new_cache(room, self.context_length))
+        self._current: list[Share] = []
+        """What the pass under way is made of."""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._num_passes = 0
+        self._mean_stay_s = 0.0
+        """How long finished streams stayed, the late ones counting most."""
 
     async def stream(
-        self, prompt_ids: Sequence[int], sampling: Sampling, constraint: TokenConstraint | None = None
+        self, prompt_ids: Ids[int], sampling: Sampling, constraint: TokenConstraint | None = None
     ) -> AsyncGenerator[Token, None]:
         """Generate token by token. constraint: this answer's own; it is used up.
 
+        *Limits:* a reader that falls eight tokens behind holds up its own stream only.
+
         Raises:
             InvalidRequest: an empty prompt, an id outside the vocabulary, or stop strings without a tokenizer.
-            NoTokenAllowed: the constraint has come to a dead end. Whatever it raises.
-            ContextLengthExceeded: prompt and `max_tokens` do not fit the model's context. What the experts raise.
+            ContextLengthExceeded: prompt and `max_tokens` do not fit `context_length`.
+            Busy: too many streams run and wait already. Draining: the engine was closed.
+            NoTokenAllowed: the constraint has come to a dead end. Whatever it raises. What the experts raise, if it is
+            about a token of this stream or may be.
 
-        *Cancellation:* closing the generator, or cancelling its task, leaves no task behind; tokens given so far stay.
+        *Cancellation:* closing the generator, or cancelling its task, frees its place and its memory at once. A pass
+        that other streams need goes on; else it is cancelled, at the holders too. Tokens given so far stay.
         """
-        max_tokens = self.check(prompt_ids, sampling)
-        sampler, answer = self._sampler(prompt_ids, sampling, constraint), Answer(self.tokenizer, sampling.stop)
-        cache = self.trunk.new_cache()
-        logits = await self._prefill(torch.tensor(prompt_ids), cache)
-        for index in range(max_tokens):
-            sampled = await self.trunk.worker.run(sampler.sample, logits)
-            is_end = sampled.token_id in self._end_ids(sampling)
-            is_last = is_end or index + 1 == max_tokens
-            piece = "" if is_end else answer.push(sampled.token_id)
-            if is_last:
-                piece += answer.end()
-            reason = FinishReason.STOP if is_end or answer.is_stopped else FinishReason.LENGTH if is_last else None
-            yield Token(sampled.token_id, piece, index, sampled.logprob, reason, sampled.top_logprobs)
-            if reason is not None:
-                return
-            logits = await self._decode(sampled.token_id, cache)
+        answering = self._answering(prompt_ids, sampling, constraint)
+        self._submit(answering)
+        try:
+            while True:
+                token = await self._next(answering)
+                yield token
+                if token.finish_reason is not None:
+                    return
+        finally:
+            await self._leave(answering)
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+    async def generate(self, prompt_ids: Ids[int], sampling: Sampling) -> Generation:
         """Generate to the end. Raises and cancels as `stream`."""
         recorder = Recorder(len(prompt_ids), asyncio.get_running_loop().time)
         async with aclosing(self.stream(prompt_ids, sampling)) as stream:
@@ -152,98 +120,187 @@ class Engine:
                 recorder.add(token)
         return recorder.generation()
 
-    async def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> list[TokenScore]:
+    async def score(self, prompt_ids: Ids[int], top_logprobs: int = 0) -> list[TokenScore]:
         """How likely the model finds each token of a prompt, given those before it: one score a token.
 
         Equal to the log-softmax of transformers' logits within 2e-5 in fp32.
 
         Raises:
-            InvalidRequest: as `stream`, or `top_logprobs` outside 0..20. ContextLengthExceeded: as `stream`. What the
-            experts raise.
+            InvalidRequest: as `stream`, or `top_logprobs` outside 0..20. Else as `stream`.
 
-        *Cancellation:* leaves no task behind.
+        *Cancellation:* as `stream`.
         """
         if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(f"top_logprobs is {top_logprobs}, expected 0..{MAX_TOP_LOGPROBS}")
-        self._check_ids(prompt_ids)
-        if len(prompt_ids) > self.trunk.config.max_position_embeddings:
-            raise ContextLengthExceeded(len(prompt_ids), self.trunk.config.max_position_embeddings)
+        self._check_ids(prompt_ids, 0)
         scores = [TokenScore(prompt_ids[0], None)]
-        ids, cache = torch.tensor(prompt_ids), self.trunk.new_cache()
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            hidden = await self.trunk.forward(ids[start : start + PREFILL_CHUNK], cache, self.routed_experts)
-            scores += await self._score_rows(hidden, ids[start + 1 : start + 1 + PREFILL_CHUNK], top_logprobs)
+        if len(prompt_ids) == 1:
+            return scores
+        scoring = Scoring(prompt_ids, top_logprobs, self._timing.clock())
+        self._submit(scoring)
+        try:
+            while len(scores) < len(prompt_ids):
+                more: list[TokenScore] = await self._next(scoring)
+                scores += more
+        finally:
+            await self._leave(scoring)
         return scores
 
-    async def _score_rows(self, hidden: Tensor, next_ids: Tensor, count: int) -> list[TokenScore]:
-        """hidden: dtype[T, H] · next_ids: i64[T], or one fewer at the prompt's end."""
-        scores: list[TokenScore] = []
-        for start in range(0, len(next_ids), SCORED_ROWS):
-            some_ids = next_ids[start : start + SCORED_ROWS]
-            logits = await self.trunk.logits(hidden[start : start + len(some_ids)])
-            scores += await self.trunk.worker.run(score_tokens, logits, some_ids, count)
-        return scores
-
-    def check(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
+    def check(self, prompt_ids: Ids[int], sampling: Sampling) -> int:
         """Refuse, before anything runs, what `stream` would refuse; return the most tokens it will generate."""
-        config = self.trunk.config
-        self._check_ids(prompt_ids)
+        self._check_ids(prompt_ids, sampling.max_tokens or 1)
         biased = max((token_id for token_id, _ in sampling.logit_bias), default=0)
-        if biased >= config.vocab_size:
-            raise InvalidRequest(f"logit_bias names token {biased}; ids must be in 0..{config.vocab_size - 1}")
+        if biased >= self.trunk.config.vocab_size:
+            raise InvalidRequest(f"logit_bias names token {biased} of a vocabulary of {self.trunk.config.vocab_size}")
         if sampling.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a tokenizer, and the model has no tokenizer.json")
-        num_tokens = len(prompt_ids) + (sampling.max_tokens or 1)
-        if num_tokens > config.max_position_embeddings:
-            raise ContextLengthExceeded(num_tokens, config.max_position_embeddings)
-        return sampling.max_tokens or config.max_position_embeddings - len(prompt_ids)
+        return sampling.max_tokens or self.context_length - len(prompt_ids)
 
-    def _check_ids(self, prompt_ids: Sequence[int]) -> None:
+    @property
+    def load(self) -> EngineLoad:
+        """What it is busy with now."""
+        scheduler = self._scheduler
+        return EngineLoad(
+            scheduler.num_running, scheduler.num_waiting, scheduler.kv_bytes, self.settings.kv_cache_bytes
+        )
+
+    async def aclose(self) -> None:
+        """End all streams with Draining and take no more. Idempotent."""
+        self._is_closed = True
+        self._fail(self._scheduler.sequences, Draining("the engine was closed"))
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _check_ids(self, prompt_ids: Ids[int], num_new: int) -> None:
         vocab_size = self.trunk.config.vocab_size
         if not prompt_ids:
             raise InvalidRequest("the prompt is empty")
         if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
             raise InvalidRequest(f"prompt ids must be in 0..{vocab_size - 1}")
+        if len(prompt_ids) + num_new > self.context_length:
+            raise ContextLengthExceeded(len(prompt_ids) + num_new, self.context_length)
 
-    async def _prefill(self, ids: Tensor, cache: LatentCache) -> Tensor:
-        """ids: i64[T] -> logits of the last one, f32[V]."""
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            hidden = await self.trunk.forward(ids[start : start + PREFILL_CHUNK], cache, self.routed_experts)
-        return (await self.trunk.logits(hidden[-1:]))[0]
-
-    async def _decode(self, token_id: int, cache: LatentCache) -> Tensor:
-        hidden = await self.trunk.forward(torch.tensor([token_id]), cache, self.routed_experts)
-        return (await self.trunk.logits(hidden))[0]
-
-    def _sampler(self, prompt_ids: Sequence[int], sampling: Sampling, constraint: TokenConstraint | None) -> Sampler:
+    def _answering(self, prompt_ids: Ids[int], sampling: Sampling, constraint: TokenConstraint | None) -> Answering:
+        max_tokens = self.check(prompt_ids, sampling)
         seed = self._draw_seed() if sampling.seed is None else sampling.seed
-        return Sampler(sampling, prompt_ids, torch.Generator().manual_seed(seed), constraint)
+        sampler = Sampler(sampling, prompt_ids, torch.Generator().manual_seed(seed), constraint)
+        text = AnswerText(self.tokenizer, sampling.stop)
+        return Answering(prompt_ids, sampler, text, Ending(max_tokens, self._end_ids(sampling)), self._timing.clock())
 
-    def _end_ids(self, sampling: Sampling) -> Sequence[int]:
+    def _end_ids(self, sampling: Sampling) -> frozenset[int]:
         if sampling.ignore_eos:
-            return ()
-        return self.trunk.config.eos_token_ids + (self.tokenizer.end_token_ids if self.tokenizer else ())
+            return frozenset()
+        return frozenset(self.trunk.config.eos_token_ids + (self.tokenizer.end_token_ids if self.tokenizer else ()))
 
+    # A stream's life: it is submitted, it reads its results, it leaves.
 
-class Answer:
-    """The text of an answer as it grows: detokenized, and cut at the first stop string."""
+    def _submit(self, sequence: AnySequence) -> None:
+        if self._is_closed:
+            raise Draining("the engine was closed")
+        retry_after_s = self._mean_stay_s / self.settings.max_running
+        self._scheduler.submit(sequence, min(max(retry_after_s, MIN_RETRY_S), MAX_RETRY_S))
+        if self._task is None or self._task.done():
+            self._start()
+        self._wake.set()
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
-        self._detokenizer = tokenizer.detokenizer() if tokenizer else None
-        self._stop = StopStrings(stop)
-        self.is_stopped = False
-        """Whether a stop string has ended the answer."""
+    def _start(self) -> None:
+        self._wake = asyncio.Event()  # of this event loop
+        self._task = asyncio.create_task(self._run(), name="engine")
 
-    def push(self, token_id: int) -> str:
-        """Text that may be shown now. Without a tokenizer there is none."""
-        return self._cut(self._detokenizer.push(token_id)) if self._detokenizer else ""
+    async def _next(self, sequence: Sequence[Result]) -> Result:
+        result = await sequence.next()
+        self._wake.set()  # it may have been held up because it was not read
+        return result
 
-    def end(self) -> str:
-        """What was held back, when no more tokens come."""
-        rest = self._cut(self._detokenizer.flush()) if self._detokenizer and not self.is_stopped else ""
-        return rest if self.is_stopped else rest + self._stop.flush()
+    async def _leave(self, sequence: AnySequence) -> None:
+        """Forget a stream, and end what is under way if nobody is left who needs it."""
+        self._scheduler.remove(sequence)
+        task = self._task
+        if task is None or task.done():
+            return
+        is_needed = any(share.sequence.cache is not None for share in self._current)
+        if self._current and not is_needed:
+            self._current = []
+            task.cancel()
+            if self._scheduler.sequences:
+                self._start()
+            await asyncio.wait({task})
+        elif not self._scheduler.sequences:
+            self._wake.set()
+            await asyncio.wait({task})
 
-    def _cut(self, piece: str) -> str:
-        matched = self._stop.push(piece)
-        self.is_stopped = self.is_stopped or matched.is_stopped
-        return matched.text
+    # The loop.
+
+    async def _run(self) -> None:
+        """Run passes until no stream is left. Started anew if it was cancelled for the sake of a pass."""
+        while self._scheduler.sequences:
+            self._wake.clear()
+            shares = self._scheduler.next_pass(self._timing.clock())
+            if not shares:
+                await self._wake.wait()
+                continue
+            self._current = shares
+            try:
+                await self._step(shares)
+            except Exception as error:  # the task's boundary: whoever had a share is told
+                self._fail([share.sequence for share in shares], error)
+            finally:
+                if self._current is shares:
+                    self._current = []
+
+    async def _step(self, shares: list[Share]) -> None:
+        """One pass: forward, sample, hand out."""
+        started = self._timing.clock()
+        self._num_passes += 1
+        num_decoding = sum(share.sequence.is_decoding for share in shares)
+        done = await self._passes.run(shares, self._num_passes)
+        for outcome in done.outcomes:
+            self._hand_out(outcome)
+        self._timing.observe(
+            PassTaken(
+                pass_id=self._num_passes,
+                num_decoding=num_decoding,
+                num_prefilled=sum(share.count for share in shares) - num_decoding,
+                num_running=self._scheduler.num_running,
+                num_waiting=self._scheduler.num_waiting,
+                head_s=done.head_s,
+                sampling_s=done.sampling_s,
+                total_s=self._timing.clock() - started,
+            )
+        )
+
+    def _hand_out(self, outcome: Outcome) -> None:
+        """Give a stream that is still there what the pass has brought it."""
+        if outcome.sequence.cache is None:
+            return
+        match outcome:
+            case Failed(sequence, error):
+                self._fail([sequence], error)
+            case Scored(scoring, scores):
+                scoring.put(scores)
+                if not scoring.num_pending:
+                    self._finish(scoring)
+            case Chosen(answering, sampled):
+                token = answering.take(sampled)
+                answering.put(token)
+                if token.index == 0:
+                    self._tell_prefill(answering)
+                if token.finish_reason is not None:
+                    self._finish(answering)
+
+    def _tell_prefill(self, answering: Answering) -> None:
+        admitted_at = answering.admitted_at or answering.submitted_at
+        queue_s, prefill_s = admitted_at - answering.submitted_at, self._timing.clock() - admitted_at
+        self._timing.observe(PrefillDone(answering.num_prompt_tokens, queue_s, prefill_s))
+
+    def _finish(self, sequence: AnySequence) -> None:
+        """A stream has all its results: its place is free."""
+        stay_s = self._timing.clock() - sequence.submitted_at
+        self._mean_stay_s += (stay_s - self._mean_stay_s) / 8 if self._mean_stay_s else stay_s
+        self._scheduler.remove(sequence)
+
+    def _fail(self, sequences: Iterable[AnySequence], error: Exception) -> None:
+        for sequence in sequences:
+            sequence.put(error)
+            self._scheduler.remove(sequence)

@@ -30,6 +30,16 @@ class SwarmSettings:
     identity: Path | None = None
     """Key file (0600), created when missing. None: a new identity for this run, which leaves no trail."""
 
+    max_streams: int = 32
+    """Answers that grow at the same time, sharing every pass of the trunk; 1..256."""
+
+    max_waiting: int = 128
+    """Requests that wait for a place; one more is refused with Busy."""
+
+    kv_cache_bytes: int | None = None
+    """Memory for what the trunk remembers of all conversations together. None: half of the memory that is free once the
+    trunk is loaded, as measured then: the other half is for the system and the passes."""
+
     threads: int = 0
     """Threads of the trunk (torch's, so of the whole process). 0: as they are, by default one per core."""
 

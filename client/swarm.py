@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
+import psutil
 import torch
 
 from shoal.client.answer import Answer, Watch
 from shoal.client.chat_template import ChatMessage
 from shoal.client.constraint import TokenConstraint
 from shoal.client.dispatch import SwarmExperts
+from shoal.client.engine_settings import EngineSettings
 from shoal.client.generate import Engine, Recorder, Token
 from shoal.client.holders import Holders
 from shoal.client.logprobs import TokenScore
@@ -28,6 +30,7 @@ from shoal.client.single_process import open_trunk
 from shoal.client.tally import Observers
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.linear_maker import TrunkFormat, require_kernels
+from shoal.client.trunk.model import Timing
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
 from shoal.experts.store import open_store
@@ -49,6 +52,9 @@ ROUNDINGS = dict(zip(DTYPES, (Rounding.FP32, Rounding.BF16), strict=True))
 
 START_RETRY_AFTER_S = 5.0
 """What a swarm with gaps at the start asks for: nodes that are starting announce themselves within seconds."""
+
+KV_SHARE_OF_FREE_MEMORY = 0.5
+"""Of the memory that is free once the trunk is loaded; see `SwarmSettings.kv_cache_bytes`."""
 
 
 class Swarm:
@@ -116,7 +122,10 @@ class Swarm:
             finally:
                 await asyncio.wait({opening})  # the thread reads from the store, which closes after us
             opened = opening.result()
-            engine = Engine(opened.trunk, SwarmExperts(holders, model, observers, time.perf_counter), opened.tokenizer)
+            experts = SwarmExperts(holders, model, observers, time.perf_counter)
+            timing = Timing(0, time.perf_counter, observers)
+            engine = Engine(opened.trunk, experts, opened.tokenizer, settings=_engine_settings(settings), timing=timing)
+            stack.push_async_callback(engine.aclose)
             swarm = Swarm(engine, holders, model, layers, observers, time.perf_counter)
             swarm.require_coverage()
             yield swarm
@@ -202,6 +211,13 @@ class Swarm:
         return self.engine.tokenizer
 
 
+def _engine_settings(settings: SwarmSettings) -> EngineSettings:
+    kv_cache_bytes = settings.kv_cache_bytes
+    if kv_cache_bytes is None:
+        kv_cache_bytes = int(psutil.virtual_memory().available * KV_SHARE_OF_FREE_MEMORY)
+    return EngineSettings(settings.max_streams, settings.max_waiting, kv_cache_bytes)
+
+
 def _check(settings: SwarmSettings) -> None:
     if settings.dtype not in DTYPES:
         raise InvalidRequest(f"dtype {settings.dtype!r} is not one of {', '.join(DTYPES)}")
@@ -210,6 +226,7 @@ def _check(settings: SwarmSettings) -> None:
     require_kernels(TrunkFormat(settings.trunk_format))
     if settings.channel not in CHANNELS:
         raise InvalidRequest(f"channel {settings.channel!r} is not one of {', '.join(CHANNELS)}")
+    EngineSettings(settings.max_streams, settings.max_waiting, settings.kv_cache_bytes or 1)
     if not settings.join:
         raise InvalidRequest("join is empty: name a peer's address or an invite token")
 

@@ -3,16 +3,19 @@
 Stands first in every layer. Keys and values are never expanded: queries are carried into the latent space instead
 ("absorbed", appendix C), so that all heads attend to the cache's own rows. There is one form for prefill and decode: a
 256-token chunk of DeepSeek-V3 would save 11 % of attention's multiply-accumulates by expanding (20 % after 4,096
-tokens), at 80 KiB per cached token and for a second form to keep equal. Knows nothing of experts.
+tokens), at 80 KiB per cached token and for a second form to keep equal. A pass may carry rows of several sequences:
+projections take all rows together, so that weights are read once; only the attending itself goes sequence by sequence.
+Knows nothing of experts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shoal.client.trunk.config import ModelConfig
-from shoal.client.trunk.kv_cache import LatentCache
+from shoal.client.trunk.kv_cache import Rows
 from shoal.client.trunk.layers import RmsNorm
 from shoal.client.trunk.linear import HeadMaps, Linear
 from shoal.client.trunk.rope import Rotation, softmax_scale
@@ -52,16 +55,24 @@ class Attention:
     """One layer's attention."""
 
     def __init__(self, layer: LayerId, config: ModelConfig, weights: AttentionWeights) -> None:
-        self._layer = layer
+        self.layer = layer
         self._config = config
         self._weights = weights
         self._scale = softmax_scale(config)
 
-    def __call__(self, x: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
-        """x: dtype[T, H], normed, the tokens after the cache's -> dtype[T, H]."""
-        rows = cache.write(self._layer, self._compress(x, rotation))  # [S, W]
-        latents = self._attend(self._queries(x, rotation), rows)  # [heads, T, rank]
-        values = self._weights.to_values(latents)  # [heads, T, v]
+    def __call__(self, x: Tensor, rotation: Rotation, rows: Sequence[Rows]) -> Tensor:
+        """x: dtype[T, H], normed: the new tokens of each sequence in turn -> dtype[T, H]."""
+        counts = [some.count for some in rows]
+        latents = [
+            self._attend(queries, some.cache.write(self.layer, new))  # [heads, T of one sequence, rank]
+            for some, queries, new in zip(
+                rows,
+                self._queries(x, rotation).split_with_sizes(counts, dim=1),
+                self._compress(x, rotation).split_with_sizes(counts),
+                strict=True,
+            )
+        ]
+        values = self._weights.to_values(torch.cat(latents, dim=1))  # [heads, T, v]
         return self._weights.o_proj(values.transpose(0, 1).flatten(1))
 
     def _compress(self, x: Tensor, rotation: Rotation) -> Tensor:

@@ -4,6 +4,9 @@ DeepSeek-V3 keeps 576 values per token and layer (68.6 KiB in bf16 over 61 layer
 32,768. Knows layers and positions; knows no tokens and no attention.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,14 @@ INITIAL_CAPACITY = 256
 """Tokens a layer has room for at first (one prefill chunk); doubled when full."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The next `count` rows of a pass belong to the sequence of this cache, after what the cache holds."""
+
+    count: int
+    cache: "LatentCache"
+
+
 class LatentCache:
     """Rows of latents for a span of layers.
 
@@ -21,8 +32,13 @@ class LatentCache:
     leaves the cache as it was: the same tokens may simply be run again.
     """
 
-    def __init__(self, layers: range, width: int, dtype: torch.dtype, max_tokens: int) -> None:
+    def __init__(
+        self, layers: range, width: int, dtype: torch.dtype, max_tokens: int, room: int = INITIAL_CAPACITY
+    ) -> None:
+        """room: tokens that it takes before it grows."""
         self.max_tokens = max_tokens
+        self._room = max(room, INITIAL_CAPACITY)
+        self._row_bytes = width * dtype.itemsize
         self._num_tokens = 0
         self._rows = {LayerId(layer): torch.empty(0, width, dtype=dtype) for layer in layers}
 
@@ -30,6 +46,19 @@ class LatentCache:
     def num_tokens(self) -> int:
         """Committed tokens: the position of the next one."""
         return self._num_tokens
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes now."""
+        return sum(rows.nbytes for rows in self._rows.values())
+
+    def size_bytes_at(self, num_tokens: int) -> int:
+        """Memory that it will take when it has grown to so many tokens.
+
+        Layers grow one after another within a pass, the first one first: none is larger than that.
+        """
+        first = next(iter(self._rows.values()))
+        return len(self._rows) * self._capacity(first, num_tokens) * self._row_bytes
 
     def write(self, layer: LayerId, new: Tensor) -> Tensor:
         """Put new: dtype[T, W] after the committed rows of a layer and return all: dtype[num_tokens + T, W], a view.
@@ -60,9 +89,21 @@ class LatentCache:
 
     def _grown(self, layer: LayerId, num_rows: int) -> Tensor:
         rows = self._rows[layer]
-        if num_rows > len(rows):
-            capacity = min(max(2 * len(rows), num_rows, INITIAL_CAPACITY), self.max_tokens)
+        capacity = self._capacity(rows, num_rows)
+        if capacity > len(rows):
             grown = rows.new_empty(capacity, rows.shape[1])
             grown[: self._num_tokens] = rows[: self._num_tokens]
             self._rows[layer] = rows = grown
         return rows
+
+    def _capacity(self, rows: Tensor, num_rows: int) -> int:
+        """Rows that a layer has room for once it holds `num_rows`."""
+        if num_rows <= len(rows):
+            return len(rows)
+        return min(max(2 * len(rows), num_rows, self._room), self.max_tokens)
+
+
+def commit(rows: Iterable[Rows]) -> None:
+    """Count the rows that a whole pass has written, in every cache it wrote to."""
+    for some in rows:
+        some.cache.commit(some.count)

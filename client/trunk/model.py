@@ -4,6 +4,7 @@ Arithmetic runs on an injected worker, so that the event loop is free for the ne
 the layers: `embed` and `finish` belong to the first and the last span. Knows no tokens as text, no peers, no drafts.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,14 @@ from torch.nn import functional as F
 from shoal.client.trunk.attention import Attention
 from shoal.client.trunk.config import ModelConfig
 from shoal.client.trunk.inference import InferenceWorker
-from shoal.client.trunk.kv_cache import LatentCache
+from shoal.client.trunk.kv_cache import INITIAL_CAPACITY, LatentCache, Rows, commit
 from shoal.client.trunk.layers import Mlp, RmsNorm
 from shoal.client.trunk.linear import Linear
 from shoal.client.trunk.moe import Moe, MoeInput, MoeOutput, RoutedExperts
 from shoal.client.trunk.rope import RotaryEmbedding, Rotation
 from shoal.experts.worker import Worker
 from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.events import LayerTimed, Observer, ignore
 from shoal.protocol.limits import MAX_TOKENS_PER_FRAME
 
 
@@ -37,13 +39,37 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Who is told how long each layer of a pass took. clock: seconds; read in the loop and on the worker."""
+
+    pass_id: int
+    clock: Callable[[], float]
+    observe: Observer
+
+
+UNTIMED = Timing(0, lambda: 0.0, ignore)
+"""Of a pass that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """What all layers of one forward pass share."""
 
     rotation: Rotation
-    cache: LatentCache
+    rows: Sequence[Rows]
     routed_experts: RoutedExperts
     worker: Worker
+    timing: Timing = UNTIMED
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """What the first job of an MoE layer leaves."""
+
+    hidden: Tensor
+    """dtype[T, H]"""
+    moe_input: MoeInput
+    route_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +83,36 @@ class Block:
 
     async def forward(self, stream: Stream, step: Pass) -> Stream:
         """One layer: a single job where the feed-forward is dense, else attention, then the experts."""
+        clock = step.timing.clock
+        started = clock()
         if isinstance(self.mlp, Mlp):
-            return await step.worker.run(self._dense, self.mlp, stream, step)
-        hidden, moe_input = await step.worker.run(self._until_dispatch, self.mlp, stream, step)
-        return Stream(hidden, await self.mlp.forward(moe_input, step.routed_experts, step.worker))
+            stream = await step.worker.run(self._dense, self.mlp, stream, step)
+            self._tell(step, len(stream.hidden), clock() - started, 0.0, 0.0)
+            return stream
+        attended = await step.worker.run(self._until_dispatch, self.mlp, stream, step)
+        dispatched = clock()
+        output = await self.mlp.forward(attended.moe_input, step.routed_experts, step.worker)
+        attention_s = dispatched - started - attended.route_s
+        self._tell(step, len(attended.hidden), attention_s, attended.route_s, clock() - dispatched)
+        return Stream(attended.hidden, output)
 
     def _dense(self, mlp: Mlp, stream: Stream, step: Pass) -> Stream:
         hidden = self._attend(stream, step)
         return Stream(hidden + mlp(self.post_attention_layernorm(hidden)))
 
-    def _until_dispatch(self, moe: Moe, stream: Stream, step: Pass) -> tuple[Tensor, MoeInput]:
+    def _until_dispatch(self, moe: Moe, stream: Stream, step: Pass) -> Attended:
         hidden = self._attend(stream, step)
-        return hidden, moe.route(self.post_attention_layernorm(hidden))
+        started = step.timing.clock()
+        moe_input = moe.route(self.post_attention_layernorm(hidden))
+        return Attended(hidden, moe_input, step.timing.clock() - started)
 
     def _attend(self, stream: Stream, step: Pass) -> Tensor:
         hidden = stream.settled()
-        return hidden + self.self_attn(self.input_layernorm(hidden), step.rotation, step.cache)
+        return hidden + self.self_attn(self.input_layernorm(hidden), step.rotation, step.rows)
+
+    def _tell(self, step: Pass, num_tokens: int, attention_s: float, route_s: float, experts_s: float) -> None:
+        layer, timing = self.self_attn.layer, step.timing
+        timing.observe(LayerTimed(timing.pass_id, layer, num_tokens, attention_s, route_s, experts_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +143,43 @@ class Trunk:
         self._weights = weights
         self._rotary = RotaryEmbedding(config)
 
-    def new_cache(self) -> LatentCache:
-        """An empty KV cache for one sequence through `layers`."""
-        return LatentCache(self.layers, self.config.cache_width, self.dtype, self.config.max_position_embeddings)
+    def new_cache(self, room: int = INITIAL_CAPACITY, max_tokens: int | None = None) -> LatentCache:
+        """An empty KV cache for one sequence through `layers`.
+
+        room: tokens that it takes without growing. max_tokens: the most it will take; None: the model's context.
+        """
+        limit = max_tokens or self.config.max_position_embeddings
+        return LatentCache(self.layers, self.config.cache_width, self.dtype, limit, room)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """What a KV cache takes for one token, in bytes."""
+        return len(self.layers) * self.config.cache_width * self.dtype.itemsize
 
     async def forward(self, ids: Tensor, cache: LatentCache, routed_experts: RoutedExperts) -> Tensor:
-        """Run new tokens through the whole model. ids: i64[T] -> normed hidden states dtype[T, H].
+        """`forward_rows` for new tokens of one sequence. ids: i64[T] -> normed hidden states dtype[T, H]."""
+        return await self.forward_rows(ids, [Rows(len(ids), cache)], routed_experts)
 
-        T is 1 .. `protocol.limits.MAX_TOKENS_PER_FRAME`.
+    async def forward_rows(
+        self, ids: Tensor, rows: Sequence[Rows], routed_experts: RoutedExperts, timing: Timing = UNTIMED
+    ) -> Tensor:
+        """Run new tokens of several sequences through the whole model in one pass.
+
+        ids: i64[T], the new tokens of each sequence in turn; rows: whose they are, each sequence once, their counts
+        adding up to T. Returns normed hidden states dtype[T, H]. T is 1 .. `protocol.limits.MAX_TOKENS_PER_FRAME`.
+
+        A row comes out the same whoever shares the pass: bit for bit where the linear maps give it so (the C++ kernels
+        do; torch in fp32 does from four rows on), else within fp32 rounding. docs/adr/0010-continuous-batching.md.
 
         Raises:
-            InvalidRequest: T out of range, an id outside the vocabulary, or only a span of the layers is here.
-            ContextLengthExceeded: the cache would hold more than the model's context.
+            InvalidRequest: T or counts out of range, an id outside the vocabulary, or only a span of layers is here.
+            ContextLengthExceeded: a cache would hold more than its `max_tokens`.
             Whatever `routed_experts` raises.
 
-        *Cancellation:* the cache is as before the call; the same tokens may be run again.
+        *Cancellation:* the caches are as before the call; the same tokens may be run again.
         """
         hidden = await self.embed(ids)
-        hidden = await self.run_span(hidden, cache, routed_experts)
+        hidden = await self.run_span(hidden, rows, routed_experts, timing)
         return await self.finish(hidden)
 
     async def embed(self, ids: Tensor) -> Tensor:
@@ -131,22 +190,24 @@ class Trunk:
             raise InvalidRequest(f"token ids outside 0..{self.config.vocab_size - 1}")
         return F.embedding(ids, self._weights.embed_tokens).to(self.dtype)
 
-    async def run_span(self, hidden: Tensor, cache: LatentCache, routed_experts: RoutedExperts) -> Tensor:
-        """Run new tokens through this trunk's layers. dtype[T, H] -> dtype[T, H]; the cache grows by T."""
-        num_new = len(hidden)
-        if not 1 <= num_new <= MAX_TOKENS_PER_FRAME:
-            raise InvalidRequest(f"{num_new} tokens in one pass, expected 1..{MAX_TOKENS_PER_FRAME}")
-        step = Pass(self.rotation(cache.num_tokens, num_new), cache, routed_experts, self.worker)
+    async def run_span(
+        self, hidden: Tensor, rows: Sequence[Rows], routed_experts: RoutedExperts, timing: Timing = UNTIMED
+    ) -> Tensor:
+        """Run new tokens through this trunk's layers. dtype[T, H] -> dtype[T, H]; the caches grow by their counts."""
+        _check_rows(len(hidden), rows)
+        starts = [(some.cache.num_tokens, some.count) for some in rows]
+        step = Pass(self.rotation(starts), rows, routed_experts, self.worker, timing)
         stream = Stream(hidden)
         for block in self._weights.blocks:
             stream = await block.forward(stream, step)
         settled = await self.worker.run(stream.settled)
-        cache.commit(num_new)
+        commit(rows)
         return settled
 
-    def rotation(self, start: int, num_tokens: int) -> Rotation:
-        """The rotation to positions start .. start + num_tokens - 1."""
-        return self._rotary.at(torch.arange(start, start + num_tokens), self.dtype)
+    def rotation(self, starts: Sequence[tuple[int, int]]) -> Rotation:
+        """The rotation to positions start .. start + count - 1, for every (start, count) in turn."""
+        positions = [torch.arange(start, start + count) for start, count in starts]
+        return self._rotary.at(torch.cat(positions), self.dtype)
 
     async def finish(self, hidden: Tensor) -> Tensor:
         """The final norm: dtype[T, H] -> dtype[T, H]."""
@@ -162,6 +223,15 @@ class Trunk:
 
     def _head(self, lm_head: Linear, hidden: Tensor) -> Tensor:
         return lm_head(hidden).to(torch.float32)
+
+
+def _check_rows(num_tokens: int, rows: Sequence[Rows]) -> None:
+    if not 1 <= num_tokens <= MAX_TOKENS_PER_FRAME:
+        raise InvalidRequest(f"{num_tokens} tokens in one pass, expected 1..{MAX_TOKENS_PER_FRAME}")
+    if sum(some.count for some in rows) != num_tokens or min(some.count for some in rows) < 1:
+        raise InvalidRequest(f"rows of {[some.count for some in rows]} tokens for {num_tokens} in all")
+    if len({id(some.cache) for some in rows}) != len(rows):
+        raise InvalidRequest("a sequence stands twice in one pass")
 
 
 def _named(layers: range) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.client.trunk.kv_cache import LatentCache
+from shoal.client.trunk.kv_cache import LatentCache, Rows
 from shoal.client.trunk.layers import RmsNorm
 from shoal.client.trunk.linear import Linear
 from shoal.client.trunk.model import Block, Pass, Stream, Trunk
@@ -61,7 +61,8 @@ class Mtp:
             raise InvalidRequest(f"{len(hidden)} hidden states and {len(next_ids)} next tokens")
         trunk, start = self._trunk, cache.num_tokens + 1  # a row's position is that of its next token
         embedded = await trunk.embed(next_ids)
-        step = Pass(trunk.rotation(start, len(hidden)), cache, routed_experts, trunk.worker)
+        rotation = trunk.rotation([(start, len(hidden))])
+        step = Pass(rotation, [Rows(len(hidden), cache)], routed_experts, trunk.worker)
         joined = await trunk.worker.run(self._join, embedded, hidden)
         stream = await self._weights.block.forward(Stream(joined), step)
         drafted = await trunk.worker.run(self._finish, stream)

@@ -17,6 +17,7 @@ from transformers.modeling_layers import MtpModel
 from shoal.client.generate import Engine
 from shoal.client.sampler import Sampling
 from shoal.client.trunk.checkpoint import load_mtp, load_trunk
+from shoal.client.trunk.kv_cache import Rows
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Trunk
 from shoal.experts.reference_backend import ReferenceBackend
@@ -218,8 +219,8 @@ def test_a_span_of_layers_does_its_part_of_the_whole(tmp_path: Path) -> None:
     experts = LocalExperts(store, ReferenceBackend(), Rounding.FP32, worker)
 
     async def both(ids: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = await first.run_span(await first.embed(ids), first.new_cache(), experts)
-        hidden = await last.finish(await last.run_span(hidden, last.new_cache(), experts))
+        hidden = await first.run_span(await first.embed(ids), [Rows(len(ids), first.new_cache())], experts)
+        hidden = await last.finish(await last.run_span(hidden, [Rows(len(ids), last.new_cache())], experts))
         return hidden, await whole.forward(ids, whole.new_cache(), experts)
 
     in_parts, at_once = asyncio.run(both(torch.arange(20)))

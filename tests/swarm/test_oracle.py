@@ -1,6 +1,7 @@
 """The whole-system oracle: transformers, one process, a swarm, and a swarm that loses a holder give the same tokens."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import DeepseekV3ForCausalLM
 from shoal.client.sampler import Sampling
 from shoal.client.single_process import single_process_engine
 from shoal.experts.worker import InlineWorker
-from shoal.protocol.events import DispatchSent, Event, ExpertsTimed, FailedOver, ReplyReceived
+from shoal.protocol.events import DispatchSent, Event, ExpertsTimed, FailedOver, PassTaken, ReplyReceived
 from shoal.protocol.messages import Rounding
 from shoal.simulations.local import holdings
 from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
@@ -30,11 +31,11 @@ def their_tokens(model: Path, prompt: list[int]) -> list[int]:
     return [int(token) for token in out[0, len(prompt) :]]
 
 
-async def tokens_of(world: World, kill_after: int | None = None) -> list[int]:
+async def tokens_of(world: World, kill_after: int | None = None, prompt: Sequence[int] = tuple(PROMPT)) -> list[int]:
     """Greedy tokens of the swarm; at the first request after that many tokens, its holder dies."""
     tokens: list[int] = []
     sampling = Sampling(max_tokens=NUM_NEW_TOKENS, ignore_eos=True)
-    async for token in world.swarm.stream(PROMPT, sampling):
+    async for token in world.swarm.stream(prompt, sampling):
         tokens.append(token.id)
         if len(tokens) == kill_after:
             kill_at_next_request(world)
@@ -98,6 +99,38 @@ def test_bf16_tokens_are_equal_locally_and_in_a_swarm(tmp_path: Path) -> None:
             return await tokens_of(world)
 
     assert asyncio.run(main()) == expected
+
+
+PROMPTS = [PROMPT, PROMPT[:1], PROMPT[2:], [7, 7, 7, 7]]
+
+
+def test_streams_that_share_a_swarm_get_the_tokens_of_transformers_through_a_death(
+    published: Path, tmp_path: Path
+) -> None:
+    dequantized_copy(published, tmp_path / "copy")
+
+    async def main() -> list[list[int]]:
+        words = holdings(4, 2, num_experts_of(published))
+        async with memory_swarm(published, words, tmp_path / "cache") as world:
+            return await asyncio.gather(
+                *(tokens_of(world, 5 if prompt is PROMPT else None, prompt) for prompt in PROMPTS)
+            )
+
+    assert asyncio.run(main()) == [their_tokens(tmp_path / "copy", prompt) for prompt in PROMPTS]
+
+
+def test_a_pass_of_many_streams_is_one_frame_per_layer_and_holder(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=4)
+
+    async def main() -> list[Event]:
+        async with memory_swarm(tmp_path / "model", ["0-3", "4-7"], tmp_path) as world:
+            await asyncio.gather(*(tokens_of(world, None, [5, 17, i]) for i in range(6)))
+            return list(world.events)
+
+    events = asyncio.run(main())
+    num_passes = sum(isinstance(event, PassTaken) for event in events)
+    assert num_passes <= NUM_NEW_TOKENS + 6
+    assert sum(isinstance(event, DispatchSent) for event in events) <= num_passes * 2 * 2  # MoE layers, holders
 
 
 def test_one_frame_per_layer_and_holder(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from shoal.client.dispatch import SwarmExperts
+from shoal.client.engine_settings import EngineSettings
 from shoal.client.generate import Engine
 from shoal.client.holders import Holders
 from shoal.client.model_id import model_id as model_id_of
 from shoal.client.single_process import open_trunk
 from shoal.client.swarm import ROUNDINGS, Swarm
 from shoal.client.tally import Observers
+from shoal.client.trunk.model import Timing
 from shoal.experts.backend import PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
@@ -89,6 +91,7 @@ async def memory_swarm(
     dtype: str = "fp32",
     seed: int = 0,
     impostors: Mapping[int, Path] = MappingProxyType({}),
+    settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
 ) -> AsyncIterator[World]:
     """Nodes with these `--experts` words, and a client that has joined them.
 
@@ -118,7 +121,7 @@ async def memory_swarm(
             clock = count(NOW_S, 0.001).__next__  # so that a later record has a higher sequence number
             announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0), clock)
             await announcers[identity.peer].announce()
-        client = await _client(stack, store, model, network, book, dtype, entropy)
+        client = await _client(stack, store, model, network, book, dtype, entropy, settings)
         yield World(network, servers, handlers, announcers, client, store)
 
 
@@ -139,6 +142,7 @@ async def _client(
     book: RecordBook,
     dtype: str,
     entropy: random.Random,
+    settings: EngineSettings,
 ) -> Client:
     identity, events = Identity.from_seed(entropy.randbytes(32)), list[Event]()
     observe, directory = Observers(events.append), AgingDirectory(book, identity)
@@ -160,6 +164,8 @@ async def _client(
     stack.push_async_callback(holders.aclose)
     await holders.start()
     opened = open_trunk(store, model, rounding, InlineWorker())
-    engine = Engine(opened.trunk, SwarmExperts(holders, model_id, observe, time.perf_counter), opened.tokenizer)
+    experts, timing = SwarmExperts(holders, model_id, observe, time.perf_counter), Timing(0, time.perf_counter, observe)
+    engine = Engine(opened.trunk, experts, opened.tokenizer, settings=settings, timing=timing)
+    stack.push_async_callback(engine.aclose)
     swarm = Swarm(engine, holders, model_id, layers, observe, time.perf_counter)
     return Client(swarm, holders, directory, events)

@@ -1,0 +1,38 @@
+"""How much one client does at a time: one frozen object, made by whoever opens the model."""
+
+from dataclasses import dataclass
+
+from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.limits import MAX_TOKENS_PER_FRAME
+
+PREFILL_CHUNK = 256
+"""Prompt tokens per forward pass: half of `limits.MAX_TOKENS_PER_FRAME`, so that a frame stays at 7 MB for DeepSeek-V3
+and a decode step of another stream waits for no more than that."""
+
+MAX_RUNNING = MAX_TOKENS_PER_FRAME - PREFILL_CHUNK
+"""A pass has a row of every running stream and one chunk of a prompt, and all may go to one holder in one frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Limits of one engine.
+
+    Raises:
+        InvalidRequest: a value out of its range.
+    """
+
+    max_running: int = 32
+    """Streams that share a pass, 1..256: total tokens/s still grow there (docs/LOG.md), and each one's do not halve."""
+    max_waiting: int = 128
+    """Streams that wait for a place; one more is refused with Busy. A few answers' time each, so minutes in all."""
+    kv_cache_bytes: int = 4 * 2**30
+    """Memory for the KV caches of all streams: 62,000 tokens of DeepSeek-V3 in bf16. A context that does not fit in it
+    is refused."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_running <= MAX_RUNNING:
+            raise InvalidRequest(f"max_running is {self.max_running}, expected 1..{MAX_RUNNING}")
+        if self.max_waiting < 0:
+            raise InvalidRequest(f"max_waiting is {self.max_waiting}, expected >= 0")
+        if self.kv_cache_bytes < 1:
+            raise InvalidRequest(f"kv_cache_bytes is {self.kv_cache_bytes}, expected >= 1")
