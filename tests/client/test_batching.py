@@ -8,6 +8,7 @@ import gc
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +21,14 @@ from shoal.client.generate import Engine, EngineLoad, Token
 from shoal.client.sampler import Sampling
 from shoal.client.sequence import MAX_UNREAD
 from shoal.client.trunk.checkpoint import load_trunk
+from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Timing, Trunk
 from shoal.client.trunk.moe import RoutedExperts
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import InlineWorker
+from shoal.kernels.cpu import is_available
 from shoal.protocol.errors import (
     Busy,
     ContextLengthExceeded,
@@ -54,18 +57,47 @@ class Model:
 
     trunk: Trunk
     experts: LocalExperts
+    logprob_bound: float
+    """How far a stream's log-probabilities may be from those that it would have alone."""
 
     def engine(self, settings: EngineSettings = EngineSettings(), experts: RoutedExperts | None = None) -> Engine:  # noqa: B008
         return Engine(self.trunk, experts or self.experts, draw_seed=lambda: 7, settings=settings)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("batching") / "model"
     write_checkpoint(directory, SHAPE, seed=3)
+    return directory
+
+
+def open_model(directory: Path, trunk_format: TrunkFormat, dtype: torch.dtype, logprob_bound: float) -> Model:
     store, worker = ModelStore.open(directory, directory.parent / "cache"), InlineWorker()
-    experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), Rounding.FP32, worker)
-    return Model(load_trunk(store, worker, torch.float32), experts)
+    rounding = Rounding.FP32 if dtype is torch.float32 else Rounding.BF16
+    experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), rounding, worker)
+    trunk = load_trunk(store, worker, dtype, maker=linear_maker(trunk_format, dtype, 1))
+    return Model(trunk, experts, logprob_bound)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Model:
+    return open_model(directory, TrunkFormat.DENSE, torch.float32, LOGPROB_BOUND)
+
+
+EXACT = pytest.mark.skipif(not is_available(), reason="needs the C++ kernels: a C++20 compiler at installation")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((TrunkFormat.AS_PUBLISHED, torch.float32, 0.0), id="packed_fp32", marks=EXACT),
+        pytest.param((TrunkFormat.AS_PUBLISHED, torch.bfloat16, 0.0), id="packed_bf16", marks=EXACT),
+        pytest.param((TrunkFormat.DENSE, torch.float32, LOGPROB_BOUND), id="dense_fp32"),
+    ],
+)
+def each_model(directory: Path, request: pytest.FixtureRequest) -> Model:
+    """Trunks that promise the same tokens; the packed ones the same bits."""
+    return open_model(directory, *request.param)
 
 
 @dataclass(frozen=True)
@@ -129,7 +161,7 @@ def alone(engine: Engine, asked: Asked) -> list[Token]:
     return run(engine, one())[0]
 
 
-def assert_same(tokens: list[Token], expected: list[Token]) -> None:
+def assert_same(tokens: list[Token], expected: list[Token], bound: float = LOGPROB_BOUND) -> None:
     assert [token.id for token in tokens] == [token.id for token in expected]
     assert [token.finish_reason for token in tokens] == [token.finish_reason for token in expected]
     assert [token.logprob for token in tokens] == pytest.approx(
@@ -157,11 +189,11 @@ def streams(draw: st.DrawFn) -> Asked:
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(asked=st.lists(streams(), min_size=2, max_size=9), max_running=st.sampled_from([2, 4, 32]))
 def test_every_stream_gets_what_it_would_get_alone_whoever_comes_and_goes(
-    model: Model, asked: list[Asked], max_running: int
+    each_model: Model, asked: list[Asked], max_running: int
 ) -> None:
-    engine = model.engine(EngineSettings(max_running))
+    engine = each_model.engine(EngineSettings(max_running))
     for each, tokens in zip(asked, together(engine, asked), strict=True):
-        assert_same(tokens, each.given(alone(engine, each)))
+        assert_same(tokens, each.given(alone(engine, each)), each_model.logprob_bound)
 
 
 def greedy(*prompt: int, max_tokens: int = 12) -> Asked:
