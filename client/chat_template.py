@@ -8,7 +8,7 @@ rules, filters and names are those of transformers (`utils/chat_template_utils.p
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -31,7 +31,12 @@ class ChatTemplate:
             CheckpointError: not a jinja2 template.
         """
         self._special_tokens = dict(special_tokens)
-        self._template = _compiled(source, strftime_now)
+        environment = _environment(strftime_now)
+        self._template = _compiled(source, environment)
+        self.source = source
+        """As its publisher wrote it."""
+        self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+        """Names that the template reads from outside, such as `messages`, and `tools` if it knows them."""
 
     def render(
         self,
@@ -64,12 +69,16 @@ class ChatTemplate:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
 
 
-def _compiled(source: str, strftime_now: Callable[[str], str] | None) -> Template:
+def _environment(strftime_now: Callable[[str], str] | None) -> Environment:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     if strftime_now is not None:
         environment.globals["strftime_now"] = strftime_now
+    return environment
+
+
+def _compiled(source: str, environment: Environment) -> Template:
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:

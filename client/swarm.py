@@ -151,6 +151,11 @@ class Swarm:
         """Bytes of one routed expert as stored."""
         return self._model.expert_bytes
 
+    @property
+    def model_root(self) -> str:
+        """Hex of the manifest root: which weights these are."""
+        return self._model.root.hex()
+
     async def stream(
         self, prompt: Prompt, sampling: Sampling | None = None, constraint: TokenConstraint | None = None
     ) -> AsyncGenerator[Token, None]:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Vocabulary
 
 from shoal.client.chat_template import ChatMessage, ChatTemplate
 from shoal.client.detokenizer import IncrementalDetokenizer
+from shoal.client.token_bytes import TokenBytes
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -39,11 +40,14 @@ class Tokenizer:
         """Use `load`. config: the contents of tokenizer_config.json."""
         self.end_token_ids = tuple(end_token_ids)
         """Tokens that end an answer, besides those of the model's config.json (generation_config.json)."""
+        self.special_tokens = _special_tokens(config)
+        """Contents of `bos_token`, `eos_token`, … by name."""
         self._vocabulary = _vocabulary(tokenizer_json)
+        self.token_bytes = TokenBytes(self._vocabulary)
+        """What a token stands for."""
         self._plain = _blind_to_control_tokens(_vocabulary(tokenizer_json))
-        self._special_tokens = _special_tokens(config)
         source = chat_template or _template_in(config)
-        self._template = ChatTemplate(source, self._special_tokens, strftime_now) if source else None
+        self._template = ChatTemplate(source, self.special_tokens, strftime_now) if source else None
 
     @classmethod
     def load(cls, directory: Path, strftime_now: Callable[[str], str] | None = None) -> "Tokenizer":
@@ -68,12 +72,12 @@ class Tokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """The token that begins a text, if the model has one."""
-        return self.token_id(self._special_tokens.get("bos_token", ""))
+        return self.token_id(self.special_tokens.get("bos_token", ""))
 
     @property
     def eos_token_id(self) -> int | None:
         """The token that ends a text, if the model has one."""
-        return self.token_id(self._special_tokens.get("eos_token", ""))
+        return self.token_id(self.special_tokens.get("eos_token", ""))
 
     def token_id(self, content: str) -> int | None:
         """Id of the token with exactly this content."""
@@ -111,6 +115,10 @@ class Tokenizer:
         return self.encode(text, parses_control_tokens=True, adds_special_tokens=False)
 
     @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @property
     def chat_template(self) -> ChatTemplate:
         """Raises InvalidRequest if the model has none."""
         if self._template is None:
@@ -120,6 +128,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skips_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._vocabulary.decode(list(ids), skip_special_tokens=skips_special_tokens)
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The contents of `tokenizer.json`, for libraries that build tables of their own from it."""
+        return self._vocabulary.to_str()
 
     def detokenizer(self) -> IncrementalDetokenizer:
         """Decodes one answer token by token."""

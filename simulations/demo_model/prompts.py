@@ -22,11 +22,18 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
     "{% elif message['role'] == 'assistant' %}"
-    "{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}"
+    "{{ '<｜Assistant｜>' + (message['content'] or '') }}"
+    "{% if message['tool_calls'] %}{{ '<｜tool▁calls▁begin｜>' }}{% for tool in message['tool_calls'] %}"
+    "{{ '<｜tool▁call▁begin｜>' + tool['function']['name'] + '<｜tool▁sep｜>' }}"
+    "{{ tool['function']['arguments'] + '<｜tool▁call▁end｜>' }}"
+    "{% endfor %}{{ '<｜tool▁calls▁end｜>' }}{% endif %}{{ '<｜end▁of▁sentence｜>' }}"
+    "{% elif message['role'] == 'tool' %}"
+    "{{ '<｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>' }}"
     "{% elif message['role'] == 'system' %}{{ message['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% if thinking %}{{ '<think>' }}{% endif %}{% endif %}"
 )
-"""DeepSeek-V3's turns without its tool calls (this model has none)."""
+"""DeepSeek-V3's turns, and V3.1's tool calls and thinking, so that programs which use those can be tried. The model has
+read neither: it makes up stories inside them."""
 
 CHAT_SHARE = 0.5
 """Share of a story's readings that are in chat form."""
