@@ -12,6 +12,7 @@ from shoal.cli.chat import chat
 from shoal.cli.demo import demo
 from shoal.cli.node import node
 from shoal.cli.run import run
+from shoal.cli.serve import serve
 from shoal.cli.version import version
 
 app = typer.Typer(
@@ -24,5 +25,6 @@ app.command()(demo)
 app.command()(chat)
 app.command()(run)
 app.command()(node)
+app.command()(serve)
 app.command()(version)
 app.add_typer(bench_app, name="bench")

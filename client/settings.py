@@ -47,3 +47,7 @@ class SwarmSettings:
     """How the trunk's plain linears are held. `dense`: torch tensors of `dtype`. `as-published`: the checkpoint's own
     bytes (DeepSeek-V3's trunk: 19.1 GB), the same answers up to the order of sums. The others quantize at load:
     `int4_g32` 12.4 GB, `int4_g128` 11.7 GB, with the errors of docs/adr/0009. All but `dense` need the C++ kernels."""
+
+    requires_coverage: bool = True
+    """Whether joining a swarm in which an expert has no holder fails. A gateway comes up all the same and says why it
+    is not ready; what it is asked meanwhile ends with CoverageGap."""

@@ -89,7 +89,7 @@ class Swarm:
 
         Raises:
             InvalidRequest, ModelNotFound, IntegrityError: before anything is sent. ConnectFailed: no peer of `join`
-            answered. CoverageGap: an expert has no usable holder.
+            answered. CoverageGap: an expert has no usable holder, and `requires_coverage`.
         """
         _check(settings)
         if settings.threads:
@@ -127,7 +127,8 @@ class Swarm:
             engine = Engine(opened.trunk, experts, opened.tokenizer, settings=_engine_settings(settings), timing=timing)
             stack.push_async_callback(engine.aclose)
             swarm = Swarm(engine, holders, model, layers, observers, time.perf_counter)
-            swarm.require_coverage()
+            if settings.requires_coverage:
+                swarm.require_coverage()
             yield swarm
 
     def require_coverage(self) -> None:

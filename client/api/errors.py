@@ -98,8 +98,10 @@ def _of_shoal(error: ShoalError) -> ApiError:
             return ApiError(504, "deadline_exceeded", message, retry_after_s=RETRY_AFTER_S)
         case NetworkError():
             return ApiError(503, "swarm_unavailable", message, retry_after_s=RETRY_AFTER_S)
-        case NonFinite() | RemoteError() | IntegrityError():
+        case NonFinite() | IntegrityError():
             return ApiError(502, "integrity_error", message)
+        case RemoteError():
+            return ApiError(502, "peer_failed", message)
         case LocalError():
             return ApiError(500, "generation_failed", message)
     return ApiError(500, "internal_error", message)

@@ -1,5 +1,7 @@
 """What is asked about the gateway itself: models, health, readiness, version, metrics. All answered from memory."""
 
+import math
+
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -50,7 +52,8 @@ class StatusEndpoints:
         if first is None:
             return None
         others = f" and {num_missing - 1} more" if num_missing > 1 else ""
-        return f"coverage {ratio:.1%}: nobody holds expert {first[1]} of layer {first[0]}{others}"
+        percent = math.floor(ratio * 1000) / 10  # a gap never reads as 100 %
+        return f"coverage {percent}%: nobody holds expert {first[1]} of layer {first[0]}{others}"
 
     def _card(self) -> dict[str, object]:
         card, model = self._services.card, self._services.model
