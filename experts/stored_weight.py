@@ -14,8 +14,8 @@ from shoal.kernels import formats
 from shoal.protocol.errors import CheckpointError
 from shoal.protocol.messages import WeightFormat
 
-STRIP_ROWS = 1024
-"""Rows converted at a time, a multiple of every format's block: 75 MB in fp32 at the widest (18,432 columns)."""
+STRIP_ROWS = 256
+"""Rows converted at a time, a multiple of every format's block: 19 MB in fp32 at the widest (18,432 columns)."""
 
 FORMAT_OF_DTYPE = {
     torch.float8_e4m3fn: WeightFormat.FP8_BLOCK,

@@ -1,5 +1,6 @@
 #include "matrix.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -55,30 +56,32 @@ int nibble_at(const StoredWeight& stored, int64_t row, int64_t column) {
 }
 
 // The largest magnitude among the values that a scale multiplies, so that the product can be checked once per group.
-struct GroupMaximum {
-  const StoredWeight& stored;
-
-  float operator()(int64_t row, int64_t begin, int64_t end) const {
-    float maximum = 0;
-    for (int64_t column = begin; column < end; ++column) maximum = std::fmax(maximum, magnitude(row, column));
-    return maximum;
-  }
-
-  float magnitude(int64_t row, int64_t column) const {
-    switch (stored.format) {
-      case Format::kFp8Block: return e4m3_magnitude(stored.data[row * stored.columns + column] & 0x7f);
-      case Format::kInt8G128: return std::fabs(float(static_cast<int8_t>(stored.data[row * stored.columns + column])));
-      case Format::kMxfp4: {
-        constexpr float kE2m1[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-        return kE2m1[nibble_at(stored, row, column) & 7];
-      }
-      default: {
-        const int code = nibble_at(stored, row, column);
-        return float(code & 8 ? 16 - code : code);
-      }
+// Found among codes, which is quicker than among values.
+float largest_magnitude(const StoredWeight& stored, int64_t row, int64_t begin, int64_t end) {
+  int largest = 0;
+  if (codes_of(stored.format) == Codes::kByte) {
+    const uint8_t* const codes = stored.data + row * stored.columns;
+    if (stored.format == Format::kFp8Block) {
+      for (int64_t column = begin; column < end; ++column) largest = std::max(largest, codes[column] & 0x7f);
+      return e4m3_magnitude(largest);
     }
+    for (int64_t column = begin; column < end; ++column) {
+      largest = std::max(largest, std::abs(int{static_cast<int8_t>(codes[column])}));
+    }
+    return float(largest);
   }
-};
+  constexpr uint8_t kInt4[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 7, 6, 5, 4, 3, 2, 1};
+  constexpr uint8_t kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, 1, 2, 3, 4, 6, 8, 12};
+  const bool is_e2m1 = stored.format == Format::kMxfp4;
+  const uint8_t* const sizes = is_e2m1 ? kTwiceE2m1 : kInt4;
+  const uint8_t* const codes = stored.data + row * ((stored.columns + 1) / 2);
+  uint8_t nibbles = 0;  // a group begins at an even column
+  for (int64_t byte = begin >> 1; byte < end >> 1; ++byte) {
+    nibbles = std::max(nibbles, std::max(sizes[codes[byte] & 15], sizes[codes[byte] >> 4]));
+  }
+  if (end & 1) nibbles = std::max(nibbles, sizes[codes[end >> 1] & 15]);
+  return is_e2m1 ? 0.5f * float(nibbles) : float(nibbles);
+}
 
 void check_product(float scale, float maximum) {
   if (!std::isfinite(scale)) refuse("a scale that is not finite");
@@ -106,6 +109,48 @@ void check_codes(const StoredWeight& stored) {
       if (is_bad) refuse("int8 code -128; the format has -127..127");
       return;
     default: return;  // every nibble means something
+  }
+}
+
+// Whole chunks of one row, from column `begin` (a chunk's first) to `end`, into the chunks of the row's tile.
+void pack_chunks(const StoredWeight& stored, int64_t row, int64_t begin, int64_t end, uint8_t* tile) {
+  const Codes codes = codes_of(stored.format);
+  const int64_t per_chunk = columns_per_chunk(codes);
+  const int r = int(row % kTileRows);
+  uint8_t* chunk = tile + begin / per_chunk * kTilesPerPanel * kChunkBytes;
+  constexpr int64_t kStep = kTilesPerPanel * kChunkBytes;
+  const int64_t row_bytes = codes == Codes::kNibble ? (stored.columns + 1) / 2 : stored.columns * (4 / per_chunk);
+  const uint8_t* from = stored.data + row * row_bytes + (codes == Codes::kNibble ? begin / 2 : begin * (4 / per_chunk));
+  for (int64_t column = begin; column < end; column += per_chunk, chunk += kStep, from += 4) {  // a chunk takes 4 bytes
+    uint8_t* const to = chunk + (codes == Codes::kF32 || codes == Codes::kBf16 ? 4 * r : byte_in_chunk(r, 0));
+    switch (codes) {
+      case Codes::kF32:
+      case Codes::kBf16: std::memcpy(to, from, 4); break;
+      case Codes::kByte:
+        std::memcpy(to, from, 2);
+        std::memcpy(to + 8, from + 2, 2);
+        break;
+      case Codes::kNibble:  // columns 0, 1 | 2, 3 | 4, 5 | 6, 7 become 0, 4 | 1, 5 and, eight bytes on, 2, 6 | 3, 7
+        to[0] = static_cast<uint8_t>((from[0] & 15) | (from[2] & 15) << 4);
+        to[1] = static_cast<uint8_t>(from[0] >> 4 | (from[2] & 0xf0));
+        to[8] = static_cast<uint8_t>((from[1] & 15) | (from[3] & 15) << 4);
+        to[9] = static_cast<uint8_t>(from[1] >> 4 | (from[3] & 0xf0));
+    }
+  }
+}
+
+// One value, for the columns of a row's last chunk that do not fill it.
+void pack_value(const StoredWeight& stored, int64_t row, int64_t column, uint8_t* tile) {
+  const Codes codes = codes_of(stored.format);
+  const int64_t per_chunk = columns_per_chunk(codes), index = row * stored.columns + column;
+  const int r = int(row % kTileRows), k = int(column % per_chunk);
+  uint8_t* const chunk = tile + column / per_chunk * kTilesPerPanel * kChunkBytes;
+  switch (codes) {
+    case Codes::kF32: std::memcpy(chunk + 4 * r, stored.data + 4 * index, 4); break;
+    case Codes::kBf16: std::memcpy(chunk + 4 * r + 2 * k, stored.data + 2 * index, 2); break;
+    case Codes::kByte: chunk[byte_in_chunk(r, k)] = stored.data[index]; break;
+    case Codes::kNibble:
+      chunk[byte_in_chunk(r, k)] |= static_cast<uint8_t>(nibble_at(stored, row, column) << (k / 4 * 4));
   }
 }
 
@@ -159,24 +204,22 @@ const uint8_t* Matrix::panel_scales(int64_t panel) const {
 }
 
 void Matrix::pack_codes(const StoredWeight& stored) {
-  const Codes codes = codes_of(format_);
-  const int64_t per_chunk = columns_per_chunk(codes);
-  const bool is_padded = padded_rows_ != rows_ || padded_columns_ != columns_;
-  if (is_padded || codes == Codes::kNibble) std::memset(codes_.get(), 0, code_bytes_);
-  for (int64_t row = 0; row < rows_; ++row) {
-    const int tile = int(row % kPanelRows) / kTileRows, r = int(row % kTileRows);
-    uint8_t* const panel = codes_.get() + row / kPanelRows * (padded_columns_ / per_chunk) * kTilesPerPanel * kChunkBytes;
-    for (int64_t column = 0; column < columns_; ++column) {
-      uint8_t* const chunk = panel + (column / per_chunk * kTilesPerPanel + tile) * kChunkBytes;
-      const int k = int(column % per_chunk);
-      const int64_t index = row * columns_ + column;
-      switch (codes) {
-        case Codes::kF32: std::memcpy(chunk + 4 * r, stored.data + 4 * index, 4); break;
-        case Codes::kBf16: std::memcpy(chunk + 4 * r + 2 * k, stored.data + 2 * index, 2); break;
-        case Codes::kByte: chunk[byte_in_chunk(r, k)] = stored.data[index]; break;
-        case Codes::kNibble:
-          chunk[byte_in_chunk(r, k)] |= static_cast<uint8_t>(nibble_at(stored, row, column) << (k / 4 * 4));
-      }
+  const int64_t per_chunk = columns_per_chunk(codes_of(format_));
+  if (padded_rows_ != rows_ || padded_columns_ != columns_) std::memset(codes_.get(), 0, code_bytes_);
+  const int64_t panel_bytes = padded_columns_ / per_chunk * kTilesPerPanel * kChunkBytes;
+  const int64_t whole = columns_ / per_chunk * per_chunk;
+  constexpr int64_t kColumnsAtOnce = 512;  // of a panel: 32 KiB of bytes, which stay in L1 while its rows are written
+  for (int64_t panel = 0; panel < num_panels(); ++panel) {
+    const int64_t first = panel * kPanelRows, last = std::min(rows_, first + kPanelRows);
+    const auto tile_of = [&](int64_t row) {
+      return codes_.get() + panel * panel_bytes + row % kPanelRows / kTileRows * kChunkBytes;
+    };
+    for (int64_t begin = 0; begin < whole; begin += kColumnsAtOnce) {
+      const int64_t end = std::min(whole, begin + kColumnsAtOnce);
+      for (int64_t row = first; row < last; ++row) pack_chunks(stored, row, begin, end, tile_of(row));
+    }
+    for (int64_t row = first; row < last; ++row) {
+      for (int64_t column = whole; column < columns_; ++column) pack_value(stored, row, column, tile_of(row));
     }
   }
 }
@@ -185,11 +228,10 @@ void Matrix::pack_scales(const StoredWeight& stored) {
   std::memset(scales_.get(), 0, scale_bytes_);  // padded codes are zero: any finite scale does
   const int64_t group = group_columns(format_), padded_groups = padded_columns_ / group;
   const int64_t groups = (columns_ + group - 1) / group;
-  const GroupMaximum maximum{stored};
   for (int64_t row = 0; row < rows_; ++row) {
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t end = (g + 1) * group < columns_ ? (g + 1) * group : columns_;
-      const float largest = maximum(row, g * group, end);
+      const float largest = largest_magnitude(stored, row, g * group, end);
       const int64_t packed = (row / kPanelRows * padded_groups + g) * kPanelRows + row % kPanelRows;
       switch (scales_of(format_)) {
         case Scales::kF32Block: {
