@@ -65,6 +65,30 @@ def kernels(
 
 
 @bench_app.command()
+def trunk(
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="as-published, int4_g32 ...; repeatable. Default: fp8, int8, int4."),
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="New tokens of a call, e.g. 1,8.")] = "1,8",
+    threads: Annotated[int, typer.Option(help="Threads of both sides; 0: one per core.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a dense layer of DeepSeek-V3 costs a trunk, packed and in torch's best bf16: time, load, memory."""
+    with reporting_errors():
+        from shoal.client.trunk.linear_maker import TrunkFormat
+        from shoal.simulations.bench.trunk_layer import DEFAULT_FORMATS, bench_trunk_layer, table
+
+        counts = [count for count in parse_ids(tokens) or () if count > 0]
+        known = [each.value for each in TrunkFormat]
+        if [name for name in formats or () if name not in known] or not counts:
+            raise typer.BadParameter(f"formats: {', '.join(known)}; tokens, e.g. 1,8")
+        chosen = [TrunkFormat(name) for name in formats] if formats else DEFAULT_FORMATS
+        result = bench_trunk_layer(chosen, counts, threads)
+        print(json.dumps(result) if as_json else table(result))
+
+
+@bench_app.command()
 def formats(
     names: Annotated[
         list[str] | None, typer.Option("--format", help="fp8_block, bf16, int8_g128 ...; repeatable. Default: all.")

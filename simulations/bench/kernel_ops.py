@@ -127,7 +127,7 @@ class _TorchExpert(Side):
         plain = [_random(*shape).bfloat16() for shape in _expert_shapes()]
         self.size_bytes = sum(matrix.nbytes for matrix in plain)
         num_copies = EXPERT_ROTATED_BYTES // self.size_bytes + 1
-        self._experts = [[_reordered(matrix) for matrix in plain] for _ in range(num_copies)]
+        self._experts = [[reordered(matrix) for matrix in plain] for _ in range(num_copies)]
 
     def call_of(self, num_tokens: int) -> Call:
         x, weights = torch.randn(num_tokens, HIDDEN).bfloat16(), torch.rand(num_tokens, 1)
@@ -135,8 +135,8 @@ class _TorchExpert(Side):
         def call(i: int) -> Tensor:
             gate, up, down = self._experts[i % len(self._experts)]
             with torch.no_grad():
-                hidden = silu(_onednn_linear(x, gate)) * _onednn_linear(x, up)
-                return _onednn_linear(hidden, down).float() * weights
+                hidden = silu(onednn_linear(x, gate)) * onednn_linear(x, up)
+                return onednn_linear(hidden, down).float() * weights
 
         return call
 
@@ -164,25 +164,27 @@ class _TorchLinear(Side):
     def __init__(self, op: LinearOp) -> None:
         plain, self._columns = _random(op.rows, op.columns).bfloat16(), op.columns
         self.size_bytes = plain.nbytes
-        self._matrices = [_reordered(plain) for _ in range(op.rotated_bytes // self.size_bytes + 1)]
+        self._matrices = [reordered(plain) for _ in range(op.rotated_bytes // self.size_bytes + 1)]
 
     def call_of(self, num_tokens: int) -> Call:
         x = torch.randn(num_tokens, self._columns).bfloat16()
 
         def call(i: int) -> Tensor:
             with torch.no_grad():
-                return _onednn_linear(x, self._matrices[i % len(self._matrices)])
+                return onednn_linear(x, self._matrices[i % len(self._matrices)])
 
         return call
 
 
-def _reordered(weight: Tensor) -> Tensor:
-    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return reordered
+def reordered(weight: Tensor) -> Tensor:
+    """bf16[out, in] in oneDNN's own layout."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
 
 
-def _onednn_linear(x: Tensor, reordered: Tensor) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], "")
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T in bf16 of a weight from `reordered`."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return result
 
 

@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 UNKNOWN = "unknown"
@@ -40,6 +42,22 @@ def congestion_control() -> str:
 def has_idle_restart() -> bool:
     """True if the kernel shrinks a connection's window after an idle moment: 28 KiB then cost 3 RTT instead of 1."""
     return _read("/proc/sys/net/ipv4/tcp_slow_start_after_idle") == "1"
+
+
+@contextmanager
+def peak_memory_since() -> Iterator[Callable[[], int]]:
+    """Yields a function: the most memory this process has held since, in bytes (resident); 0 off Linux."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM (proc(5))
+    except OSError:
+        yield lambda: 0
+        return
+
+    def peak_bytes() -> int:
+        line = next(line for line in _read("/proc/self/status").splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+
+    yield peak_bytes
 
 
 def _git(*arguments: str) -> str:
