@@ -44,6 +44,9 @@ def kernels(
         typer.Option("--op", help="expert, or a linear: q_b, o, dense_gate, shared_up; repeatable. Default: all."),
     ] = None,
     isa: Annotated[str | None, typer.Option(help="Path to force, e.g. avx2. Default: the fastest.")] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: experts on a CUDA device against torch bf16 there.")
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """What experts and linears of DeepSeek-V3's size cost: our kernels and torch's best bf16, side by side."""
@@ -60,6 +63,14 @@ def kernels(
         if unknown_ops := [name for name in ops or () if name not in OPS]:
             raise typer.BadParameter(f"{', '.join(unknown_ops)}; operations: {', '.join(OPS)}")
         chosen = [known[name] for name in formats] if formats else bench.DEFAULT_FORMATS
+        if device not in ("cpu", "cuda") or (device == "cuda" and (threads or ops or isa)):
+            raise typer.BadParameter("devices: cpu, cuda; --threads, --op and --isa are of the CPU")
+        if device == "cuda":
+            from shoal.simulations.bench import cuda_kernels
+
+            on_device = cuda_kernels.bench_cuda_kernels(chosen, counts)
+            print(json.dumps(on_device) if as_json else cuda_kernels.table(on_device))
+            return
         result = bench.bench_kernels(chosen, counts, threads, Isa(isa) if isa else None, ops or tuple(OPS))
         print(json.dumps(result) if as_json else bench.table(result))
 

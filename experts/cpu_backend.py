@@ -11,6 +11,7 @@ import torch
 
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert, QuantizedWeight
 from shoal.experts.family import ExpertSpec
+from shoal.experts.row_checks import check_plain
 from shoal.experts.weight_formats import checked_biases
 from shoal.kernels.cpu import DATA_DTYPES, CpuKernels, Format, PackedMatrix, PackedSwiGLU, bias_bytes, packed_bytes
 from shoal.kernels.formats import decode_scale
@@ -72,6 +73,7 @@ class CpuBackend(ExpertBackend):
         rounding: Rounding,
     ) -> torch.Tensor:
         packed = [_own(expert) for expert in experts]
+        check_plain(x, row_idx, topk_weights)
         is_rounded = Rounding(rounding) is Rounding.BF16
         try:
             return self._kernels.grouped_swiglu(packed, x, row_idx, offsets, topk_weights, is_rounded=is_rounded)

@@ -16,7 +16,8 @@ def check_rows(
     offsets: Sequence[int],
     topk_weights: torch.Tensor,
 ) -> None:
-    """Raises InvalidRequest if the arguments of `run` contradict each other."""
+    """Raises InvalidRequest if the arguments of `run` contradict each other, or are no plain tensors of the host."""
+    check_plain(x, row_idx, topk_weights)
     if x.ndim != 2 or x.dtype not in (torch.float32, torch.bfloat16):
         raise InvalidRequest(f"x is {x.dtype}{list(x.shape)}, not a matrix of float32 or bfloat16")
     for spec in specs:
@@ -31,6 +32,13 @@ def check_rows(
     _check_offsets(offsets, len(specs), row_idx.numel())
     if row_idx.numel() and not 0 <= int(row_idx.min()) <= int(row_idx.max()) < x.shape[0]:
         raise InvalidRequest(f"row_idx {int(row_idx.min())}..{int(row_idx.max())} for {x.shape[0]} rows")
+
+
+def check_plain(*tensors: torch.Tensor) -> None:
+    """Raises InvalidRequest unless all are dense tensors in the host's memory."""
+    for tensor in tensors:
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise InvalidRequest(f"a tensor of {tensor.layout} on {tensor.device}, not a dense one of the host")
 
 
 def _check_offsets(offsets: Sequence[int], num_experts: int, num_pairs: int) -> None:

@@ -199,7 +199,8 @@ class CpuKernels:
         """
         y = torch.empty(x.shape, dtype=torch.float32)
         self._runner.run(
-            [expert.native for expert in experts], _bits(x), row_idx.numpy(), list(offsets), topk_weights.numpy(),
+            [expert.native for expert in experts], _bits(x), row_idx.numpy(), list(offsets),
+            topk_weights.detach().numpy(),
             int(is_rounded), y.numpy(),
         )  # fmt: skip
         return y

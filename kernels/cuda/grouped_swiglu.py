@@ -36,8 +36,9 @@ class DeviceExperts:
 
 
 @dataclass(frozen=True)
-class _Launch:
-    """What the launches of one call share."""
+class Launch:
+    """A call that is planned: its rows' way through its experts is on the device. `run` it with any x, any number of
+    times."""
 
     experts: DeviceExperts
     plan: Plan
@@ -77,6 +78,16 @@ class _Launch:
             "BLOCK_K": layout.step,
         }
 
+    def run(self, x: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+        """The two launches: f32[T, H] of x: f32|bf16[T, H] and topk_weights: f32[P]."""
+        hidden, device = self.experts.hidden, self.experts.addresses.device
+        # y, then the tickets; the first launch fills both with zeros
+        zeroed = torch.empty(len(x) * (hidden + num_blocks(hidden)), dtype=torch.int32, device=device)
+        products = _gate_up(self, x.to(device, self.number_type).contiguous(), zeroed)
+        y = zeroed[: x.numel()].view(torch.float32).view(x.shape)
+        _down(self, products, topk_weights.to(device).contiguous(), y, zeroed[x.numel() :])
+        return y
+
     def grid(self, width: int) -> tuple[int, int]:
         # tiles first: those of one expert run side by side and find its weights in the cache
         return self.plan.num_tiles, num_blocks(width)
@@ -104,20 +115,21 @@ def grouped_swiglu(
 
     Arguments are trusted; the back end checks them.
     """
-    device = experts.addresses.device
     if not row_idx.numel():
-        return torch.zeros(x.shape, dtype=torch.float32, device=device)
+        return torch.zeros(x.shape, dtype=torch.float32, device=experts.addresses.device)
+    return plan_launch(experts, row_idx, offsets, len(x), is_rounded=is_rounded).run(x, topk_weights)
+
+
+def plan_launch(
+    experts: DeviceExperts, row_idx: torch.Tensor, offsets: Sequence[int], num_rows: int, *, is_rounded: bool
+) -> Launch:
+    """The part of `grouped_swiglu` that the host does: tiles, and each row's terms in order. At least one pair."""
     tile_rows = choose_tile_rows(offsets)
-    launch = _Launch(experts, make_plan(row_idx, offsets, len(x), tile_rows, device), tile_rows, is_rounded)
-    # y, then the tickets; the first launch fills both with zeros
-    zeroed = torch.empty(len(x), experts.hidden + num_blocks(experts.hidden), dtype=torch.int32, device=device).view(-1)
-    products = _gate_up(launch, x.to(device, launch.number_type).contiguous(), zeroed)
-    y = zeroed[: x.numel()].view(torch.float32).view(x.shape)
-    _down(launch, products, topk_weights.to(device).contiguous(), y, zeroed[x.numel() :])
-    return y
+    plan = make_plan(row_idx, offsets, num_rows, tile_rows, experts.addresses.device)
+    return Launch(experts, plan, tile_rows, is_rounded)
 
 
-def _gate_up(launch: _Launch, rows: torch.Tensor, zeroed: torch.Tensor) -> torch.Tensor:
+def _gate_up(launch: Launch, rows: torch.Tensor, zeroed: torch.Tensor) -> torch.Tensor:
     """h of every pair, [P, I]."""
     experts, plan, activation = launch.experts, launch.plan, launch.experts.activation
     products = torch.empty(len(plan.row_idx), experts.inter, dtype=launch.number_type, device=rows.device)
@@ -141,7 +153,7 @@ def _gate_up(launch: _Launch, rows: torch.Tensor, zeroed: torch.Tensor) -> torch
 
 
 def _down(
-    launch: _Launch, products: torch.Tensor, topk_weights: torch.Tensor, y: torch.Tensor, tickets: torch.Tensor
+    launch: Launch, products: torch.Tensor, topk_weights: torch.Tensor, y: torch.Tensor, tickets: torch.Tensor
 ) -> None:
     """The sum of each row's weighted results, into `y`."""
     experts, plan = launch.experts, launch.plan
