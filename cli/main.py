@@ -9,10 +9,13 @@ import typer
 
 from shoal.cli.bench import bench_app
 from shoal.cli.chat import chat
+from shoal.cli.control import coverage, logs, pause, peers, resume, status, stop
 from shoal.cli.demo import demo
+from shoal.cli.doctor import doctor
 from shoal.cli.node import node
 from shoal.cli.run import run
 from shoal.cli.serve import serve
+from shoal.cli.service import service_app
 from shoal.cli.version import version
 
 app = typer.Typer(
@@ -26,5 +29,8 @@ app.command()(chat)
 app.command()(run)
 app.command()(node)
 app.command()(serve)
+for verb in (status, pause, resume, stop, peers, coverage, logs, doctor):
+    app.command()(verb)
 app.command()(version)
 app.add_typer(bench_app, name="bench")
+app.add_typer(service_app, name="service")

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import KernelOption, parse_size, program
+from shoal.cli.options import KernelOption, NameOption, parse_size, program
+
+if TYPE_CHECKING:
+    from shoal.node.daemon import NodeInfo
 
 
 def node(
@@ -20,40 +23,68 @@ def node(
     ] = None,
     share: Annotated[str | None, typer.Option(help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")] = None,
     join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SHOAL_HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the direct channel; 0: any free one.", min=0, max=65535)] = 0,
-    p2p_port: Annotated[int, typer.Option(help="Port of libp2p; 0: any free one.", min=0, max=65535)] = 0,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on Default: 127.0.0.1.", envvar="SHOAL_HOST")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the direct channel; 0: any.", min=0, max=65535)] = None,
+    p2p_port: Annotated[int | None, typer.Option(help="Port of libp2p; 0: any free one.", min=0, max=65535)] = None,
     identity: Annotated[
         Path | None, typer.Option(help="Key file, made when missing. Default: a new key for this run.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Kernel threads; 0: half of the cores.", min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(help="Kernel threads; 0: half of the cores.", min=0)] = None,
     kernel: Annotated[
-        KernelOption, typer.Option(help="What runs experts; auto: C++ where it was built.", envvar="SHOAL_KERNEL")
-    ] = KernelOption.AUTO,
+        KernelOption | None, typer.Option(help="What runs experts Default: C++ where built.", envvar="SHOAL_KERNEL")
+    ] = None,
+    name: NameOption = None,
+    up: Annotated[str | None, typer.Option(help="Most bytes per second to send, e.g. 500KB.")] = None,
+    down: Annotated[str | None, typer.Option(help="Most bytes per second to receive.")] = None,
+    monthly: Annotated[str | None, typer.Option(help="Most bytes per month, both ways, e.g. 100GB.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="When to work, e.g. 22:00-06:00.")] = None,
+    idle_only: Annotated[bool | None, typer.Option(help="Work only while nobody uses this machine.")] = None,
+    on_battery: Annotated[bool | None, typer.Option(help="Work on battery power too.")] = None,
+    low_priority: Annotated[bool | None, typer.Option(help="Yield to everything else. Default: yes.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="First run: take the defaults and keep them.")] = False,
 ) -> None:
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
+        from shoal.cli.first_run import first_run
         from shoal.cli.progress import ProgressBar
-        from shoal.experts.choose_backend import KernelChoice
-        from shoal.node.daemon import NodeInfo, serve_until_stopped
+        from shoal.cli.settings_file import node_settings, read_node_table, settings_path
+        from shoal.node.host import serve_until_stopped
         from shoal.node.settings import NodeSettings
         from shoal.simulations.demo_model import MODEL_DIRECTORY
 
-        settings = NodeSettings(
-            model=model or MODEL_DIRECTORY, experts=experts, share_bytes=parse_size(share), join=tuple(join or ()),
-            host=host, port=port, p2p_port=p2p_port, identity=identity, threads=threads, kernel=KernelChoice(kernel),
-        )  # fmt: skip
+        flags = {
+            "model": model, "experts": experts, "share_bytes": parse_size(share), "join": join or None, "host": host,
+            "port": port, "p2p_port": p2p_port, "identity": identity, "threads": threads,
+            "kernel": kernel.value if kernel else None, "name": name, "log_level": log_level,
+        }  # fmt: skip
+        guest_flags = {
+            "up_bytes_per_s": parse_size(up), "down_bytes_per_s": parse_size(down),
+            "monthly_bytes": parse_size(monthly), "schedule": schedule, "idle_only": idle_only,
+            "on_battery": on_battery, "low_priority": low_priority,
+        }  # fmt: skip
+        first_run(yes, is_share_given=share is not None or experts is not None)
+        table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path())}
+        settings: NodeSettings = node_settings(table, flags, guest_flags)
 
         bar = ProgressBar()
 
-        def announce(info: NodeInfo) -> None:
+        def announce(info: "NodeInfo") -> None:
             bar.stop()
-            print(f"holding {info.num_experts} experts ({info.resident_bytes / 1e6:.0f} MB) as {info.peer}")
-            of_model = f" --model {model}" if model else ""
-            print(f"use it:    {program()} run 'Once upon a time'{of_model} --join {info.invite}")
-            print(f"join it:   {program()} node{of_model} --join {info.invite}")
-            print("stop:      Ctrl-C (finishes what it has begun)", flush=True)
+            _announce(info, model, settings.name)
 
         with bar:
             run_coroutine(lambda: serve_until_stopped(settings, announce, bar))
         print("stopped", file=sys.stderr)
+
+
+def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
+    of_model = f" --model {model}" if model else ""
+    of_name = "" if name == "node" else f" --name {name}"
+    print(f"holding {info.num_experts} experts ({info.resident_bytes / 1e6:.0f} MB) as {info.peer}")
+    print(f"use it:    {program()} run 'Once upon a time'{of_model} --join {info.invite}")
+    print(f"join it:   {program()} node{of_model} --join {info.invite}")
+    print(f"pause:     {program()} pause 2h{of_name}; {program()} status{of_name}")
+    print("stop:      Ctrl-C (finishes what it has begun)", flush=True)

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from enum import StrEnum
+from typing import Annotated
 
 import typer
 
@@ -40,6 +41,10 @@ class TrunkFormatOption(StrEnum):
     MXFP4 = "mxfp4"
 
 
+NameOption = Annotated[str | None, typer.Option(help="Which node of this machine, if there are several.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; docs/schemas says which.")]
+
+
 class ChannelOption(StrEnum):
     """How experts are reached."""
 
@@ -55,6 +60,20 @@ def parse_size(words: str | None) -> int | None:
     if match is None:
         raise typer.BadParameter(f"{words!r} is no size; write e.g. 2GB or 512MiB")
     return int(float(match[1]) * UNITS[(match[2] or "").upper()])
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
+
+
+def parse_duration(words: str | None) -> float | None:
+    """`2h`, `1h30m` or `45s` to seconds; a plain number is refused: of what?"""
+    if words is None:
+        return None
+    match = _DURATION.fullmatch(words.strip().lower())
+    if match is None or not any(match.groups()):
+        raise typer.BadParameter(f"{words!r} is no duration; write e.g. 2h, 1h30m or 45s")
+    days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def parse_ids(words: str | None) -> list[int] | None:

@@ -1,23 +1,22 @@
 """Keeps our holder records alive in the directory: one per layer, renewed at a third of their life, withdrawn at the
 end.
 
-Knows the directory only by its seam. A renewal that fails is logged and tried again at the next turn: two may be lost
+Knows the directory only by its seam. What fails is logged and tried again at the next turn: two renewals may be lost
 before a record dies.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from shoal.node.log_events import RecordsNotRenewed, log_event
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.limits import RECORD_TTL_S
 from shoal.protocol.messages import Rounding
 from shoal.protocol.net.directory import Directory
 from shoal.protocol.records import HolderRecord
-
-logger = logging.getLogger(__name__)
 
 SERVED_ROUNDINGS = (1 << Rounding.FP32) | (1 << Rounding.BF16)
 
@@ -52,19 +51,38 @@ class Announcer:
         self._claim = claim
         self._load = load
         self._clock = clock
+        self._is_present = True
+        self._is_settled = False
+        self._changed = asyncio.Event()
+
+    def set_present(self, is_present: bool) -> None:
+        """Whether `run` is to announce what we hold, or to withdraw it; it begins at once."""
+        if is_present != self._is_present:
+            self._is_present, self._is_settled = is_present, False
+            self._changed.set()
 
     async def announce(self) -> None:
         """Publish or renew all records once."""
         await self._directory.publish([self._record(layer, experts) for layer, experts in self._claim.holding.items()])
 
     async def run(self) -> None:
-        """Renew for ever. Cancellation: records stay until they expire; call `withdraw`."""
+        """Renew, or withdraw, for ever. Cancellation: records stay until they expire; call `withdraw`."""
         while True:
-            await asyncio.sleep(RECORD_TTL_S / 3)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECORD_TTL_S / 3):
+                    await self._changed.wait()
+            self._changed.clear()
             try:
-                await self.announce()
+                await self._publish()
             except ShoalError as error:
-                logger.warning("holder records were not renewed, will try again: %s", error)
+                log_event(RecordsNotRenewed(type(error).__name__))
+
+    async def _publish(self) -> None:
+        if self._is_present:
+            await self.announce()
+        elif not self._is_settled:  # what is withdrawn need not be renewed
+            await self.withdraw()
+            self._is_settled = True
 
     async def withdraw(self) -> None:
         """Tell the directory that we hold nothing any more."""

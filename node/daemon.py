@@ -4,41 +4,44 @@ The composition root of the package: everything else here gets its parts from th
 """
 
 import asyncio
-import logging
 import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version as installed_version
 
 import torch
 
+from shoal.experts.backend import ExpertBackend
 from shoal.experts.choose_backend import choose_backend
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.store import open_store
+from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced
-from shoal.node.admission import Admission
+from shoal.node.admission import Admission, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.assignment import parse_holding
+from shoal.node.assignment import Holding, parse_holding
+from shoal.node.gate import WorkGate
 from shoal.node.loading import StageProgress, check_memory, choose_holding, default_threads, load
+from shoal.node.log_events import NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
-from shoal.protocol.ids import PeerId
+from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.invite import Invite, encode_invite
-from shoal.protocol.net.channel import Listener
+from shoal.protocol.messages import WeightFormat
+from shoal.protocol.net.channel import GatedListener, Listener
 from shoal.protocol.net.direct import listen_direct
+from shoal.protocol.net.directory import Directory
 from shoal.protocol.net.entry import enter_swarm
 from shoal.protocol.net.libp2p import listen_libp2p
 from shoal.protocol.net.p2pd import P2pd, P2pdSettings
-
-logger = logging.getLogger(__name__)
+from shoal.protocol.net.throttle import Throttle
 
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
@@ -61,33 +64,31 @@ class NodeInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeModel:
+    """What a node knows of its model. `experts_per_token`: in all its layers together."""
+
+    name: str
+    root: bytes
+    layers: tuple[LayerId, ...]
+    experts_per_layer: int
+    experts_per_token: int
+    expert_bytes: int
+    weight_format: WeightFormat
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A running node."""
+    """A running node and the parts that its host (`host.py`) looks at and switches."""
 
     info: NodeInfo
+    model: NodeModel
+    holding: Holding
     metrics: NodeMetrics
-
-
-async def serve_until_stopped(
-    settings: NodeSettings, on_ready: Callable[[NodeInfo], None], progress: StageProgress = no_progress
-) -> None:
-    """Run a node until SIGTERM or SIGINT, then drain; a second signal ends it at once.
-
-    Raises:
-        ShoalError: it could not start.
-    """
-    stop = asyncio.Event()
-    loop, main = asyncio.get_running_loop(), asyncio.current_task()
-
-    def on_signal() -> None:
-        if stop.is_set() and main is not None:
-            main.cancel()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    with suppress(asyncio.CancelledError):
-        await run_until(settings, stop, on_ready, progress)
+    admission: Admission
+    gate: WorkGate
+    listeners: tuple[GatedListener, ...]
+    directory: Directory
 
 
 async def run_until(
@@ -97,15 +98,20 @@ async def run_until(
     progress: StageProgress = no_progress,
 ) -> None:
     """Run a node until `stop` is set, then drain; a node that is still starting just ends."""
-    is_ready = asyncio.Event()
 
-    async def serve() -> None:
+    async def serve(is_ready: asyncio.Event) -> None:
         async with running_node(settings, progress) as node:
             is_ready.set()
             on_ready(node.info)
             await stop.wait()
 
-    serving, stopping = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
+    await until_stopped(serve, stop)
+
+
+async def until_stopped(serve: Callable[[asyncio.Event], Coroutine[object, object, None]], stop: asyncio.Event) -> None:
+    """Run `serve`, which ends itself after `stop` once it has set the event it is given; before that, cancel it."""
+    is_ready = asyncio.Event()
+    serving, stopping = asyncio.create_task(serve(is_ready)), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not is_ready.is_set() and not serving.done():
@@ -120,8 +126,13 @@ async def run_until(
 
 
 @asynccontextmanager
-async def running_node(settings: NodeSettings, progress: StageProgress = no_progress) -> AsyncIterator[Node]:
-    """A node that serves inside the `with` and drains at its end.
+async def running_node(
+    settings: NodeSettings,
+    progress: StageProgress = no_progress,
+    throttle: Throttle | None = None,
+    is_open: bool = True,
+) -> AsyncIterator[Node]:
+    """A node that serves inside the `with` and drains at its end. `is_open` False: it is paused from the beginning.
 
     Raises:
         ModelNotFound, IntegrityError, InvalidRequest, AddressInUse, ConnectFailed: nothing is left behind.
@@ -130,6 +141,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
     torch.set_num_threads(threads)
     identity = _identity(settings)
     backend = choose_backend(settings.kernel, threads)
+    throttle = throttle or Throttle()
     async with AsyncExitStack() as stack:
         worker = ComputeWorker("kernel")
         stack.push_async_callback(worker.aclose)
@@ -137,6 +149,7 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
             settings.model, settings.cache_dir or default_cache_dir(), partial(progress, "hashing")
         )
         stack.callback(store.close)
+        log_event(NodeStarting(installed_version("shoal"), store.manifest.root.hex()))
         holding = parse_holding(settings.experts, store.spec) if settings.experts else None
         if holding is not None:
             check_memory(settings, store, backend, holding)
@@ -149,25 +162,48 @@ async def running_node(settings: NodeSettings, progress: StageProgress = no_prog
             holding = await choose_holding(settings, store, backend, entry.directory, identity.peer)
         held = await load(store, backend, worker, holding, progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
-        admission = Admission(settings.max_queue_macs)
+        up = throttle.up
+        admission = Admission(settings.max_queue_macs, (lambda: up.backlog_s) if up else no_backlog)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
-        direct = await listen_direct(identity, settings.host, settings.port, server.handle, os.urandom)
+        direct = await listen_direct(
+            identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle
+        )
         stack.push_async_callback(direct.aclose)
-        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom)
+        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle)
         stack.push_async_callback(libp2p.aclose)
         claim = Claim(
             identity.peer, store.manifest.root, holding, store.weight_format, backend.kernel_class,
             announced(direct.addresses, entry.p2pd.addresses),
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
-        await announcer.announce()
+        gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open)
+        if is_open:
+            await announcer.announce()
         renewing = asyncio.create_task(announcer.run(), name="announcer")
         try:
-            yield Node(_info(claim, entry.p2pd, held), server.metrics)
+            yield Node(
+                _info(claim, entry.p2pd, held), _model(settings, store, backend), holding, server.metrics, admission,
+                gate, (direct, libp2p), entry.directory,
+            )  # fmt: skip
         finally:
             renewing.cancel()
             admission.drain()
             await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
+
+
+def _model(settings: NodeSettings, store: ModelStore, backend: ExpertBackend) -> NodeModel:
+    spec = store.spec
+    num_layers = sum(layer < spec.num_layers for layer in spec.moe_layers)
+    return NodeModel(
+        name=settings.model.name,
+        root=store.manifest.root,
+        layers=spec.moe_layers,
+        experts_per_layer=spec.router.num_experts,
+        experts_per_token=num_layers * spec.router.top_k,
+        expert_bytes=backend.resident_bytes(spec.expert, store.weight_format),
+        weight_format=store.weight_format,
+        kernel=backend.name,
+    )
 
 
 def _identity(settings: NodeSettings) -> Identity:
@@ -206,4 +242,4 @@ async def _withdraw(announcer: Announcer) -> None:
     try:
         await announcer.withdraw()
     except ShoalError as error:
-        logger.info("holder records were not withdrawn and will expire: %s", error)
+        log_event(RecordsNotWithdrawn(type(error).__name__))

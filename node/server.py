@@ -13,8 +13,9 @@ from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.family import ExpertSpec
 from shoal.experts.worker import Worker
 from shoal.node.admission import Admission
+from shoal.node.log_events import RequestRefused, RequestServed, log_event
 from shoal.node.metrics import NodeMetrics
-from shoal.protocol.errors import Malformed, NotHeld, PeerFailed, ShoalError, WrongModel
+from shoal.protocol.errors import Draining, Malformed, NotHeld, PeerFailed, ShoalError, WrongModel
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Dispatch, DType, Partial, Rounding, WeightFormat
 from shoal.protocol.net.channel import Reply, Request
@@ -45,7 +46,12 @@ class ExpertServer:
         self._worker = worker
         self._admission = admission
         self._clock = clock
+        self._is_refusing_queued = False
         self.metrics = NodeMetrics()
+
+    def refuse_queued(self, is_refusing: bool) -> None:
+        """Whether requests that were let in and still wait for the kernel are refused when their turn comes."""
+        self._is_refusing_queued = is_refusing
 
     async def handle(self, request: Request) -> Reply:
         """Compute the weighted partial sum that a request asks for.
@@ -58,8 +64,9 @@ class ExpertServer:
         """
         try:
             return await self._serve(request)
-        except ShoalError:
+        except ShoalError as error:
             self.metrics.requests_refused += 1
+            log_event(RequestRefused(request.peer, request.message.layer, type(error).__name__))
             raise
 
     async def _serve(self, request: Request) -> Reply:
@@ -72,7 +79,7 @@ class ExpertServer:
             result, compute_s = await self._worker.run(self._compute, experts, rows, message.rounding)
             elapsed_s = self._clock() - arrived
         self._admission.observe(macs, compute_s)
-        self._count(message, compute_s)
+        self._count(request, compute_s)
         if not bool(torch.isfinite(result).all()):
             raise PeerFailed("the result of a kernel is not finite")
         reply = Partial(
@@ -96,12 +103,18 @@ class ExpertServer:
 
     def _compute(self, experts: list[PackedExpert], rows: Rows, rounding: int) -> tuple[torch.Tensor, float]:
         """On the worker: the sum, and the seconds it took."""
+        if self._is_refusing_queued:
+            raise Draining("this node pauses")
         started = self._clock()
         run = self._backend.run
         result = run(experts, rows.x, rows.row_idx, rows.offsets, rows.topk_weights, Rounding(rounding))
         return result, self._clock() - started
 
-    def _count(self, message: Dispatch, compute_s: float) -> None:
+    def _count(self, request: Request, compute_s: float) -> None:
+        message = request.message
+        log_event(
+            RequestServed(request.peer, message.layer, len(message.experts), message.num_tokens, compute_s * 1000)
+        )
         self.metrics.requests_served += 1
         self.metrics.rows_computed += message.num_pairs
         self.metrics.compute_s += compute_s

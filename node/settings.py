@@ -1,9 +1,53 @@
-"""What a volunteer can set: one frozen object, made by the CLI (flag > environment > default) and passed down."""
+"""What a volunteer can set: frozen objects, made by the CLI (flag > environment > file > default) and passed down."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.experts.choose_backend import KernelChoice
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSettings:
+    """What a node may take of its owner's machine, and when. Memory and threads are in NodeSettings."""
+
+    up_bytes_per_s: int | None = None
+    """Bytes per second that we send, all clients together. None: no limit, right for a LAN; at home a third of the
+    uplink leaves room for calls."""
+
+    down_bytes_per_s: int | None = None
+    """Bytes per second that we receive. None: no limit."""
+
+    monthly_bytes: int | None = None
+    """Bytes per calendar month, both directions; then the node pauses until the next. None: no cap."""
+
+    disk_bytes: int | None = None
+    """What our cache and state directories may hold. None: no limit; manifests take kilobytes, logs 20 MB at most."""
+
+    low_priority: bool = True
+    """nice 19 and idle I/O: whatever the owner runs goes first."""
+
+    idle_only: bool = False
+    """Work only while nobody uses keyboard or mouse. Judged by input, not by load: our own load would look like use.
+    Default off: at low priority a node yields anyway, and on servers nobody can tell."""
+
+    idle_after_s: float = 300.0
+    """So long after the last input the machine counts as idle: people read and think for minutes."""
+
+    on_battery: bool = False
+    """Work on battery power too. Default off: it would empty in an hour."""
+
+    schedule: str = ""
+    """Local times in which to work, e.g. `22:00-06:00` or `mon-fri 18:00-08:00, sat-sun 00:00-24:00`. Empty: always."""
+
+    time_zone: str = ""
+    """IANA name of the schedule's zone, e.g. `Africa/Nairobi`. Empty: the system's."""
+
+    max_temperature_c: float | None = 90.0
+    """Pause while the hottest processor is above this. Default: ten degrees below where most throttle themselves. None:
+    no limit. Machines without a sensor never pause for it."""
+
+    max_power_w: float | None = None
+    """Pause while the machine's power sensors (hwmon) add up to more. None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +93,12 @@ class NodeSettings:
 
     drain_grace_s: float = 5.0
     """What SIGTERM gives to requests in flight."""
+
+    name: str = "node"
+    """Which node of this machine this is: the name of its control socket, log and transfer count."""
+
+    log_level: str = "info"
+    """Least level of what is logged: debug, info, warning or error. debug has a line per request, never its content."""
+
+    guest: GuestSettings = field(default_factory=GuestSettings)
+    """What the node may take, and when."""

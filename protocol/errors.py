@@ -8,7 +8,8 @@
     │   ├── AddressInUse
     │   ├── ModelNotFound
     │   ├── NodeAlreadyRunning
-    │   └── NodeNotRunning        (exit 3)
+    │   ├── NodeNotRunning        (exit 3)
+    │   └── ServiceManagerFailed  (exit 1)
     ├── RemoteError           a peer broke the protocol                            (exit 5)
     │   ├── Malformed             undecodable, out of range, not canonical
     │   ├── TooLarge              over a limit of limits.py
@@ -117,8 +118,18 @@ class NodeNotRunning(LocalError):
     exit_status = 3
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no node called {name} runs on this machine; try: shoal node")
+        of_name = "" if name == "node" else f" --name {name}"
+        super().__init__(f"no node called {name} runs on this machine; try: shoal node{of_name}")
         self.name = name
+
+
+class ServiceManagerFailed(LocalError):
+    """systemd or launchd did not do what it was told."""
+
+    exit_status = 1
+
+    def __init__(self, command: str, reason: str) -> None:
+        super().__init__(f"`{command}` failed: {reason}; the service is written, start it by that command")
 
 
 class RemoteError(ShoalError):

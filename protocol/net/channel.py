@@ -49,6 +49,15 @@ class Traffic:
     bytes_received: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ClientCount:
+    """One session of a client at a listener: its open lanes and the requests that were answered with a result."""
+
+    peer: PeerId
+    num_lanes: int
+    num_served: int
+
+
 class Channel(Protocol):
     """Requests to one peer, multiplexed over lanes."""
 
@@ -113,3 +122,16 @@ class Listener(Protocol):
 
     async def aclose(self) -> None:
         """Stop listening and close all connections; running handlers are cancelled."""
+
+
+class GatedListener(Listener, Protocol):
+    """A listener whose owner may pause it."""
+
+    def clients(self) -> list[ClientCount]:
+        """Who is connected, session by session."""
+
+    def suspend(self, grace_s: float) -> None:
+        """Tell clients to go elsewhere and let none in until `resume`; requests in flight go on."""
+
+    def resume(self) -> None:
+        """Let clients in again."""

@@ -14,6 +14,7 @@ import re
 import socket
 import stat
 import struct
+import warnings
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -66,7 +67,9 @@ ControlHandler = Callable[[ControlRequest], AsyncGenerator[ControlReply, None]]
 
 def runtime_dir() -> Path:
     """Where sockets live: `$XDG_RUNTIME_DIR/shoal`, or what the platform has for it."""
-    return user_runtime_path("shoal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where there is none platformdirs takes /tmp, and we check whose that is
+        return user_runtime_path("shoal")
 
 
 def socket_path(directory: Path, name: str) -> Path:

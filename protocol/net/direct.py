@@ -17,10 +17,11 @@ from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Lane
 from shoal.protocol.net.certificate import ALPN, check_server_key, client_context, server_context
-from shoal.protocol.net.channel import Channel, Handler
+from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.lane import CLOSE_TIMEOUT_S, READ_BYTES
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.task_set import TaskSet
+from shoal.protocol.net.throttle import Throttle
 
 KEEPALIVE_IDLE_S = 60
 """TCP asks a silent peer after a minute, so that lanes of clients that lost power do not hold their places."""
@@ -112,13 +113,14 @@ async def listen_direct(
     handler: Handler,
     random_bytes: RandomBytes,
     announce_host: str | None = None,
+    throttle: Throttle | None = None,
 ) -> "DirectListener":
     """Serve `handler` at a TCP address; port 0 takes any free one. `announce_host`: under which name peers reach us.
 
     Raises:
         AddressInUse: the port is taken. InvalidRequest: the host is none of this machine.
     """
-    listener = DirectListener(identity, handler, random_bytes)
+    listener = DirectListener(identity, handler, random_bytes, throttle)
     try:
         await listener.start(host, port, announce_host)
     except OSError as error:
@@ -135,9 +137,11 @@ class DirectListener:
     and a failed TLS handshake is our exception and not a line in somebody's log.
     """
 
-    def __init__(self, identity: Identity, handler: Handler, random_bytes: RandomBytes) -> None:
+    def __init__(
+        self, identity: Identity, handler: Handler, random_bytes: RandomBytes, throttle: Throttle | None = None
+    ) -> None:
         self._context = server_context(identity)
-        self._lanes = LaneServer(identity, handler, random_bytes)
+        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle)
         self._accepting = TaskSet()
         self._serving = TaskSet()
         self._addresses: tuple[str, ...] = ()
@@ -156,6 +160,18 @@ class DirectListener:
     @property
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
+
+    def clients(self) -> list[ClientCount]:
+        """See `GatedListener.clients`."""
+        return self._lanes.clients()
+
+    def suspend(self, grace_s: float) -> None:
+        """See `GatedListener.suspend`."""
+        self._lanes.suspend(grace_s)
+
+    def resume(self) -> None:
+        """See `GatedListener.resume`."""
+        self._lanes.resume()
 
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""

@@ -12,6 +12,7 @@ from shoal.protocol.errors import ChannelClosed, InvalidRequest, Malformed
 from shoal.protocol.frames import Buffer, Frame, FrameDecoder, encode_frame
 from shoal.protocol.messages import Message
 from shoal.protocol.net.channel import Traffic
+from shoal.protocol.net.throttle import Throttle
 
 READ_BYTES = 256 * limits.KIB
 """What one read may return; a prefill frame then takes few wake-ups. Back ends give it to StreamReader."""
@@ -33,11 +34,18 @@ class LaneStream:
     Limits: `write` never waits; callers bound what they write (credits, in-flight limits) or call `drain`.
     """
 
-    def __init__(self, reader: StreamReader, writer: StreamWriter, expected: Container[type[Message]]) -> None:
-        """`expected`: the message types of the handshake; `begin` replaces them."""
+    def __init__(
+        self,
+        reader: StreamReader,
+        writer: StreamWriter,
+        expected: Container[type[Message]],
+        throttle: Throttle | None = None,
+    ) -> None:
+        """`expected`: the message types of the handshake; `begin` replaces them. `throttle`: None has no limits."""
         self.traffic = Traffic()
         self._reader = reader
-        self._writer = writer
+        self._throttle = throttle or Throttle()
+        self._writer = writer = self._throttle.paced(reader, writer)
         self._decoder = FrameDecoder(expected, limits.MAX_HANDSHAKE_BYTES)
         writer.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_WATER_BYTES)
 
@@ -127,10 +135,11 @@ class LaneStream:
 
     async def _read(self, size: int) -> bytes:
         try:
-            data = await self._reader.read(size)
+            data = await self._reader.read(self._throttle.read_size(size))
         except OSError as error:  # resets, and ssl.SSLError
             raise ChannelClosed("the stream broke") from error
         self.traffic.bytes_received += len(data)
+        await self._throttle.received(len(data))
         return data
 
     def close(self) -> None:

@@ -14,9 +14,10 @@ from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Lane
 from shoal.protocol.net import p2pd_control
-from shoal.protocol.net.channel import Channel, Handler
+from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.p2pd import P2pd
+from shoal.protocol.net.throttle import Throttle
 from shoal.protocol.version import LIBP2P_PROTOCOL_ID
 
 
@@ -60,14 +61,14 @@ class Libp2pConnector:
 
 
 async def listen_libp2p(
-    identity: Identity, p2pd: P2pd, handler: Handler, random_bytes: RandomBytes
+    identity: Identity, p2pd: P2pd, handler: Handler, random_bytes: RandomBytes, throttle: Throttle | None = None
 ) -> "Libp2pListener":
     """Serve `handler` to every peer that opens our protocol's streams.
 
     Raises:
         ConnectFailed: p2pd has ended, or there is a listener already.
     """
-    listener = Libp2pListener(identity, p2pd, handler, random_bytes)
+    listener = Libp2pListener(identity, p2pd, handler, random_bytes, throttle)
     await listener.start()
     return listener
 
@@ -75,8 +76,15 @@ async def listen_libp2p(
 class Libp2pListener:
     """Serves the lanes that peers open through p2pd. Make it with `listen_libp2p`."""
 
-    def __init__(self, identity: Identity, p2pd: P2pd, handler: Handler, random_bytes: RandomBytes) -> None:
-        self._lanes = LaneServer(identity, handler, random_bytes)
+    def __init__(
+        self,
+        identity: Identity,
+        p2pd: P2pd,
+        handler: Handler,
+        random_bytes: RandomBytes,
+        throttle: Throttle | None = None,
+    ) -> None:
+        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle)
         self._streams = p2pd_control.StreamServer(p2pd.control_path, LIBP2P_PROTOCOL_ID)
         self._addresses = p2pd.addresses
 
@@ -88,6 +96,18 @@ class Libp2pListener:
     def addresses(self) -> tuple[str, ...]:
         """Multiaddrs that end in `/p2p/<our peer id>`."""
         return self._addresses
+
+    def clients(self) -> list[ClientCount]:
+        """See `GatedListener.clients`."""
+        return self._lanes.clients()
+
+    def suspend(self, grace_s: float) -> None:
+        """See `GatedListener.suspend`."""
+        self._lanes.suspend(grace_s)
+
+    def resume(self) -> None:
+        """See `GatedListener.resume`."""
+        self._lanes.resume()
 
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""

@@ -15,7 +15,7 @@ from shoal.protocol.errors import AddressInUse, AuthenticationFailed, ConnectFai
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Lane
-from shoal.protocol.net.channel import Channel, Handler
+from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.lane import READ_BYTES
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.task_set import TaskSet
@@ -144,6 +144,18 @@ class MemoryListener:
     def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve a new stream."""
         self._tasks.start(self._server.serve_lane(reader, writer, None), "memory lane")
+
+    def clients(self) -> list[ClientCount]:
+        """See `GatedListener.clients`."""
+        return self._server.clients()
+
+    def suspend(self, grace_s: float) -> None:
+        """See `GatedListener.suspend`."""
+        self._server.suspend(grace_s)
+
+    def resume(self) -> None:
+        """See `GatedListener.resume`."""
+        self._server.resume()
 
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""

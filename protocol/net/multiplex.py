@@ -26,11 +26,12 @@ from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Challenge, Hello, Lane, Message, Refusal, Welcome
 from shoal.protocol.net.admission import Admission
-from shoal.protocol.net.channel import Channel, Handler, Traffic
+from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.refusals import error_of, refusal_of
 from shoal.protocol.net.server_session import FROM_CLIENT, ServerSession
+from shoal.protocol.net.throttle import Throttle
 from shoal.protocol.version import PROTOCOL_VERSION
 
 LaneOpener = Callable[[Lane], Awaitable[tuple[StreamReader, StreamWriter]]]
@@ -110,7 +111,12 @@ class LaneServer:
     """Serves all lanes of a listener; one admission (half-open, total, per peer) for all of them."""
 
     def __init__(
-        self, identity: Identity, handler: Handler, random_bytes: RandomBytes, log: logging.Logger | None = None
+        self,
+        identity: Identity,
+        handler: Handler,
+        random_bytes: RandomBytes,
+        log: logging.Logger | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self.admission = Admission()
         """For a back end whose streams cost something before `serve_lane` (a TLS handshake)."""
@@ -118,6 +124,7 @@ class LaneServer:
         self._handler = handler
         self._random_bytes = random_bytes
         self._log = log or logging.getLogger(__name__)
+        self._throttle = throttle or Throttle()
         self._lanes: set[LaneStream] = set()
         self._sessions: dict[tuple[PeerId, bytes], ServerSession] = {}
         self._is_draining = False
@@ -130,7 +137,7 @@ class LaneServer:
         `proven_peer`: whom the layer below has authenticated (libp2p), None where only HELLO says so (direct, memory).
         On a proper end the client has closed first, as p2pd needs it.
         """
-        lane = LaneStream(reader, writer, HANDSHAKE_FROM_CLIENT)
+        lane = LaneStream(reader, writer, HANDSHAKE_FROM_CLIENT, self._throttle)
         if self._is_closed:
             lane.abort()
             return
@@ -147,12 +154,29 @@ class LaneServer:
             self._lanes.discard(lane)
             self._changed.set()
 
-    async def drain(self, grace_s: float) -> None:
-        """Send DRAIN, refuse new lanes and requests, and wait up to `grace_s` until all requests in flight are
-        answered and all clients have closed."""
+    def clients(self) -> list[ClientCount]:
+        """Who is connected."""
+        return [
+            ClientCount(session.peer, len(session.lanes), session.num_served) for session in self._sessions.values()
+        ]
+
+    def suspend(self, grace_s: float) -> None:
+        """Send DRAIN and refuse new lanes and requests until `resume`; what is in flight goes on.
+
+        Clients close once they are answered. Those that stay get DRAINING to every request, after `resume` too.
+        """
         self._is_draining = True
         for session in self._sessions.values():
             session.say_drain(grace_s)
+
+    def resume(self) -> None:
+        """Let clients in again."""
+        self._is_draining = False
+
+    async def drain(self, grace_s: float) -> None:
+        """Send DRAIN, refuse new lanes and requests, and wait up to `grace_s` until all requests in flight are
+        answered and all clients have closed."""
+        self.suspend(grace_s)
         try:
             async with asyncio.timeout(grace_s):
                 await self._until_empty()
@@ -179,7 +203,7 @@ class LaneServer:
                     session = self._enter(place, lane, admitted)
                 except CapacityError as error:
                     await _send_away(lane, error)
-            lane.begin(FROM_CLIENT, Traffic())
+            lane.begin(FROM_CLIENT, self._throttle.traffic)
             lane.write(0, _welcome(hello))
             await session.serve(lane)
 

@@ -146,7 +146,7 @@ async def _spawn(identity: Identity, settings: P2pdSettings, directory: Path) ->
     key_file = directory / "identity"
     _write_secret(key_file, identity.libp2p_private_key())
     return await asyncio.create_subprocess_exec(
-        _binary(),
+        find_p2pd(),
         *_flags(settings, directory, key_file),
         stdin=DEVNULL,
         stdout=PIPE,
@@ -161,14 +161,14 @@ def _write_secret(path: Path, secret: bytes) -> None:
         file.write(secret)
 
 
-def _binary() -> str:
+def find_p2pd() -> Path:
     """Path of p2pd inside the hivemind wheel, found without importing hivemind."""
     spec = importlib.util.find_spec(PACKAGE)
     locations = spec.submodule_search_locations if spec is not None else None
     for location in locations or ():
         path = Path(location) / "hivemind_cli" / "p2pd"
         if path.is_file():
-            return str(path)
+            return path
     raise InvalidRequest("hivemind is not installed, or its wheel has no p2pd for this platform")
 
 

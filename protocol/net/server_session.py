@@ -61,6 +61,8 @@ class ServerSession:
         self.peer = peer
         self.lanes: dict[Lane, LaneStream] = {}
         self.is_draining = False
+        self.num_served = 0
+        """Requests that were answered with a result."""
         self._handler = handler
         self._admission = admission
         self._log = log
@@ -167,6 +169,7 @@ class ServerSession:
         job.lane = self.lanes.get(lane_for(size), job.lane)
         job.lane.write(job.request_id, reply.message, (reply.body,))
         job.is_answered = True
+        self.num_served += 1
 
     def _refuse(self, job: _Job, error: ShoalError) -> None:
         job.lane.write(job.request_id, refusal_of(error))

@@ -13,7 +13,7 @@ from shoal.protocol.handshake import ClientHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.messages import Challenge, Dispatch, Lane, Partial, Refusal, Welcome
 from shoal.protocol.net.certificate import client_context
-from shoal.protocol.net.channel import Channel, Connector, Handler, Listener, Reply, Request
+from shoal.protocol.net.channel import Channel, Connector, GatedListener, Handler, Reply, Request
 from shoal.protocol.net.direct import DirectConnector, listen_direct, open_stream, parse_address
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.memory import MemoryNetwork
@@ -71,7 +71,7 @@ class Gate:
 class Pair:
     """A listener, and how its client gets to it: by channel or by raw stream."""
 
-    listener: Listener
+    listener: GatedListener
     connector: Connector
     open_stream: Callable[[], Awaitable[Streams]]
 

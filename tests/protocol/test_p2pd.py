@@ -115,7 +115,7 @@ def test_a_start_that_fails_leaves_no_process_and_no_file(
     scripts = {
         "says nothing": (sys.executable, ["-c", "import time; time.sleep(60)"]),
         "fails": (sys.executable, ["-c", "print('no such luck')"]),
-        "is of another identity": (p2pd._binary(), None),
+        "is of another identity": (str(p2pd.find_p2pd()), None),
     }
     binary, arguments = scripts[daemon_does]
     processes = []

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -43,11 +44,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment of its own for every command of a test; fails if a process of it outlives the test."""
     mark = uuid.uuid4().hex
-    yield {**os.environ, MARK: mark, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    write_settings(tmp_path / ".config" / "shoal" / "shoal.toml")
+    with TemporaryDirectory(prefix="shoal") as runtime:  # short: a socket's path has 103 bytes
+        own = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path), "XDG_RUNTIME_DIR": runtime}
+        own |= {"XDG_CONFIG_HOME": str(tmp_path / ".config"), "XDG_STATE_HOME": str(tmp_path / "state")}
+        yield {**os.environ, MARK: mark, **own}
     deadline = time.monotonic() + ORPHAN_TIMEOUT_S
     while (alive := marked(mark)) and time.monotonic() < deadline:
         psutil.wait_procs(alive, timeout=0.2)
     assert not alive, f"orphans: {[process.cmdline() for process in alive]}"
+
+
+def write_settings(path: Path) -> None:
+    """A node that works whatever this machine does meanwhile: on battery, hot, busy."""
+    path.parent.mkdir(parents=True)
+    path.write_text("[node.guest]\nlow_priority = false\non_battery = true\nmax_temperature_c = 1000.0\n")
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -166,7 +177,7 @@ def test_a_second_node_takes_what_is_rarest(model: Path, environment: dict[str, 
     first = ("--model", str(model), "--experts", "0-3")
     with (
         running_node(environment, *first) as (_, token),
-        running_node(environment, "--model", str(model), "--share", "5MB", "--join", token),
+        running_node(environment, "--model", str(model), "--share", "5MB", "--join", token, "--name", "second"),
     ):
         done = shoal(
             environment, "run", "--model", str(model), "--join", token, "--prompt-ids", "5,17,3", "--max-tokens", "4"

@@ -28,6 +28,7 @@ from shoal.experts.worker import InlineWorker
 from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import parse_holding
+from shoal.node.gate import WorkGate
 from shoal.node.server import ExpertServer, Held
 from shoal.protocol.events import Event
 from shoal.protocol.identity import Identity
@@ -67,6 +68,7 @@ class World:
     servers: dict[PeerId, ExpertServer]
     handlers: dict[PeerId, Handler]
     announcers: dict[PeerId, Announcer]
+    gates: dict[PeerId, WorkGate]
     client: Client
     store: ModelStore
 
@@ -102,12 +104,14 @@ async def memory_swarm(
     servers: dict[PeerId, ExpertServer] = {}
     handlers: dict[PeerId, Handler] = {}
     announcers: dict[PeerId, Announcer] = {}
+    gates: dict[PeerId, WorkGate] = {}
     async with AsyncExitStack() as stack:
         store = stack.enter_context(ModelStore.open(model, cache_dir))
         for place, words in enumerate(holdings):
             identity = Identity.from_seed(entropy.randbytes(32))
             weights = stack.enter_context(ModelStore.open(impostors.get(place, model), cache_dir))
-            server = expert_server(weights, words, store.manifest.root)
+            admission = Admission(10**12)
+            server = expert_server(weights, words, store.manifest.root, admission)
             servers[identity.peer], handlers[identity.peer] = server, server.handle
 
             async def handle(request: Request, peer: PeerId = identity.peer) -> Reply:
@@ -121,17 +125,18 @@ async def memory_swarm(
             clock = count(NOW_S, 0.001).__next__  # so that a later record has a higher sequence number
             announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0), clock)
             await announcers[identity.peer].announce()
+            gates[identity.peer] = WorkGate(server, admission, [listener], announcers[identity.peer])
         client = await _client(stack, store, model, network, book, dtype, entropy, settings)
-        yield World(network, servers, handlers, announcers, client, store)
+        yield World(network, servers, handlers, announcers, gates, client, store)
 
 
-def expert_server(store: ModelStore, words: str, model_root: bytes) -> ExpertServer:
+def expert_server(store: ModelStore, words: str, model_root: bytes, admission: Admission) -> ExpertServer:
     """A node's server with the experts that these words name, under the name of a model."""
     backend, experts = choose_backend(KernelChoice.AUTO, 1), dict[LayerId, dict[ExpertId, PackedExpert]]()
     for layer, ids in parse_holding(words, store.spec).items():
         experts[layer] = {expert: backend.pack(store.spec.expert, store.expert(layer, expert)) for expert in ids}
     held = Held(model_root, store.weight_format, store.spec.expert, experts)
-    return ExpertServer(held, backend, InlineWorker(), Admission(10**12), time.perf_counter)
+    return ExpertServer(held, backend, InlineWorker(), admission, time.perf_counter)
 
 
 async def _client(

@@ -1,0 +1,85 @@
+"""`shoal doctor`: is this machine fit to be a node, and what is to be done about it."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoal.cli.boundary import reporting_errors, run_coroutine
+from shoal.cli.options import JsonOption, NameOption
+from shoal.protocol.control import Coverage, GetCoverage
+
+if TYPE_CHECKING:
+    from shoal.node.doctor import Finding
+    from shoal.node.settings import NodeSettings
+
+SIGNS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
+
+
+def doctor(
+    model: Annotated[Path | None, typer.Option(help="Checkpoint directory, as for `shoal node`.")] = None,
+    name: NameOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check clock, ports, network, disk, memory, torch, kernels, coverage; exits 1 if something fails."""
+    with reporting_errors():
+
+        async def show() -> None:
+            findings = await _diagnose(name, model)
+            if as_json:
+                print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+            else:
+                print("\n".join(line for finding in findings for line in _lines(finding)))
+            if any(finding.level == "fail" for finding in findings):
+                raise SystemExit(1)
+
+        run_coroutine(show)
+
+
+def _lines(finding: "Finding") -> list[str]:
+    said = [f"{SIGNS[finding.level]} {finding.check:<9} {finding.message}"]
+    return [*said, f"               Try: {finding.try_command}"] if finding.try_command else said
+
+
+async def _diagnose(name: str | None, model: Path | None) -> "list[Finding]":
+    import time
+
+    from shoal.cli.settings_file import settings_path
+    from shoal.node.diagnosis import gather
+    from shoal.node.doctor import diagnose
+    from shoal.protocol.net.control_socket import DEFAULT_NAME, runtime_dir
+
+    settings, error = _settings(model)
+    is_running, coverage = await _coverage(name or DEFAULT_NAME)
+    return diagnose(gather(settings, error, settings_path(), runtime_dir(), time.time(), is_running, coverage))
+
+
+def _settings(model: Path | None) -> "tuple[NodeSettings, str]":
+    """The node's settings, or the defaults and why those of the file can not be used."""
+    from shoal.cli.settings_file import node_settings, read_node_table, settings_path
+    from shoal.protocol.errors import InvalidRequest
+    from shoal.simulations.demo_model import MODEL_DIRECTORY
+
+    base: dict[str, object] = {"model": str(model or MODEL_DIRECTORY)}
+    try:
+        return node_settings({**base, **read_node_table(settings_path())}, {}, {}), ""
+    except InvalidRequest as error:
+        return node_settings(base, {}, {}), str(error)
+
+
+async def _coverage(name: str) -> tuple[bool, Coverage | None]:
+    """Whether a node runs, and what it says of its swarm."""
+    from shoal.protocol.errors import NodeNotRunning, ShoalError
+    from shoal.protocol.net.control_socket import ask, runtime_dir
+
+    try:
+        said = await ask(runtime_dir(), name, GetCoverage())
+    except NodeNotRunning:
+        return False, None
+    except ShoalError as error:
+        print(f"shoal: the node did not say its coverage: {error}", file=sys.stderr)
+        return True, None
+    return True, said if isinstance(said, Coverage) else None

@@ -1,0 +1,226 @@
+"""What a node answers its owner's programs: status, peers, coverage, pause, resume, logs, drain.
+
+Between the control socket and the running node. Status comes from memory; peers and coverage ask the directory. Knows
+no sockets.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+
+from shoal.node.daemon import Node
+from shoal.node.guest import Guest
+from shoal.node.loading import default_threads
+from shoal.node.logs import LogMemory
+from shoal.node.settings import NodeSettings
+from shoal.node.transfer_meter import TransferMeter
+from shoal.protocol.control import (
+    ControlReply,
+    ControlRequest,
+    Coverage,
+    Drain,
+    FollowLogs,
+    GetCoverage,
+    GetPeers,
+    GetStatus,
+    LayerCoverage,
+    LayerHolding,
+    NodeLimits,
+    NodeState,
+    NodeStatus,
+    Pause,
+    Peer,
+    PeerRole,
+    Peers,
+    Resume,
+)
+from shoal.protocol.errors import Busy
+from shoal.protocol.ids import ExpertId, PeerId
+from shoal.protocol.net.channel import Traffic
+from shoal.protocol.records import HolderRecord
+
+STARTING_RETRY_S = 5.0
+"""Loading takes seconds to minutes."""
+
+
+@dataclass(slots=True)
+class NodeControl:
+    """Implements `ControlHandler` for one node; `node` is None while it starts."""
+
+    settings: NodeSettings
+    guest: Guest
+    meter: TransferMeter
+    traffic: Traffic
+    memory: LogMemory
+    stop: asyncio.Event
+    clock: Callable[[], float]
+    started_at_s: float
+    node: Node | None = None
+
+    async def __call__(self, request: ControlRequest) -> AsyncGenerator[ControlReply, None]:
+        """See `ControlHandler`."""
+        match request:
+            case FollowLogs():
+                async for line in self._logs(request):
+                    yield line
+            case _:
+                yield await self._answer(request)
+
+    async def _answer(self, request: ControlRequest) -> ControlReply:
+        match request:
+            case GetPeers():
+                return await self._peers()
+            case GetCoverage():
+                return await self._coverage()
+            case Pause(duration_s):
+                await self.guest.pause(duration_s)
+            case Resume():
+                await self.guest.resume()
+            case Drain():
+                self.stop.set()
+            case GetStatus() | FollowLogs():
+                pass
+        return self.status()
+
+    async def _logs(self, request: FollowLogs) -> AsyncGenerator[ControlReply, None]:
+        for line in self.memory.last(request.num_lines):
+            yield line
+        if request.is_following:
+            async for line in self.memory.follow():
+                yield line
+
+    def status(self) -> NodeStatus:
+        """This moment, from memory."""
+        settings, node, verdict, rates = self.settings, self.node, self.guest.verdict, self.meter.rates()
+        metrics = node.metrics if node else None
+        rows = metrics.rows_computed if metrics else 0
+        return NodeStatus(
+            name=settings.name,
+            version=installed_version("shoal"),
+            pid=os.getpid(),
+            peer=node.info.peer if node else "",
+            state=self._state(),
+            pause_reason=verdict.reason,
+            paused_until_s=verdict.until_s,
+            started_at_s=self.started_at_s,
+            model=settings.model.name,
+            model_root=node.info.model_root if node else "",
+            weight_format=node.model.weight_format.name.lower() if node else "",
+            kernel=node.model.kernel if node else "",
+            holding=tuple(LayerHolding(layer, ranges(ids)) for layer, ids in node.holding.items()) if node else (),
+            num_experts=node.info.num_experts if node else 0,
+            resident_bytes=node.info.resident_bytes if node else 0,
+            num_clients=len(_clients(node)) if node else 0,
+            requests_served=metrics.requests_served if metrics else 0,
+            requests_refused=metrics.requests_refused if metrics else 0,
+            rows_computed=rows,
+            tokens_given=rows / node.model.experts_per_token if node else 0.0,
+            compute_s=metrics.compute_s if metrics else 0.0,
+            queue_s=node.admission.backlog_s if node else 0.0,
+            bytes_up=self.traffic.bytes_sent,
+            bytes_down=self.traffic.bytes_received,
+            up_bytes_per_s=rates.up,
+            down_bytes_per_s=rates.down,
+            month=self.meter.month,
+            month_bytes=self.meter.month_bytes,
+            limits=limits_of(settings),
+            addresses=node.info.addresses if node else (),
+        )
+
+    def _state(self) -> NodeState:
+        if self.stop.is_set():
+            return NodeState.DRAINING
+        if self.node is None:
+            return NodeState.STARTING
+        return NodeState.SERVING if self.node.gate.is_open else NodeState.PAUSED
+
+    async def _peers(self) -> Peers:
+        node = self._ready()
+        ours = node.info.peer
+        holders = [_holder(peer, records, ours) for peer, records in sorted((await self._records(node)).items())]
+        clients = [Peer(peer, PeerRole.CLIENT, num_connections=n, requests_served=served) for peer, (n, served) in
+                   sorted(_clients(node).items())]  # fmt: skip
+        return Peers((*holders, *clients))
+
+    async def _coverage(self) -> Coverage:
+        node = self._ready()
+        model = node.model
+        replicas = {layer: [0] * model.experts_per_layer for layer in model.layers}
+        found = await self._records(node)
+        for record in (record for records in found.values() for record in records):
+            for expert in record.experts:
+                replicas[record.layer][expert] += 1
+        counts = [count for layer in replicas.values() for count in layer]
+        return Coverage(
+            model_root=model.root.hex(),
+            num_holders=len(found),
+            num_experts=len(counts),
+            num_missing=counts.count(0),
+            min_replicas=min(counts),
+            worst_layer=min(replicas, key=lambda layer: (min(replicas[layer]), sum(replicas[layer]))),
+            expert_bytes=model.expert_bytes,
+            layers=tuple(LayerCoverage(layer, tuple(counts)) for layer, counts in replicas.items()),
+        )
+
+    async def _records(self, node: Node) -> dict[PeerId, list[HolderRecord]]:
+        """What is held by whom, by the directory; withdrawn records left out."""
+        found: dict[PeerId, list[HolderRecord]] = {}
+        for records in (await node.directory.lookup(node.model.root, node.model.layers)).values():
+            for record in records:
+                if record.experts and max(record.experts) < node.model.experts_per_layer:
+                    found.setdefault(record.peer, []).append(record)
+        return found
+
+    def _ready(self) -> Node:
+        if self.node is None:
+            raise Busy("the node is still starting", STARTING_RETRY_S)
+        return self.node
+
+
+def ranges(experts: Iterable[ExpertId]) -> str:
+    """`0-15,20` for expert ids."""
+    runs: list[list[int]] = []
+    for expert in sorted(experts):
+        if runs and expert == runs[-1][1] + 1:
+            runs[-1][1] = expert
+        else:
+            runs.append([expert, expert])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def limits_of(settings: NodeSettings) -> NodeLimits:
+    """The owner's limits as he reads them."""
+    guest = settings.guest
+    return NodeLimits(
+        ram_bytes=settings.share_bytes,
+        disk_bytes=guest.disk_bytes,
+        threads=settings.threads or default_threads(),
+        up_bytes_per_s=guest.up_bytes_per_s,
+        down_bytes_per_s=guest.down_bytes_per_s,
+        monthly_bytes=guest.monthly_bytes,
+    )
+
+
+def _holder(peer: PeerId, records: Sequence[HolderRecord], ours: PeerId) -> Peer:
+    newest = max(records, key=lambda record: record.seq)
+    return Peer(
+        peer=peer,
+        role=PeerRole.SELF if peer == ours else PeerRole.HOLDER,
+        addresses=newest.addresses,
+        holding=tuple(LayerHolding(record.layer, ranges(record.experts)) for record in records),
+        num_experts=sum(len(record.experts) for record in records),
+        capacity_mmacs=newest.capacity_mmacs,
+        queue_s=newest.queue_ms / 1000,
+        expires_at_s=newest.expires_at_s,
+    )
+
+
+def _clients(node: Node) -> dict[PeerId, tuple[int, int]]:
+    """Open lanes and answered requests by client."""
+    found: dict[PeerId, tuple[int, int]] = {}
+    for client in (client for listener in node.listeners for client in listener.clients()):
+        lanes, served = found.get(client.peer, (0, 0))
+        found[client.peer] = (lanes + client.num_lanes, served + client.num_served)
+    return found

@@ -1,0 +1,173 @@
+"""Everything a node logs: a closed catalogue of typed events, each with a level and a sentence for people.
+
+No event has a field for a prompt, a hidden state, a key or an invite; peers appear by their public id. What libraries
+say appears as `LibrarySaid`.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import msgspec
+
+from shoal.protocol.control import PauseReason
+
+LOGGER = "shoal.node.events"
+"""The logger that all of them go through."""
+
+
+class LogEvent:
+    """Base of the catalogue: `str()` is the sentence."""
+
+    __slots__ = ()
+    LEVEL: ClassVar[int] = logging.INFO
+
+    def __str__(self) -> str:
+        return name_of(type(self)).replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarting(LogEvent):
+    """The model is open; experts are about to be loaded."""
+
+    version: str
+    model_root: str
+
+    def __str__(self) -> str:
+        return f"shoal {self.version} starts with model {self.model_root[:16]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady(LogEvent):
+    """Serving."""
+
+    peer: str
+    num_experts: int
+    resident_bytes: int
+
+    def __str__(self) -> str:
+        return f"serving {self.num_experts} experts ({self.resident_bytes / 1e6:.0f} MB) as {self.peer}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaused(LogEvent):
+    """Computing for nobody. `until_s`: Unix time, if it is known."""
+
+    reason: PauseReason
+    until_s: float | None
+
+    def __str__(self) -> str:
+        return f"paused: {self.reason.replace('_', ' ')}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResumed(LogEvent):
+    """Serving again."""
+
+    def __str__(self) -> str:
+        return "serving again"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining(LogEvent):
+    """Told to stop; finishes what is in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStopped(LogEvent):
+    """The end. `error`: a class name, or None."""
+
+    error: str | None
+
+    def __str__(self) -> str:
+        return f"stopped by {self.error}" if self.error else "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServed(LogEvent):
+    """One request's figures, never its content."""
+
+    LEVEL = logging.DEBUG
+    peer: str
+    layer: int
+    num_experts: int
+    num_tokens: int
+    compute_ms: float
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}: {self.num_tokens} tokens, {self.num_experts} experts in {self.compute_ms:.2f} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused(LogEvent):
+    """A request was refused; `error` is a class name."""
+
+    LEVEL = logging.DEBUG
+    peer: str
+    layer: int
+    error: str
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}: refused {self.peer[-8:]} with {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsNotRenewed(LogEvent):
+    """The directory did not take our records; tried again at the next turn."""
+
+    LEVEL = logging.WARNING
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsNotWithdrawn(LogEvent):
+    """The directory did not take our goodbye; records will expire."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TransferNotCounted(LogEvent):
+    """The month's count can not be written: after a crash it would be too low."""
+
+    LEVEL = logging.WARNING
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class LibrarySaid(LogEvent):
+    """A warning or error of another logger."""
+
+    logger: str
+    message: str
+    error: str | None
+
+    def __str__(self) -> str:
+        return f"{self.logger}: {self.message}"
+
+
+AnyLogEvent = (
+    NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
+    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | LibrarySaid
+)  # fmt: skip
+
+CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)
+
+
+def name_of(cls: type[LogEvent]) -> str:
+    """`NodePaused` to `node_paused`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def log_event(event: AnyLogEvent) -> None:
+    """Log an event of the catalogue."""
+    logger = logging.getLogger(LOGGER)
+    if logger.isEnabledFor(event.LEVEL):
+        logger.log(event.LEVEL, "%s", event, extra={"event": event})
+
+
+def fields_of(event: AnyLogEvent) -> dict[str, str | int | float | bool | None]:
+    """The fields as plain values."""
+    built: dict[str, str | int | float | bool | None] = msgspec.to_builtins(event)
+    return built

@@ -1,0 +1,22 @@
+"""What this machine's network is like from inside: its addresses, and whether a port is free."""
+
+import socket
+
+import psutil
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Whether we could listen there now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def local_addresses() -> tuple[str, ...]:
+    """The IP addresses of all network cards."""
+    found = psutil.net_if_addrs().values()
+    return tuple(each.address for card in found for each in card if each.family in (socket.AF_INET, socket.AF_INET6))

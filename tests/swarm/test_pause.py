@@ -1,0 +1,188 @@
+"""An owner who wants his machine back gets it, and no client notices more than a replica's address."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from shoal.client.sampler import Sampling
+from shoal.node.admission import Admission
+from shoal.node.announcer import Announcer, Claim, Load
+from shoal.node.decision import Sensors
+from shoal.node.gate import WorkGate
+from shoal.node.guest import Guest
+from shoal.node.settings import GuestSettings
+from shoal.node.transfer_meter import TransferMeter
+from shoal.protocol.control import PauseReason
+from shoal.protocol.errors import CoverageGap, Draining
+from shoal.protocol.ids import PeerId
+from shoal.protocol.net.channel import Traffic
+from tests.checkpoints import SHAPES, write_checkpoint
+from tests.swarm.world import World, memory_swarm
+
+PROMPT = [5, 17, 3]
+SAMPLING = Sampling(max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pause") / "model"
+    write_checkpoint(directory, SHAPES["plain"], seed=22)
+    return directory
+
+
+@asynccontextmanager
+async def swarm_of(model: Path, cache: Path, words: list[str]) -> AsyncIterator[World]:
+    """A swarm whose nodes also keep their records as their gates say."""
+    async with memory_swarm(model, words, cache) as world:
+        renewing = [asyncio.create_task(announcer.run()) for announcer in world.announcers.values()]
+        yield world
+        for task in renewing:
+            task.cancel()
+        await asyncio.gather(*renewing, return_exceptions=True)
+
+
+async def answer(world: World) -> list[int]:
+    return [token.id async for token in world.swarm.stream(PROMPT, SAMPLING)]
+
+
+def busiest(world: World) -> PeerId:
+    return max(world.servers, key=lambda peer: world.servers[peer].metrics.requests_served)
+
+
+def test_a_pause_in_mid_answer_changes_no_token_and_stops_every_call(model: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm_of(model, tmp_path, ["all", "all"]) as world:
+            expected, tokens, paused = await answer(world), list[int](), busiest(world)
+            served_at_pause = 0
+            async for token in world.swarm.stream(PROMPT, SAMPLING):
+                tokens.append(token.id)
+                if token.index == 3:
+                    await world.gates[paused].close()
+                    served_at_pause = world.servers[paused].metrics.requests_served
+            assert tokens == expected
+            assert world.servers[paused].metrics.requests_served == served_at_pause
+            other = next(peer for peer in world.servers if peer != paused)
+            world.gates[paused].open()
+            await world.gates[other].close()
+            world.client.holders.holder(paused).health.paused_until = 0.0  # as after the second it is left alone for
+            await world.client.holders.refresh()
+            assert await answer(world) == expected  # the resumed node alone
+            assert world.servers[paused].metrics.requests_served > served_at_pause
+
+    asyncio.run(main())
+
+
+def test_a_paused_node_has_withdrawn_and_a_resumed_one_is_found_again(model: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm_of(model, tmp_path, ["all"]) as world:
+            gate = world.gates[world.peers[0]]
+
+            async def announced() -> bool:
+                await asyncio.sleep(0.05)  # the announcer's own turn
+                found = await world.client.directory.lookup(world.store.manifest.root, world.store.spec.moe_layers)
+                return any(record.experts for records in found.values() for record in records)
+
+            assert await announced()
+            await gate.close()
+            assert not await announced()
+            with pytest.raises(CoverageGap):
+                await answer(world)
+            gate.open()
+            assert await announced()
+
+    asyncio.run(main())
+
+
+class Machine:
+    """Sensors and a clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s, self.temperature_c = 1_795_348_800.0, 50.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def read(self, now_s: float, month_bytes: int) -> Sensors:
+        return Sensors(now_s, temperature_c=self.temperature_c, month_bytes=month_bytes)
+
+
+def guest_of(machine: Machine, tmp_path: Path, traffic: Traffic, settings: GuestSettings) -> Guest:
+    meter = TransferMeter(tmp_path / "t.json", traffic, lambda: "2026-11", settings.monthly_bytes)
+    return Guest(settings, machine.read, meter, machine.clock)
+
+
+class Switch(WorkGate):
+    """A gate that opens on nothing."""
+
+    def __init__(self) -> None:
+        claim = Claim(PeerId("x"), b"", {}, 1, 0, ())
+        announcer = Announcer(None, claim, lambda: Load(0, 0), lambda: 0.0)  # type: ignore[arg-type]
+        super().__init__(None, Admission(1), (), announcer)  # type: ignore[arg-type]
+
+    def open(self) -> None:
+        self._is_open = True
+
+    async def close(self) -> None:
+        self._is_open = False
+
+
+def test_the_guest_follows_the_owner_at_once_and_the_machine_at_the_next_look(tmp_path: Path) -> None:
+    async def main() -> None:
+        machine, gate, traffic = Machine(), Switch(), Traffic()
+        guest = guest_of(machine, tmp_path, traffic, GuestSettings(monthly_bytes=1000))
+        assert (await guest.first_verdict()).reason is None
+        guarding = asyncio.create_task(guest.run(gate))
+        await asyncio.sleep(0)
+        await guest.pause(7200)
+        assert not gate.is_open
+        assert guest.verdict.until_s == machine.now_s + 7200
+        await guest.resume()
+        assert gate.is_open
+        machine.temperature_c, machine.now_s = 95.0, machine.now_s + 6
+        await guest._look()
+        assert guest.verdict.reason is PauseReason.TEMPERATURE
+        await guest.resume()  # a resume does not cool a processor
+        assert not gate.is_open
+        machine.temperature_c, machine.now_s = 60.0, machine.now_s + 6
+        await guest._look()
+        assert guest.verdict.reason is None
+        traffic.bytes_sent = 1001
+        await guest._look()
+        assert guest.verdict.reason is PauseReason.MONTHLY_CAP
+        guarding.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_is_in_flight_is_finished_and_what_waits_too_long_is_refused(model: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with memory_swarm(model, ["all"], tmp_path) as world:
+            server, admission = world.servers[world.peers[0]], Admission(10**12)
+            gate = WorkGate(server, admission, [], world.announcers[world.peers[0]])
+            with admission.admit(5):
+                closing = asyncio.create_task(gate.close())
+                await asyncio.sleep(0)
+                with pytest.raises(Draining), admission.admit(1):
+                    pass
+                assert not closing.done()
+            await closing
+            gate.open()
+            with admission.admit(1):
+                pass
+
+    asyncio.run(main())
+
+
+def test_a_node_that_sends_slower_than_it_computes_says_busy_instead_of_queueing() -> None:
+    from shoal.protocol.errors import Busy
+
+    backlog = [0.0]
+    admission = Admission(10**12, lambda: backlog[0])
+    with admission.admit(1):
+        backlog[0] = 3.0
+        with pytest.raises(Busy) as caught, admission.admit(1):
+            pass
+    assert caught.value.retry_after_s == 3.0
