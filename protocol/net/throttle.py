@@ -97,6 +97,7 @@ class PacedTransport(asyncio.Transport):
     def __init__(self, inner: asyncio.WriteTransport, bucket: TokenBucket) -> None:
         super().__init__()
         self._inner = inner
+        self._protocol = inner.get_protocol()  # a TLS transport that has ended forgets it
         self._bucket = bucket
         self._queue: deque[memoryview] = deque()
         self._piece: memoryview | None = None
@@ -145,7 +146,7 @@ class PacedTransport(asyncio.Transport):
         return self._inner.get_extra_info(name, default)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._inner.get_protocol()
+        return self._protocol
 
     def can_write_eof(self) -> bool:
         return False
@@ -188,7 +189,7 @@ class PacedTransport(asyncio.Transport):
         return front[:size]
 
     def _update_writing(self) -> None:
-        protocol = self._inner.get_protocol()
+        protocol = self._protocol
         if not isinstance(protocol, asyncio.Protocol) or self._inner.is_closing():
             return
         if not self._is_paused and self._num_waiting > self._high:
