@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shoal.kernels import _native
 
 MAX_THREADS = 1024
-"""More than any machine has cores; each takes 320 KB."""
+"""More than any machine has cores; each takes 320 KB, or 650 KB with tiles."""
 
 PANEL_ROWS = 64
 """Rows that the kernels take at a time (csrc/layout.h): a matrix is padded to a multiple of them."""
@@ -48,6 +48,10 @@ class Isa(StrEnum):
     """AVX-512 F, BW, VL, DQ: fp32 arithmetic."""
     AVX512_BF16 = "avx512_bf16"
     """Also BF16 and VBMI: bf16 dot products in rounding 1, fp32 in rounding 0 and for f32 weights."""
+    AMX = "amx"
+    """Also AMX tiles, where the system permits them: for bf16 products, which is rounding 1 in all formats but f32."""
+    AMX_EMULATED = "amx_emulated"
+    """The loops of AMX on tiles of plain C++: runs everywhere, slowly, for tests. Never chosen unless it is named."""
 
 
 PANEL_ROWS = 64
@@ -85,7 +89,7 @@ def is_available() -> bool:
 
 
 def available_isas() -> tuple[Isa, ...]:
-    """The paths that this processor can run, the fastest last.
+    """The paths that this processor can run and the system permits, the fastest last; never `AMX_EMULATED`.
 
     Raises:
         RuntimeError: the extension is not there.

@@ -92,6 +92,7 @@ struct Ops {
   }
 };
 
+#include "engine.inl"
 #include "panel.inl"
 
 }  // namespace

@@ -7,6 +7,7 @@ namespace shoal {
 namespace {
 
 #include "avx512_ops.inl"
+#include "engine.inl"
 #include "panel.inl"
 
 }  // namespace

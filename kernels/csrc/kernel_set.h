@@ -22,6 +22,34 @@ constexpr size_t kScratchBytes = size_t{kPieceColumns} * kPanelRows * sizeof(flo
 
 using PanelFn = void (*)(const PanelArgs&);
 
+// Several panels times rows in tile registers (tiles.inl). x is bf16 in row blocks: 16 rows, 32 columns of each after the
+// other, so that 1 KiB is a tile; rows that pad a block may hold anything.
+constexpr int kNumTiles = 8;
+constexpr int kFirstWeightTile = 6;  // the tiles before it hold one row for each row of activations
+constexpr int kTileRowBytes = 64;
+constexpr int kMaxTilePanels = 4;  // more would crowd activations and sums of 512 rows out of a 2 MiB L2
+constexpr int64_t kTilePieceColumns = 256;
+constexpr int64_t kTilePieceBytes = kTilePieceColumns * kPanelRows * 2;
+constexpr int64_t kTileScratchBytes = kMaxTilePanels * kTilePieceBytes + 8 * kTileRows * kTileRowBytes;
+
+struct TilePanel {
+  const uint8_t* codes;
+  const uint8_t* scales;
+  float* out;  // f32[num_rows rounded up to 16, 64], overwritten
+};
+
+struct TileArgs {
+  TilePanel panels[kMaxTilePanels];
+  int num_panels;
+  int64_t columns;      // padded
+  const uint8_t* x;     // the first row block
+  int64_t block_bytes;  // from row block to row block
+  int64_t num_rows;
+  uint8_t* scratch;  // kTileScratchBytes, aligned to 64
+};
+
+using TilesFn = void (*)(const TileArgs&);
+
 // What stands between an expert's matrices (kernels/activation.py): g = min(gate, limit), u = up within +-limit,
 // h = g sigmoid(alpha g) (u + up_offset).
 struct Activation {
@@ -31,6 +59,7 @@ struct Activation {
 struct KernelSet {
   PanelFn panel_f32[kNumFormats];   // rows are fp32, products and sums in fp32
   PanelFn panel_bf16[kNumFormats];  // rows are bf16, bf16 dot products summed in fp32; nullptr where there are none
+  TilesFn tiles[kNumFormats];       // the same with other sums, used instead wherever there are some
 
   // h over n values; is_rounded: gate, up and h are rounded to bf16. h is f32 or bf16 (as uint16).
   void (*swiglu_f32)(const float* gate, const float* up, int64_t n, Activation activation, bool is_rounded, float* h);
@@ -49,10 +78,12 @@ struct KernelSet {
 };
 
 const KernelSet& portable_kernels();
+const KernelSet& amx_emulated_kernels();
 #ifdef SHOAL_X86
 const KernelSet& avx2_kernels();
 const KernelSet& avx512_kernels();
 const KernelSet& avx512_bf16_kernels();
+const KernelSet& amx_kernels();
 #endif
 
 }  // namespace shoal

@@ -8,9 +8,8 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 512;  // two blocks of results f32[512, 64] are 256 KiB: an eighth to a quarter of an L2
 constexpr int64_t kLineBytes = 64;
-constexpr size_t kBlockFloats = size_t{kRowsAtOnce} * kPanelRows;
+constexpr size_t kBlockFloats = size_t{Runner::kRowsAtOnce} * kPanelRows;
 
 uint16_t bf16_of(float value) {
   uint32_t bits;
@@ -51,31 +50,6 @@ void check_expert(const Expert& expert, int64_t hidden) {
 
 }  // namespace
 
-std::vector<Isa> available_isas() {
-  std::vector<Isa> found{Isa::kPortable};
-#ifdef SHOAL_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    found.push_back(Isa::kAvx2);
-  }
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    found.push_back(Isa::kAvx512);
-    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) found.push_back(Isa::kAvx512Bf16);
-  }
-#endif
-  return found;
-}
-
-const KernelSet& kernels_of(Isa isa) {
-#ifdef SHOAL_X86
-  if (isa == Isa::kAvx2) return avx2_kernels();
-  if (isa == Isa::kAvx512) return avx512_kernels();
-  if (isa == Isa::kAvx512Bf16) return avx512_bf16_kernels();
-#endif
-  return portable_kernels();
-}
-
 void MoeCall::check() const {
   for (const Expert* expert : experts) {
     check_expert(*expert, hidden);
@@ -94,9 +68,10 @@ void MoeCall::check() const {
 }
 
 Runner::Runner(Isa isa, int num_threads) : isa_(isa), kernels_(kernels_of(isa)), pool_(num_threads) {
-  for (int thread = 0; thread < num_threads; ++thread) {
-    scratch_.push_back(allocate_aligned(kScratchBytes + 2 * kBlockFloats * sizeof(float)));
-  }
+  const bool has_tiles = kernels_.tiles[static_cast<int>(Format::kBf16)] != nullptr;
+  const size_t size_bytes = std::max(kScratchBytes + 2 * kBlockFloats * sizeof(float),
+                                     has_tiles ? kTileScratchBytes + kMaxTilePanels * kBlockFloats * sizeof(float) : 0);
+  for (int thread = 0; thread < num_threads; ++thread) scratch_.push_back(allocate_aligned(size_bytes));
   row_pointers_.resize(static_cast<size_t>(num_threads), std::vector<const void*>(kRowsAtOnce));
 }
 
@@ -119,30 +94,33 @@ Runner::Rows Runner::make_rows(Buffer& buffer, int64_t num_rows, int64_t padded_
   return {buffer.of_size(static_cast<size_t>(num_rows * stride_bytes)), stride_bytes, is_bf16};
 }
 
-void Runner::convert_x(const uint8_t* x, XType x_type, int64_t columns, int64_t row, Rounding rounding,
-                       const Rows& to) const {
-  uint8_t* const out = to.row(row);
-  const int64_t out_bytes = to.is_bf16 ? 2 : 4;
-  std::memset(out + columns * out_bytes, 0, static_cast<size_t>(to.stride_bytes - columns * out_bytes));
-  const int64_t first = row * columns;
-  if (x_type == XType::kBf16 && to.is_bf16) {
-    std::memcpy(out, x + 2 * first, static_cast<size_t>(2 * columns));
+void Runner::convert_values(const uint8_t* x, XType x_type, int64_t count, Rounding rounding, bool to_bf16, uint8_t* out) {
+  if (x_type == XType::kBf16 && to_bf16) {
+    std::memcpy(out, x, static_cast<size_t>(2 * count));
     return;
   }
-  for (int64_t column = 0; column < columns; ++column) {
+  for (int64_t i = 0; i < count; ++i) {
     uint16_t half;
     float value;
     if (x_type == XType::kBf16) {
-      std::memcpy(&half, x + 2 * (first + column), 2);
+      std::memcpy(&half, x + 2 * i, 2);
       value = float_of_bf16(half);
     } else {
-      std::memcpy(&value, x + 4 * (first + column), 4);
+      std::memcpy(&value, x + 4 * i, 4);
       half = bf16_of(value);
       if (rounding == Rounding::kBf16) value = float_of_bf16(half);
     }
-    if (to.is_bf16) std::memcpy(out + 2 * column, &half, 2);
-    else std::memcpy(out + 4 * column, &value, 4);
+    if (to_bf16) std::memcpy(out + 2 * i, &half, 2);
+    else std::memcpy(out + 4 * i, &value, 4);
   }
+}
+
+void Runner::convert_x(const uint8_t* x, XType x_type, int64_t columns, int64_t row, Rounding rounding,
+                       const Rows& to) const {
+  uint8_t* const out = to.row(row);
+  const int64_t out_bytes = to.is_bf16 ? 2 : 4, x_bytes = x_type == XType::kBf16 ? 2 : 4;
+  std::memset(out + columns * out_bytes, 0, static_cast<size_t>(to.stride_bytes - columns * out_bytes));
+  convert_values(x + row * columns * x_bytes, x_type, columns, rounding, to.is_bf16, out);
 }
 
 void Runner::multiply(const Matrix& matrix, int64_t panel, const void* const* rows, int64_t num_rows, bool is_bf16,
@@ -213,6 +191,7 @@ void Runner::run(const MoeCall& call) {
     std::memset(call.y, 0, static_cast<size_t>(call.num_rows * call.hidden) * sizeof(float));
     return;
   }
+  if (uses_tiles(call.experts[0]->gate->format(), call.rounding)) return run_tiles(call);
   const Matrix &gate = *call.experts[0]->gate, &down_matrix = *call.experts[0]->down;
   const bool is_bf16 = uses_bf16(gate.format(), call.rounding);
   const Rows x = make_rows(x_, call.num_rows, gate.padded_columns(), is_bf16);
@@ -250,6 +229,7 @@ void Runner::run(const MoeCall& call) {
 void Runner::linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
                     Rounding rounding, float* y) {
   const std::lock_guard lock(mutex_);
+  if (uses_tiles(matrix.format(), rounding)) return linear_tiles(matrix, x, x_type, num_rows, y);
   const bool is_bf16 = uses_bf16(matrix.format(), rounding);
   const int64_t group_width = matrix.rows() / num_groups, num_all = num_rows * num_groups;
   const Rows rows = make_rows(x_, num_all, matrix.padded_columns(), is_bf16);

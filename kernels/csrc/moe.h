@@ -5,20 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
+#include "isa.h"
 #include "kernel_set.h"
 #include "matrix.h"
 #include "pool.h"
 
 namespace shoal {
-
-enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-
-// The paths that this processor can run, the fastest last.
-std::vector<Isa> available_isas();
-const KernelSet& kernels_of(Isa isa);
 
 // One for each of a matrix's rows, then zeros up to its last panel's end; empty: none.
 using Bias = std::vector<float>;
@@ -52,6 +46,9 @@ struct MoeCall {
 // Threads and memory for calls. Calls from several threads run one after another.
 class Runner {
  public:
+  // Results of these many rows, f32[512, 64], are 128 KiB: kernels keep two of them, or four, in an L2.
+  static constexpr int64_t kRowsAtOnce = 512;
+
   Runner(Isa isa, int num_threads);
   Isa isa() const { return isa_; }
   int num_threads() const { return pool_.num_threads(); }
@@ -81,6 +78,15 @@ class Runner {
     uint8_t* row(int64_t i) const { return data + i * stride_bytes; }
   };
 
+  // bf16 in row blocks, as TileArgs has them.
+  struct RowBlocks {
+    uint8_t* data;
+    int64_t block_bytes;
+    int64_t columns;  // padded
+    uint8_t* at(int64_t block, int64_t row, int64_t column) const;  // column: a multiple of 32
+  };
+
+  static void convert_values(const uint8_t* x, XType x_type, int64_t count, Rounding rounding, bool to_bf16, uint8_t* out);
   bool uses_bf16(Format format, Rounding rounding) const;
   Rows make_rows(Buffer& buffer, int64_t num_rows, int64_t padded_columns, bool is_bf16);
   void convert_x(const uint8_t* x, XType x_type, int64_t columns, int64_t row, Rounding rounding, const Rows& to) const;
@@ -90,6 +96,21 @@ class Runner {
   void gate_and_up(const MoeCall& call, const Expert& expert, int64_t panel, int64_t begin, int64_t end, const Rows& x,
                    const Rows& hidden, int thread);
   void down(const MoeCall& call, int64_t panel, const Rows& hidden, int thread);
+
+  // moe_tiles.cpp: the same with tile registers, in rounding 1.
+  bool uses_tiles(Format format, Rounding rounding) const;
+  void run_tiles(const MoeCall& call);
+  void linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, float* y);
+  static RowBlocks make_blocks(Buffer& buffer, int64_t num_blocks, int64_t padded_columns);
+  static std::vector<int64_t> first_blocks(const MoeCall& call);
+  void fill_block_row(const uint8_t* x, XType x_type, int64_t columns, const RowBlocks& to, int64_t block, int64_t row) const;
+  void multiply_tiles(const std::vector<const Matrix*>& matrices, int64_t panel, int64_t num_panels, const RowBlocks& x,
+                      int64_t block, int64_t num_rows, int thread);
+  float* tile_sums(int thread, int panel) const;
+  void gate_and_up_tiles(const MoeCall& call, size_t e, int64_t panel, int64_t num_panels, int64_t first_block,
+                         const RowBlocks& x, const RowBlocks& hidden, int thread);
+  void down_tiles(const MoeCall& call, const std::vector<int64_t>& first_block, int64_t panel, int64_t num_panels,
+                  const RowBlocks& hidden, int thread);
 
   Isa isa_;
   const KernelSet& kernels_;

@@ -207,11 +207,9 @@ double probe_multiply(Runner& runner) {
   return runner.probe_multiply();
 }
 
-constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
-
 std::vector<std::string> features() {
   std::vector<std::string> names;
-  for (const Isa isa : available_isas()) names.emplace_back(kIsaNames[static_cast<int>(isa)]);
+  for (const Isa isa : available_isas()) names.emplace_back(name_of(isa));
   return names;
 }
 
@@ -219,10 +217,7 @@ std::unique_ptr<Runner> make_runner(const std::string& isa_name, int num_threads
   if (num_threads < 1 || num_threads > kMaxThreads) {
     refuse("threads must be 1.." + std::to_string(kMaxThreads) + ", not " + std::to_string(num_threads));
   }
-  for (const Isa isa : available_isas()) {
-    if (isa_name == kIsaNames[static_cast<int>(isa)]) return std::make_unique<Runner>(isa, num_threads);
-  }
-  refuse("this processor has no path '" + isa_name + "'");
+  return std::make_unique<Runner>(isa_named(isa_name), num_threads);
 }
 
 }  // namespace

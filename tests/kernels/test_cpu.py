@@ -18,7 +18,8 @@ from tests.kernels.cpu_cases import Case, case, distance, exact, expert, pack, s
 if not cpu.is_available():
     pytest.skip("needs the C++ kernels, which were not built", allow_module_level=True)
 
-ISAS = cpu.available_isas()
+ISAS = (*cpu.available_isas(), Isa.AMX_EMULATED)
+"""Every path that can run here, and the loops of AMX on tiles of plain C++."""
 GROUP_SIZES = [0, 1, 3, 17, 257]
 FOUR_BIT = (Format.INT4_G32, Format.INT4_G128, Format.MXFP4)
 SHAPES = [(200, 136), (128, 64), (72, 322)]
