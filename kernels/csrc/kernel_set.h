@@ -30,7 +30,7 @@ constexpr int kTileRowBytes = 64;
 constexpr int kMaxTilePanels = 4;  // more would crowd activations and sums of 512 rows out of a 2 MiB L2
 constexpr int64_t kTilePieceColumns = 256;
 constexpr int64_t kTilePieceBytes = kTilePieceColumns * kPanelRows * 2;
-constexpr int64_t kTileScratchBytes = kMaxTilePanels * kTilePieceBytes + 8 * kTileRows * kTileRowBytes;
+constexpr int64_t kTileScratchBytes = kTilePieceBytes + 8 * kTileRows * kTileRowBytes;
 
 struct TilePanel {
   const uint8_t* codes;

@@ -196,7 +196,7 @@ void multiply_piece(Tiles& tiles, const TilePiece& piece, uint8_t* staging) {
 template <Format F>
 void multiply_rows(Tiles& tiles, const TileArgs& a, const TilePanel& panel, const uint8_t* weights, int64_t column,
                    int64_t columns, bool is_first_panel) {
-  uint8_t* const staging = a.scratch + kMaxTilePanels * kTilePieceBytes;
+  uint8_t* const staging = a.scratch + kTilePieceBytes;
   const uint8_t* const x = a.x + column / kTileColumns * kActivationTileBytes;
   const int64_t num_blocks = (a.num_rows + kTileRows - 1) / kTileRows, last = num_blocks - num_blocks % 2;
   TilePiece piece{weights, panel.scales, x, nullptr, a.block_bytes, column, columns, a.num_rows, 0, panel.out};
@@ -222,13 +222,12 @@ void multiply_rows(Tiles& tiles, const TileArgs& a, const TilePanel& panel, cons
 template <Format F>
 void multiply_tiles(const TileArgs& a) {
   Tiles tiles(a.num_rows < kTileRows ? static_cast<int>(a.num_rows) : kTileRows);
-  const uint8_t* weights[kMaxTilePanels];
   for (int64_t column = 0; column < a.columns; column += kTilePieceColumns) {
     const int64_t columns = a.columns - column < kTilePieceColumns ? a.columns - column : kTilePieceColumns;
     for (int i = 0; i < a.num_panels; ++i) {
-      weights[i] = ready_for_tiles<F>(a.panels[i], column, columns, a.scratch + i * kTilePieceBytes);
+      const uint8_t* const weights = ready_for_tiles<F>(a.panels[i], column, columns, a.scratch);
+      multiply_rows<F>(tiles, a, a.panels[i], weights, column, columns, i == 0);
     }
-    for (int i = 0; i < a.num_panels; ++i) multiply_rows<F>(tiles, a, a.panels[i], weights[i], column, columns, i == 0);
   }
 }
 
