@@ -89,6 +89,34 @@ void accumulate(float* __restrict y, const float* __restrict term, float weight,
 
 // -------------------------------------------------------------------------------------- few rows: decode in registers
 
+// One chunk of N tiles times M rows. Many rows share a broadcast among the tiles, for which all of their weights must fit
+// into registers; few rows take tile after tile, and the broadcast is part of the multiplication.
+template <class E, Format F, int M, int N>
+inline void add_chunk(const uint8_t* from, const typename E::X* const* x, int64_t step, Ops::V (&sum)[M][N]) {
+  using S = Shape<E, F>;
+  if constexpr (M > 4 && N * S::kSteps <= 8) {
+    typename E::Weight w[N][S::kSteps];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) E::template decode<F>(from + n * kChunkBytes, w[n]);
+#pragma GCC unroll 8
+    for (int s = 0; s < S::kSteps; ++s)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[m][n] = E::multiply_add(sum[m][n], w[n][s], x[m] + step + s);
+  } else {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      typename E::Weight w[S::kSteps];
+      E::template decode<F>(from + n * kChunkBytes, w);
+#pragma GCC unroll 8
+      for (int s = 0; s < S::kSteps; ++s)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) sum[m][n] = E::multiply_add(sum[m][n], w[s], x[m] + step + s);
+    }
+  }
+}
+
 // Sums of one group of columns for M rows and N tiles from `tile`, decoding on the way.
 template <class E, Format F, int M, int N>
 inline void sum_group_decoding(const uint8_t* codes, const typename E::X* const* x, int64_t step, int tile,
@@ -97,17 +125,7 @@ inline void sum_group_decoding(const uint8_t* codes, const typename E::X* const*
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) sum[m][n] = Ops::zero();
   for (int chunk = 0; chunk < S::kGroupChunks; ++chunk) {
-    const uint8_t* from = codes + chunk * S::kStepBytes + tile * kChunkBytes;
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      typename E::Weight w[S::kSteps];
-      E::template decode<F>(from + n * kChunkBytes, w);
-#pragma GCC unroll 8
-      for (int s = 0; s < S::kSteps; ++s)
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-          sum[m][n] = E::multiply_add(sum[m][n], w[s], x[m] + step + chunk * S::kSteps + s);
-    }
+    add_chunk<E, F, M, N>(codes + chunk * S::kStepBytes + tile * kChunkBytes, x, step + chunk * S::kSteps, sum);
     if (tile == 0) Ops::prefetch_stream(codes + chunk * S::kStepBytes);
   }
 }
@@ -235,15 +253,15 @@ void many_rows(const PanelArgs& a) {
   }
 }
 
-// Rows up to which decoding again for each pair of tiles beats a stored piece. Measured with 8 rows on Zen 5: bf16, which
-// needs no decoding, 2.51 ms against 3.27; int8 2.12 against 2.01.
-template <Format F>
+// Rows up to which decoding in registers beats a stored piece. In fp32 only for codes that need no decoding: others become
+// too many vectors.
+template <class E, Format F>
 constexpr int rows_decoding() {
   const bool is_plain = codes_of(F) == Codes::kBf16 || codes_of(F) == Codes::kF32;
-  return is_plain || Ops::kRowsDecoding < 4 ? Ops::kRowsDecoding : 4;
+  return is_plain || E::kColumnsPerStep == 2 || Ops::kRowsDecoding < 4 ? Ops::kRowsDecoding : 4;
 }
 
-template <class E, Format F, int M = rows_decoding<F>()>
+template <class E, Format F, int M = rows_decoding<E, F>()>
 inline void dispatch_few(const PanelArgs& a) {
   if constexpr (M > 0) {
     if (a.num_rows == M) return few_rows<E, F, M>(a);
@@ -253,7 +271,7 @@ inline void dispatch_few(const PanelArgs& a) {
 
 template <class E, Format F>
 void panel(const PanelArgs& a) {
-  if (a.num_rows > rows_decoding<F>()) return many_rows<E, F>(a);
+  if (a.num_rows > rows_decoding<E, F>()) return many_rows<E, F>(a);
   dispatch_few<E, F>(a);
 }
 
