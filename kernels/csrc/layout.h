@@ -17,7 +17,7 @@ enum class Format : int {
   kBf16 = 2,
   kF32 = 3,
   kInt8G128 = 4,  // -127..127, one bf16 scale per row and 128 columns
-  kInt4G32 = 5,   // -8..7, one bf16 scale per row and 32 columns
+  kInt4G32 = 5,   // -8..7, one bf16 scale of 5 significant bits per row and 32 columns
   kInt4G128 = 6,
   kMxfp4 = 7,     // e2m1, one E8M0 scale per row and 32 columns
 };

@@ -88,6 +88,11 @@ void check_product(float scale, float maximum) {
   if (!std::isfinite(scale * maximum)) refuse("a value that is not finite");
 }
 
+// docs/adr/0007: five bits, of which bf16 stores four, times a code's three are a bf16 number.
+void check_int4_scale(uint8_t low_byte) {
+  if (low_byte & 7) refuse("an int4 scale of more than 5 significant bits");
+}
+
 void check_codes(const StoredWeight& stored) {
   const int64_t size = stored.rows * stored.columns;
   bool is_bad = false;
@@ -242,6 +247,7 @@ void Matrix::pack_scales(const StoredWeight& stored) {
         }
         case Scales::kBf16Row:
           check_product(bf16_at(stored.scale, row * groups + g), largest);
+          if (codes_of(format_) == Codes::kNibble) check_int4_scale(stored.scale[2 * (row * groups + g)]);
           std::memcpy(scales_.get() + 2 * packed, stored.scale + 2 * (row * groups + g), 2);
           break;
         default:

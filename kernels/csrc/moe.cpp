@@ -229,7 +229,9 @@ void Runner::run(const MoeCall& call) {
 void Runner::linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
                     Rounding rounding, float* y) {
   const std::lock_guard lock(mutex_);
-  if (uses_tiles(matrix.format(), rounding)) return linear_tiles(matrix, x, x_type, num_rows, y);
+  if (uses_tiles(matrix.format(), rounding)) {
+    return linear_tiles(matrix, x, x_type, num_rows, num_groups, y);
+  }
   const bool is_bf16 = uses_bf16(matrix.format(), rounding);
   const int64_t group_width = matrix.rows() / num_groups, num_all = num_rows * num_groups;
   const Rows rows = make_rows(x_, num_all, matrix.padded_columns(), is_bf16);

@@ -100,7 +100,7 @@ class Runner {
   // moe_tiles.cpp: the same with tile registers, in rounding 1.
   bool uses_tiles(Format format, Rounding rounding) const;
   void run_tiles(const MoeCall& call);
-  void linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, float* y);
+  void linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups, float* y);
   static RowBlocks make_blocks(Buffer& buffer, int64_t num_blocks, int64_t padded_columns);
   static std::vector<int64_t> first_blocks(const MoeCall& call);
   void fill_block_row(const uint8_t* x, XType x_type, int64_t columns, const RowBlocks& to, int64_t block, int64_t row) const;

@@ -168,25 +168,31 @@ void Runner::run_tiles(const MoeCall& call) {
   });
 }
 
-void Runner::linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, float* y) {
-  const int64_t num_blocks = num_blocks_of(num_rows), row_bytes = matrix.columns() * (x_type == XType::kBf16 ? 2 : 4);
-  const RowBlocks blocks = make_blocks(x_, num_blocks, matrix.padded_columns());
-  pool_.run(num_blocks, [&](int, int64_t block) {
-    for (int64_t row = block * kTileRows; row < std::min(num_rows, (block + 1) * kTileRows); ++row) {
-      fill_block_row(x + row * row_bytes, x_type, matrix.columns(), blocks, block, row % kTileRows);
+void Runner::linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
+                          float* y) {
+  const int64_t group_blocks = num_blocks_of(num_rows), row_bytes = matrix.columns() * (x_type == XType::kBf16 ? 2 : 4);
+  const RowBlocks blocks = make_blocks(x_, group_blocks * num_groups, matrix.padded_columns());
+  pool_.run(group_blocks * num_groups, [&](int, int64_t block) {
+    const int64_t group = block / group_blocks, first = block % group_blocks * kTileRows;
+    for (int64_t row = first; row < std::min<int64_t>(num_rows, first + kTileRows); ++row) {
+      const uint8_t* const from = x + (group * num_rows + row) * row_bytes;
+      fill_block_row(from, x_type, matrix.columns(), blocks, block, row - first);
     }
   });
-  const int64_t at_once = panels_at_once(matrix.num_panels(), num_threads(), kMaxTilePanels);
-  pool_.run((matrix.num_panels() + at_once - 1) / at_once, [&](int thread, int64_t item) {
-    const int64_t panel = item * at_once, num_panels = std::min(at_once, matrix.num_panels() - panel);
+  const int64_t group_width = matrix.rows() / num_groups, group_panels = matrix.num_panels() / num_groups;
+  const int64_t at_once = std::min(group_panels, panels_at_once(matrix.num_panels(), num_threads(), kMaxTilePanels));
+  const int64_t group_items = (group_panels + at_once - 1) / at_once;
+  pool_.run(group_items * num_groups, [&](int thread, int64_t item) {
+    const int64_t group = item / group_items, panel = item % group_items * at_once;  // panel: of the group's
+    const int64_t num_panels = std::min(at_once, group_panels - panel);
     for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
-      const int64_t count = std::min(kRowsAtOnce, num_rows - first);
-      multiply_tiles({&matrix}, panel, num_panels, blocks, first / kTileRows, count, thread);
+      const int64_t count = std::min(kRowsAtOnce, num_rows - first), block = group * group_blocks + first / kTileRows;
+      multiply_tiles({&matrix}, group * group_panels + panel, num_panels, blocks, block, count, thread);
       for (int64_t i = 0; i < num_panels; ++i) {
-        const int64_t column = (panel + i) * kPanelRows, width = std::min<int64_t>(kPanelRows, matrix.rows() - column);
+        const int64_t column = (panel + i) * kPanelRows, width = std::min<int64_t>(kPanelRows, group_width - column);
         for (int64_t row = 0; row < count; ++row) {
-          std::memcpy(y + (first + row) * matrix.rows() + column, tile_sums(thread, int(i)) + row * kPanelRows,
-                      static_cast<size_t>(width) * sizeof(float));
+          std::memcpy(y + (group * num_rows + first + row) * group_width + column,
+                      tile_sums(thread, int(i)) + row * kPanelRows, static_cast<size_t>(width) * sizeof(float));
         }
       }
     }

@@ -13,7 +13,7 @@ from shoal.kernels.reference import Biases, activate, grouped_swiglu
 from tests.kernels.cpu_cases import Between, Case, case, distance, exact, expert
 
 needs_kernels = pytest.mark.skipif(not cpu.is_available(), reason="needs the C++ kernels, which were not built")
-ISAS = cpu.available_isas() if cpu.is_available() else ()
+ISAS = (*cpu.available_isas(), Isa.AMX_EMULATED) if cpu.is_available() else ()
 
 GROUP_SIZES = [0, 1, 3, 17, 70]
 GPT_OSS_EXPERT = Between(GPT_OSS, has_biases=True)
