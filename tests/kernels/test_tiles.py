@@ -1,4 +1,4 @@
-"""The AMX path: sums bit for bit in the order of Intel's manual, on real tiles where there are any and on software's."""
+"""The AMX path: sums bit for bit in the order of Intel's manual, on real tiles if there are any, else on software's."""
 
 import numpy as np
 import pytest
