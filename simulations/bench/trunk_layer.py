@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shoal.client.trunk.checkpoint import load_trunk
 from shoal.client.trunk.head_maps import HeadSplit
+from shoal.client.trunk.kv_cache import Rows
 from shoal.client.trunk.linear import HeadMaps, Linear
 from shoal.client.trunk.linear_maker import DenseMaker, LinearMaker, TrunkFormat, linear_maker
 from shoal.client.trunk.model import Trunk
@@ -188,10 +189,10 @@ def _call(runner: asyncio.Runner, trunk: Trunk, num_tokens: int) -> Call:
     cache, experts = trunk.new_cache(), NoExperts()
     generator = torch.Generator().manual_seed(1)
     context, new = (torch.randn(n, HIDDEN, generator=generator).bfloat16() for n in (CONTEXT_TOKENS, num_tokens))
-    runner.run(trunk.run_span(context, cache, experts))
+    runner.run(trunk.run_span(context, [Rows(CONTEXT_TOKENS, cache)], experts))
 
     def call(_: int) -> Tensor:
         cache.truncate(CONTEXT_TOKENS)
-        return runner.run(trunk.run_span(new, cache, experts))
+        return runner.run(trunk.run_span(new, [Rows(num_tokens, cache)], experts))
 
     return call
