@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import parse_ids
+from shoal.cli.options import DTypeOption, TrunkFormatOption, parse_ids
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 
@@ -27,6 +27,39 @@ def wire(
 
         async def measure() -> None:
             result = await bench_wire(num_exchanges=exchanges)
+            print(json.dumps(result) if as_json else table(result))
+
+        run_coroutine(measure)
+
+
+@bench_app.command()
+def throughput(
+    streams: Annotated[str, typer.Option(help="Answers at a time, e.g. 1,8,32.")] = "1,2,4,8,16",
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 64,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures every number of streams.", min=1)] = 5,
+    nodes: Annotated[int, typer.Option(help="Node processes.", min=1, max=64)] = 4,
+    replicas: Annotated[int, typer.Option(help="Holders of every expert.", min=1)] = 2,
+    dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
+    trunk_format: Annotated[
+        TrunkFormatOption, typer.Option(help="How the trunk's linears are held.")
+    ] = TrunkFormatOption.DENSE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What many answers at a time get in all, through a swarm of processes on this machine."""
+    with reporting_errors():
+        from shoal.simulations.fork_server import start_fork_server
+
+        context = start_fork_server()  # it imports while we do
+        from shoal.simulations.bench.throughput import ThroughputSettings, bench_throughput, table
+        from shoal.simulations.demo_model import MODEL_DIRECTORY
+        from shoal.simulations.local import LocalSwarmSettings
+
+        swarm = LocalSwarmSettings(MODEL_DIRECTORY, nodes, replicas)
+        counts = parse_ids(streams) or []
+        settings = ThroughputSettings(swarm, counts, tokens, rounds, dtype.value, trunk_format.value)
+
+        async def measure() -> None:
+            result = await bench_throughput(context, settings)
             print(json.dumps(result) if as_json else table(result))
 
         run_coroutine(measure)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shoal.client.sampler import Sampling
     from shoal.client.settings import SwarmSettings
     from shoal.client.swarm import Swarm
+    from shoal.client.swarm_health import SwarmHealth
     from shoal.protocol.errors import (
         Busy,
         CheckpointError,
@@ -46,6 +47,7 @@ __all__ = [
     "Sampling",
     "ShoalError",
     "Swarm",
+    "SwarmHealth",
     "SwarmSettings",
     "Token",
     "TokenConstraint",
@@ -59,6 +61,7 @@ _HOMES = {
     "Generation": "generate",
     "Sampling": "sampler",
     "Swarm": "swarm",
+    "SwarmHealth": "swarm_health",
     "SwarmSettings": "settings",
     "Token": "generate",
     "TokenConstraint": "constraint",

@@ -10,12 +10,12 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable
 from collections.abc import Sequence as Ids
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import torch
 
 from shoal.client.answer_text import AnswerText
 from shoal.client.constraint import TokenConstraint
+from shoal.client.engine_load import EngineLoad
 from shoal.client.engine_settings import PREFILL_CHUNK, EngineSettings
 from shoal.client.generation import FinishReason, Generation, Recorder, Token
 from shoal.client.logprobs import MAX_TOP_LOGPROBS, TokenScore
@@ -33,17 +33,6 @@ __all__ = ["PREFILL_CHUNK", "Engine", "EngineLoad", "FinishReason", "Generation"
 
 MIN_RETRY_S, MAX_RETRY_S = 0.5, 60.0
 """What a full engine asks for: no less than a polite client would wait anyway, no more than it would believe."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """What an engine is busy with."""
-
-    num_running: int
-    num_waiting: int
-    kv_bytes: int
-    """Memory of the KV caches of all running streams."""
-    kv_budget_bytes: int
 
 
 class Engine:
@@ -157,6 +146,11 @@ class Engine:
         return sampling.max_tokens or self.context_length - len(prompt_ids)
 
     @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: those of the model's config, and the tokenizer's own."""
+        return frozenset(self.trunk.config.eos_token_ids + (self.tokenizer.end_token_ids if self.tokenizer else ()))
+
+    @property
     def load(self) -> EngineLoad:
         """What it is busy with now."""
         scheduler = self._scheduler
@@ -189,9 +183,7 @@ class Engine:
         return Answering(prompt_ids, sampler, text, Ending(max_tokens, self._end_ids(sampling)), self._timing.clock())
 
     def _end_ids(self, sampling: Sampling) -> frozenset[int]:
-        if sampling.ignore_eos:
-            return frozenset()
-        return frozenset(self.trunk.config.eos_token_ids + (self.tokenizer.end_token_ids if self.tokenizer else ()))
+        return frozenset() if sampling.ignore_eos else self.end_token_ids
 
     # A stream's life: it is submitted, it reads its results, it leaves.
 

@@ -27,6 +27,7 @@ from shoal.client.peers import PeerSnapshot, snapshot
 from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
+from shoal.client.swarm_health import SwarmHealth, swarm_health
 from shoal.client.tally import Observers
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.linear_maker import TrunkFormat, require_kernels
@@ -151,6 +152,31 @@ class Swarm:
     def expert_bytes(self) -> int:
         """Bytes of one routed expert as stored."""
         return self._model.expert_bytes
+
+    def health(self) -> SwarmHealth:
+        """Coverage, holders and what the engine is busy with, from memory: cheap enough for a health check."""
+        num_holders = sum(peer.is_usable for peer in self.peers())
+        return swarm_health(self.coverage(), num_holders, self.engine.load)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together: the model's context, or what of it fits `kv_cache_bytes`."""
+        return self.engine.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the model's logits, and of a constraint's masks; a tokenizer may know fewer tokens."""
+        return self.engine.trunk.config.vocab_size
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.engine.end_token_ids
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Encodes, decodes and renders conversations (`thinking` and tools included); None if the model has none."""
+        return self.engine.tokenizer
 
     @property
     def model_root(self) -> str:

@@ -148,6 +148,25 @@ def test_an_expert_that_nobody_holds_is_a_coverage_gap_with_its_place(model: Pat
     in_swarm(model, tmp_path, ["0-6", "0-6"], act)
 
 
+def test_health_says_what_is_missing_and_what_is_going_on(model: Path, tmp_path: Path) -> None:
+    async def act(world: World) -> list[int]:
+        stream = world.swarm.stream(PROMPT, SAMPLING)
+        await anext(stream)
+        busy = world.swarm.health()
+        assert (busy.is_whole, busy.min_replicas, busy.num_holders, busy.load.num_running) == (True, 1, 2, 1)
+        await stream.aclose()
+        world.network.kill(world.peers[1])
+        with pytest.raises(CoverageGap):
+            await plain(world)
+        broken = world.swarm.health()
+        assert (broken.is_whole, broken.min_replicas, broken.num_holders) == (False, 0, 1)
+        assert (broken.num_experts, broken.num_missing, broken.first_missing) == (2 * 8, 2 * 4, (1, 4))
+        assert (broken.load.num_running, broken.load.kv_bytes) == (0, 0)
+        return []
+
+    in_swarm(model, tmp_path, ["0-3", "4-7"], act)
+
+
 def test_a_directory_that_has_lost_every_record_does_not_part_us_from_our_holders(model: Path, tmp_path: Path) -> None:
     async def act(world: World) -> list[int]:
         world.client.directory.now_s += 1000
