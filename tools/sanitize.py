@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
-TESTS = ("tests/kernels", "tests/experts/test_cpu_backend.py")
+TESTS = ("tests/kernels", "tests/experts/test_cpu_backend.py", "tests/experts/test_bad_input.py")
 
 
 def main() -> None:
