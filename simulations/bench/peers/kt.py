@@ -24,6 +24,9 @@ CLASSES = {
 }
 """Class, bits of a weight, columns of a group (0: it quantizes by itself, from bf16)."""
 
+QUANTIZED_BY_IT = ("int8", "int4")
+"""They take bf16 weights of all experts in one piece."""
+
 MAX_ROWS = 512
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
@@ -43,9 +46,12 @@ class KTransformers:
         self.held: dict[str, Floats] | None = None
         self._kept = self._give(config, task, bits, group)
         self._moe = getattr(kt_kernel_ext.moe, name)(config)
-        copies_of_first = torch.zeros(self._count, dtype=torch.int64)
-        self._infer.submit(self._moe.load_weights_task(copies_of_first.data_ptr()))
+        # not a map of all experts to the first: then the others' memory is never written, and reads of it cost nothing
+        each_its_own = torch.arange(self._count)
+        self._infer.submit(self._moe.load_weights_task(each_its_own.data_ptr()))
         self._infer.sync()
+        if task.variant in QUANTIZED_BY_IT:
+            self._kept.clear()  # gigabytes of bf16
         self._y = torch.empty(0)
 
     @property
@@ -78,7 +84,9 @@ class KTransformers:
             kept += [data, scale]
             if held is not None:
                 self.held = (self.held or {}) | {name: held.numpy()}
-            if task.variant in ("int8", "int4"):
+            if task.variant in QUANTIZED_BY_IT:
+                data = data.expand(self._count, *data.shape).contiguous()
+                kept.append(data)
                 setattr(config, f"{name}_proj", data.data_ptr())
             else:
                 setattr(config, f"{name}_projs", [[data.data_ptr()] * self._count])
