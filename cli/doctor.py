@@ -13,7 +13,7 @@ from shoal.cli.options import JsonOption, NameOption
 from shoal.protocol.control import Coverage, GetCoverage
 
 if TYPE_CHECKING:
-    from shoal.node.doctor import Finding
+    from shoal.node.doctor import Diagnosis, Finding
     from shoal.node.settings import NodeSettings
 
 SIGNS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
@@ -28,12 +28,12 @@ def doctor(
     with reporting_errors():
 
         async def show() -> None:
-            findings = await _diagnose(name, model)
+            diagnosis = await _diagnose(name, model)
             if as_json:
-                print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+                print(json.dumps(asdict(diagnosis)))
             else:
-                print("\n".join(line for finding in findings for line in _lines(finding)))
-            if any(finding.level == "fail" for finding in findings):
+                print("\n".join(line for finding in diagnosis.findings for line in _lines(finding)))
+            if any(finding.level == "fail" for finding in diagnosis.findings):
                 raise SystemExit(1)
 
         run_coroutine(show)
@@ -44,7 +44,7 @@ def _lines(finding: "Finding") -> list[str]:
     return [*said, f"               Try: {finding.try_command}"] if finding.try_command else said
 
 
-async def _diagnose(name: str | None, model: Path | None) -> "list[Finding]":
+async def _diagnose(name: str | None, model: Path | None) -> "Diagnosis":
     import time
 
     from shoal.cli.settings_file import settings_path

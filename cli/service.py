@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -58,11 +59,13 @@ def uninstall(name: NameOption = None) -> None:
 def status(name: NameOption = None, as_json: JsonOption = False) -> None:
     """Say whether the service is installed and runs; exits 3 if it does not run."""
     with reporting_errors():
+        from shoal.node.service import ServiceStatus
+
         path = _path(name or "node")
-        said = {"path": str(path), "is_installed": path.exists(), "is_running": _is_running(path)}
-        words = "runs" if said["is_running"] else "does not run" if said["is_installed"] else "is not installed"
-        print(json.dumps(said) if as_json else f"{path.name} {words}")
-        if not said["is_running"]:
+        said = ServiceStatus(str(path), path.exists(), _is_running(path))
+        words = "runs" if said.is_running else "does not run" if said.is_installed else "is not installed"
+        print(json.dumps(asdict(said)) if as_json else f"{path.name} {words}")
+        if not said.is_running:
             raise SystemExit(3)
 
 

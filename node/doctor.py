@@ -41,6 +41,13 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings, in the order of the checks."""
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was found on this machine. None: it can not be known here."""
 
@@ -80,9 +87,9 @@ class Facts:
     num_holders: int | None
 
 
-def diagnose(facts: Facts) -> list[Finding]:
-    """All findings, in the order of the checks."""
-    return [check(facts) for check in CHECKS]
+def diagnose(facts: Facts) -> Diagnosis:
+    """Run all checks."""
+    return Diagnosis(tuple(check(facts) for check in CHECKS))
 
 
 def check_settings(facts: Facts) -> Finding:

@@ -6,6 +6,7 @@ lingers.
 
 import plistlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 LAUNCHD_LABEL = "org.shoal.node"
@@ -46,6 +47,15 @@ SystemCallArchitectures=native
 [Install]
 WantedBy=default.target
 """
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """What `shoal service status --json` prints."""
+
+    path: str
+    is_installed: bool
+    is_running: bool
 
 
 def service_name(name: str) -> str:

@@ -57,7 +57,7 @@ FAULTS: list[tuple[dict[str, object], str, Level, str]] = [
 
 
 def test_a_healthy_machine_is_ok_in_every_check() -> None:
-    findings = diagnose(HEALTHY)
+    findings = diagnose(HEALTHY).findings
     assert [finding.level for finding in findings] == [Level.OK] * len(CHECKS)
     assert [finding.try_command for finding in findings] == [""] * len(CHECKS)
 
@@ -66,7 +66,7 @@ def test_a_healthy_machine_is_ok_in_every_check() -> None:
 def test_a_fault_is_found_alone_with_the_command_to_try(
     fault: dict[str, object], check: str, level: Level, command: str
 ) -> None:
-    found = diagnose(replace(HEALTHY, **fault))  # type: ignore[arg-type]
+    found = diagnose(replace(HEALTHY, **fault)).findings  # type: ignore[arg-type]
     wrong = [each for each in found if each.level is not Level.OK and each.check in (check, *OTHERS)]
     assert [(each.check, each.level, each.try_command) for each in wrong] == [(check, level, command)]
 
@@ -80,7 +80,7 @@ def facts(settings: NodeSettings, runtime: Path, run=nothing, coverage: Coverage
 
 
 def level_of(found: Facts, check: str) -> Level:
-    return next(finding.level for finding in diagnose(found) if finding.check == check)
+    return next(finding.level for finding in diagnose(found).findings if finding.check == check)
 
 
 def test_faults_of_a_real_machine_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_faults_of_a_real_machine_are_gathered(tmp_path: Path, monkeypatch: pyte
             tmp_path / "none", share_bytes=10**18, port=port, identity=key, guest=GuestSettings(idle_only=True)
         )  # fmt: skip
         found = facts(settings, runtime)
-    failing = {finding.check for finding in diagnose(found) if finding.level is Level.FAIL}
+    failing = {finding.check for finding in diagnose(found).findings if finding.level is Level.FAIL}
     assert failing == {"control", "key", "ports", "ram", "model", "torch", "idle"}
     assert found.taken_ports == (port,)
 
@@ -105,7 +105,7 @@ def test_a_machine_with_a_model_and_no_faults_has_none(tmp_path: Path) -> None:
     found = facts(NodeSettings(MODEL_DIRECTORY), tmp_path / "none", lambda command: "yes\n", coverage)
     assert found.is_clock_synchronized
     assert found.num_missing_experts == 0
-    wrong = {finding.check for finding in diagnose(found) if finding.level is Level.FAIL}
+    wrong = {finding.check for finding in diagnose(found).findings if finding.level is Level.FAIL}
     assert wrong <= {"disk", "ram"}  # what this machine may really lack
 
 

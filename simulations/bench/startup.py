@@ -1,0 +1,43 @@
+"""How long `--help` of every verb takes, beside an interpreter that does nothing, in the same run.
+
+Interleaved, best and median of several rounds; the ratio is what can be compared between machines.
+Run: python -m shoal.simulations.bench.startup
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+
+ROUNDS = 7
+VERBS = (
+    "", "demo", "run", "node", "chat", "serve", "status", "peers", "coverage", "pause", "resume", "stop", "logs",
+    "doctor", "service", "bench",
+)  # fmt: skip
+
+
+def seconds(command: list[str]) -> float:
+    """Wall time of one run."""
+    started = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print best, median and ratio of each verb."""
+    commands = {verb: [sys.executable, "-m", "shoal.cli", *([verb] if verb else []), "--help"] for verb in VERBS}
+    commands["python -c pass"] = [sys.executable, "-c", "pass"]
+    taken: dict[str, list[float]] = {verb: [] for verb in commands}
+    for _ in range(ROUNDS):
+        for verb, command in commands.items():
+            taken[verb].append(seconds(command))
+    floor = min(taken["python -c pass"])
+    for verb, times in taken.items():
+        best, median = min(times) * 1000, statistics.median(times) * 1000
+        print(
+            f"{verb or '(shoal)':<15} best {best:6.0f} ms  median {median:6.0f} ms  {min(times) / floor:5.1f} x python"
+        )
+
+
+if __name__ == "__main__":
+    main()

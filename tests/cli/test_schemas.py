@@ -1,0 +1,22 @@
+"""docs/schemas says what the programs print: the files are those that the code makes, and no others."""
+
+import json
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tools.schemas import DIRECTORY, VERBS, schema_of
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_file_is_what_the_code_makes(verb: str) -> None:
+    assert (DIRECTORY / f"{verb}.json").read_text(encoding="utf-8") == schema_of(verb), "run tools/schemas.py"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_schema_is_one(verb: str) -> None:
+    Draft202012Validator.check_schema(json.loads(schema_of(verb)))
+
+
+def test_no_schema_is_of_a_verb_that_is_gone() -> None:
+    assert {file.stem for file in DIRECTORY.glob("*.json")} == set(VERBS)

@@ -1,0 +1,42 @@
+"""Write docs/schemas: what `--json` of every reading verb prints, made from the dataclasses that it prints."""
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+
+from shoal.node.doctor import Diagnosis
+from shoal.node.service import ServiceStatus
+from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "schemas"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+VERBS: dict[str, tuple[str, type]] = {
+    "status": ("shoal status, pause, resume, stop", NodeStatus),
+    "peers": ("shoal peers", Peers),
+    "coverage": ("shoal coverage", Coverage),
+    "logs": ("shoal logs: one object a line", LogLine),
+    "doctor": ("shoal doctor", Diagnosis),
+    "service-status": ("shoal service status", ServiceStatus),
+}
+
+
+def schema_of(verb: str) -> str:
+    """The JSON Schema of what a verb prints, as the text of its file."""
+    title, printed = VERBS[verb]
+    schema = msgspec.json.schema(printed)
+    return json.dumps({"$schema": DIALECT, "title": title, **schema}, indent=2, ensure_ascii=False) + "\n"
+
+
+def main() -> int:
+    """Write all files."""
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    for verb in VERBS:
+        (DIRECTORY / f"{verb}.json").write_text(schema_of(verb), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
