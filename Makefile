@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check bench bench-peers screenshots sanitize clean
+.PHONY: demo test check bench bench-peers test-clients soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -29,6 +29,14 @@ bench: $(VENV)/.installed
 # kt-kernel, ggml and torch's own beside ours, each in an environment of its own (made once: some minutes, 1.5 GB).
 bench-peers: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.peers --environments .venv-peers
+
+# openai-python 2 and 3, langchain, litellm, llm, lm-eval, openai-node and the AI SDK against `shoal serve --demo`; needs node and npm.
+test-clients: $(VENV)/.installed
+	$(BIN)/python tests/clients/run.py
+
+# Ten minutes of eight clients at the gateway while nodes are killed, leave and come back.
+soak-serve: $(VENV)/.installed
+	$(BIN)/python -m shoal.simulations.bench.soak_serve --minutes 10
 
 screenshots: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py

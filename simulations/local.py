@@ -74,6 +74,10 @@ class LocalSwarmSettings:
     cache_dir: Path | None = None
     threads: int = 1
     """Kernel threads of each process: they share this machine's cores, and idle threads of torch spin."""
+    join: tuple[str, ...] = ()
+    """A swarm that the first node joins. None: it begins one."""
+    experts: str | None = None
+    """What every node holds, as `--experts` words. None: equal parts, `replicas` times."""
 
 
 def holdings(num_nodes: int, replicas: int, num_experts: int) -> list[str]:
@@ -98,10 +102,11 @@ async def local_swarm(
     Raises:
         NodeFailed: a node could not start; the others are ended.
     """
-    words = holdings(settings.num_nodes, settings.replicas, num_experts)
+    parts = holdings(settings.num_nodes, settings.replicas, num_experts)
+    words = parts if settings.experts is None else [settings.experts] * settings.num_nodes
     children: list[_Child] = []
     try:
-        first = await _start(context, _node_settings(settings, words[0], ()), children)
+        first = await _start(context, _node_settings(settings, words[0], settings.join), children)
         rest = [_start(context, _node_settings(settings, word, first.info.join), children) for word in words[1:]]
         yield [first, *await asyncio.gather(*rest)]
     finally:

@@ -1,4 +1,4 @@
-"""Runs a suite's cases in an environment that has nothing but the client: every function whose name begins with `case_`."""
+"""Runs a suite's cases where nothing but the client is installed: the functions whose names begin with `case_`."""
 
 import asyncio
 import inspect
@@ -10,7 +10,10 @@ STORY = [{"role": "user", "content": "Tell a story about a frog."}]
 MODEL = "shoal-demo"
 SIZE_SCHEMA = {
     "type": "object",
-    "properties": {"color": {"type": "string", "enum": ["red", "green"]}, "size": {"type": "integer", "enum": [1, 2, 3]}},
+    "properties": {
+        "color": {"type": "string", "enum": ["red", "green"]},
+        "size": {"type": "integer", "enum": [1, 2, 3]},
+    },
     "required": ["color", "size"],
     "additionalProperties": False,
 }

@@ -1,4 +1,4 @@
-"""lm-eval, offline: multiple choice and generation through local-completions, generation through local-chat-completions."""
+"""lm-eval, offline: multiple choice and generation through local-completions, and through local-chat-completions."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """Real clients, unmodified, each in an environment of its own, against `shoal serve --demo` (`make test-clients`).
 
-Installs what is missing under .venv-clients/, starts one gateway, runs every client's suite, prints a table. Not part of
+Installs what is missing under .venv-clients/, starts one gateway, runs every client's suite, prints a table. No part of
 `make test`: it downloads other people's packages. Run: python tests/clients/run.py [NAME …]
 """
 
@@ -36,7 +36,7 @@ CLIENTS = (
     Client("openai-3", "openai_python.py", ("openai==3.54.0",)),
     Client("openai-2", "openai_python.py", ("openai==2.54.0",)),
     Client("langchain", "langchain_client.py", ("langchain-openai==1.7.3",)),
-    Client("litellm", "litellm_client.py", ("litellm==1.106.2",)),
+    Client("litellm", "litellm_client.py", ("litellm==1.106.2", "mcp")),
     Client("llm", "llm_client.py", ("llm==0.36",)),
     Client("lm-eval", "lm_eval_client.py", ("lm-eval[api]==0.4.13",)),
     Client("openai-node", "openai_node.mjs", ("openai@6.49.0",)),
@@ -109,6 +109,7 @@ def run(client: Client, url: str) -> tuple[int, int]:
         "OPENAI_API_KEY": "none",
         "HOME": str(home),
         "PATH": f"{home / 'bin'}:{environment['PATH']}",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
     }
