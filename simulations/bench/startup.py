@@ -1,26 +1,27 @@
-"""How long `--help` of every verb takes, beside an interpreter that does nothing, in the same run.
+"""Processor time of `--help` of every verb, beside an interpreter that does nothing, in the same run.
 
 Interleaved, best and median of several rounds; the ratio is what can be compared between machines.
 Run: python -m shoal.simulations.bench.startup
 """
 
+import resource
 import statistics
 import subprocess
 import sys
-import time
 
-ROUNDS = 7
+ROUNDS = 5
 VERBS = (
     "", "demo", "run", "node", "chat", "serve", "status", "peers", "coverage", "pause", "resume", "stop", "logs",
     "doctor", "service", "bench",
 )  # fmt: skip
 
 
-def seconds(command: list[str]) -> float:
-    """Wall time of one run."""
-    started = time.perf_counter()
+def cpu_seconds(command: list[str]) -> float:
+    """Processor time of one run: other programs on the machine disturb it less than wall time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, capture_output=True, check=True)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -30,13 +31,12 @@ def main() -> None:
     taken: dict[str, list[float]] = {verb: [] for verb in commands}
     for _ in range(ROUNDS):
         for verb, command in commands.items():
-            taken[verb].append(seconds(command))
+            taken[verb].append(cpu_seconds(command))
     floor = min(taken["python -c pass"])
     for verb, times in taken.items():
         best, median = min(times) * 1000, statistics.median(times) * 1000
-        print(
-            f"{verb or '(shoal)':<15} best {best:6.0f} ms  median {median:6.0f} ms  {min(times) / floor:5.1f} x python"
-        )
+        ratio = min(times) / floor
+        print(f"{verb or '(shoal)':<15} best {best:6.0f} ms  median {median:6.0f} ms  {ratio:5.1f} x python")
 
 
 if __name__ == "__main__":
