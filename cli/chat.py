@@ -1,4 +1,4 @@
-"""`shoal chat`: the screens and the line mode."""
+"""`shoal chat`: the screens, the line mode, and the screens in a browser."""
 
 import os
 import sys
@@ -14,6 +14,9 @@ from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import ChannelOption, DTypeOption
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
+    from shoal.cli.chat_connections import SwarmWords
     from shoal.client.tui.session import Opener, Session
 
 DEMO_NAME = "demo-stories"
@@ -40,6 +43,8 @@ def chat(
     plain: Annotated[
         bool, typer.Option("--plain", help="Lines instead of screens: for screen readers and slow links.")
     ] = False,
+    web: Annotated[bool, typer.Option("--web", help="The screens in a browser on this machine.")] = False,
+    web_port: Annotated[int, typer.Option(help="Port of --web; 0: any free one.", min=0, max=65535)] = 0,
     node_name: Annotated[str, typer.Option(help="Which node of this machine the node screen shows.")] = "node",
     nodes: Annotated[int, typer.Option(help="Node processes of --demo.", min=1, max=64)] = 4,
     replicas: Annotated[int, typer.Option(help="Holders of every expert of --demo.", min=1)] = 2,
@@ -48,28 +53,26 @@ def chat(
 ) -> None:
     """Chat with a model: in a swarm, or at any OpenAI-compatible endpoint."""
     with reporting_errors():
+        if (demo or api is not None) and os.environ.get("SHOAL_JOIN"):
+            join = None  # a flag wins over the environment
         if sum((bool(join), demo, api is not None)) != 1:
             raise typer.BadParameter("give one of --join TOKEN, --demo and --api URL")
+        words = _swarm_words(model, tuple(join or ()), dtype, channel)
+        if web:
+            options = {"--api": api, "--api-model": api_model, "--model": model, "--node-name": node_name}
+            arguments = _arguments(options | {"--dtype": dtype.value, "--channel": channel.value})
+            _run_web(web_port, arguments, words, api_key, (nodes, replicas) if demo else None)
+            return
         with _noise_to(_log_path()):
-            from shoal.cli.chat_connections import SwarmWords, demonstration, endpoint, joined
+            from shoal.cli.chat_connections import demonstration, endpoint, joined
 
-            words = SwarmWords(
-                model or _demo_model(),
-                model.name if model else DEMO_NAME,
-                tuple(join or ()),
-                dtype.value,
-                channel.value,
-            )
             if api is not None:
                 opener = endpoint(api, api_key, api_model)
             elif demo:
-                from shoal.simulations.fork_server import start_fork_server
-
-                opener = demonstration(words, start_fork_server(), nodes, replicas)
+                opener = demonstration(words, _fork_server(), nodes, replicas)
             else:
                 opener = joined(words)
-            tells_stories = api is None and model is None
-            _run(opener, node_name, plain, tells_stories)
+            _run(opener, node_name, plain, tells_stories=api is None and model is None)
 
 
 def _run(opener: "Opener", node_name: str, plain: bool, tells_stories: bool) -> None:
@@ -86,7 +89,43 @@ def _run(opener: "Opener", node_name: str, plain: bool, tells_stories: bool) -> 
 
     keymap_path = user_config_path("shoal") / "keys.toml"
     app = ShoalApp(session, load_keymap(keymap_path, action_ids()), keymap_path)
-    run_coroutine(lambda: run_app(app, opener))
+    server_pid = os.environ.get("SHOAL_CHAT_SERVER")
+    run_coroutine(lambda: run_app(app, opener, int(server_pid) if server_pid else None))
+
+
+def _run_web(
+    port: int, arguments: list[str], words: "SwarmWords", api_key: str | None, demo: tuple[int, int] | None
+) -> None:
+    """`--web`. demo: nodes and replicas."""
+    from shoal.cli.chat_web import joining, of_nodes, serve_in_browser
+
+    if demo is not None:
+        from shoal.cli.chat_connections import local_nodes
+
+        nodes = local_nodes(words, _fork_server(), *demo, print)
+        run_coroutine(lambda: serve_in_browser(port, of_nodes(arguments, nodes)))
+        return
+    given = {"SHOAL_JOIN": " ".join(words.join), "SHOAL_API_KEY": api_key or ""}
+    secrets = {name: value for name, value in given.items() if value}
+    run_coroutine(lambda: serve_in_browser(port, joining(arguments, secrets)))
+
+
+def _arguments(options: dict[str, str | Path | None]) -> list[str]:
+    """What was said, for a window's process; nothing that is secret."""
+    return [word for name, value in options.items() if value for word in (name, str(value))]
+
+
+def _swarm_words(model: Path | None, join: tuple[str, ...], dtype: str, channel: str) -> "SwarmWords":
+    from shoal.cli.chat_connections import SwarmWords
+    from shoal.simulations.demo_model import MODEL_DIRECTORY
+
+    return SwarmWords(model or MODEL_DIRECTORY, model.name if model else DEMO_NAME, join, dtype, channel)
+
+
+def _fork_server() -> "ForkServerContext":
+    from shoal.simulations.fork_server import start_fork_server
+
+    return start_fork_server()
 
 
 def _session(node_name: str, tells_stories: bool) -> "Session":
@@ -110,12 +149,6 @@ def _session(node_name: str, tells_stories: bool) -> "Session":
         preferences_path=path,
         node=LocalNode(runtime_dir(), node_name),
     )
-
-
-def _demo_model() -> Path:
-    from shoal.simulations.demo_model import MODEL_DIRECTORY
-
-    return MODEL_DIRECTORY
 
 
 def _log_path() -> Path:

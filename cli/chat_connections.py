@@ -59,21 +59,28 @@ def demonstration(words: SwarmWords, context: ForkServerContext, num_nodes: int,
 
     @asynccontextmanager
     async def opener(observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
-        tell(_("starting {number} nodes on this machine").format(number=num_nodes))
-        await _load("shoal.simulations.local")
-        from shoal.experts.locations import default_cache_dir
-        from shoal.experts.store import open_store
-        from shoal.simulations.local import LocalSwarmSettings, local_swarm
-
-        with await open_store(words.model, default_cache_dir(), _hashing(tell)) as store:
-            num_experts = store.spec.router.num_experts
-        settings = LocalSwarmSettings(words.model, num_nodes, replicas)
         async with AsyncExitStack() as stack:
-            nodes = await stack.enter_async_context(local_swarm(context, settings, num_experts))
-            join = (nodes[0].info.invite,)
-            yield await stack.enter_async_context(_joined(words, join, observe, tell))
+            invite = await stack.enter_async_context(local_nodes(words, context, num_nodes, replicas, tell))
+            yield await stack.enter_async_context(_joined(words, (invite,), observe, tell))
 
     return opener
+
+
+@asynccontextmanager
+async def local_nodes(
+    words: SwarmWords, context: ForkServerContext, num_nodes: int, replicas: int, tell: Tell
+) -> AsyncIterator[str]:
+    """Node processes on this machine while the `with` lasts; gives the token that joins them."""
+    tell(_("starting {number} nodes on this machine").format(number=num_nodes))
+    await _load("shoal.simulations.local")
+    from shoal.experts.locations import default_cache_dir
+    from shoal.experts.store import open_store
+    from shoal.simulations.local import LocalSwarmSettings, local_swarm
+
+    with await open_store(words.model, default_cache_dir(), _hashing(tell)) as store:
+        num_experts = store.spec.router.num_experts
+    async with local_swarm(context, LocalSwarmSettings(words.model, num_nodes, replicas), num_experts) as nodes:
+        yield nodes[0].info.invite
 
 
 @asynccontextmanager

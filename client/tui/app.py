@@ -1,6 +1,7 @@
 """The application: seven screens, the keys between them, the palette, the themes, and the connection behind them."""
 
 import asyncio
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -32,6 +33,9 @@ from shoal.client.tui.themes import DEFAULT_THEME, MONO_THEME, THEMES
 from shoal.client.tui.top_bar import SCREENS
 from shoal.client.tui.translated import translate_bindings
 from shoal.protocol.errors import ShoalError
+
+SERVER_WATCH_S = 1.0
+"""Between two looks whether the server of our browser view still lives."""
 
 REDRAW_S = 0.5
 """Between two looks at the swarm. Tokens are shown as they come; figures twice a second are read more easily."""
@@ -125,15 +129,27 @@ def action_ids() -> set[str]:
     return {each.id for owner in owners for each in owner.BINDINGS if isinstance(each, Binding) and each.id}
 
 
-async def run_app(app: ShoalApp, open_connection: Opener) -> None:
-    """Show the application at once and connect meanwhile; at the end leave the swarm before returning."""
-    connecting = asyncio.create_task(_keep_connected(app, open_connection), name="connection")
+async def run_app(app: ShoalApp, open_connection: Opener, server_pid: int | None = None) -> None:
+    """Show the application at once and connect meanwhile; at the end leave the swarm before returning.
+
+    server_pid: the process that shows our screens in a browser; we end when it does, however it ended.
+    """
+    tasks = [asyncio.create_task(_keep_connected(app, open_connection), name="connection")]
+    if server_pid is not None:
+        tasks.append(asyncio.create_task(_leave_with(app, server_pid), name="server watch"))
     try:
         await app.run_async()
     finally:
-        connecting.cancel()
-        with suppress(asyncio.CancelledError):
-            await connecting
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def _leave_with(app: ShoalApp, server_pid: int) -> None:
+    while os.getppid() == server_pid:  # noqa: ASYNC110  # no event tells that a parent was killed
+        await asyncio.sleep(SERVER_WATCH_S)
+    app.exit()
 
 
 async def _keep_connected(app: ShoalApp, open_connection: Opener) -> None:
