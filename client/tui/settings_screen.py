@@ -7,6 +7,8 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.style import Style
 from textual.widgets import Checkbox, Input, Select, Static
 
 from shoal.client.translate import N_, _
@@ -52,10 +54,10 @@ CHECKS = (
 class Check(Checkbox):
     """Shows its mark only when it is set: Textual's own differs in colour alone."""
 
-    def watch_value(self) -> None:
-        super().watch_value()
-        self.BUTTON_INNER = "✓" if self.value else " "
-        self.refresh()
+    @property
+    def _button(self) -> Content:
+        side, mark = self.get_component_styles("toggle--button"), "✓" if self.value else " "
+        return Content.styled(f"[{mark}]", Style(foreground=side.color))
 
 
 class SettingsScreen(ShoalScreen):

@@ -44,15 +44,16 @@ class Page:
         assert isinstance(result, dict)
         return result.get("value")
 
-    async def text(self) -> str:
-        """What a reader sees in the terminal's lines; empty while there is none."""
-        return str(await self.evaluate("(document.querySelector('.xterm-rows') || {}).innerText || ''"))
-
     async def wait_until(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
         async with asyncio.timeout(START_TIMEOUT_S):
-            while not await self.evaluate(expression):
-                await asyncio.sleep(0.1)  # the protocol has no event for what a canvas shows
+            while not await self.evaluate(expression):  # noqa: ASYNC110  # no event tells what a page shows
+                await asyncio.sleep(0.1)
+
+    async def click(self, x: int, y: int) -> None:
+        """Press and release the left button at a place in pixels."""
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def type(self, text: str) -> None:
         """Press keys; a line feed is Enter."""
@@ -92,7 +93,12 @@ async def open_page(address: str, profile: Path) -> AsyncIterator[Page]:
 
 
 async def _port(path: Path) -> int:
+    """Chromium tells its port by a file and by nothing else."""
+
+    def said() -> str:
+        return path.read_text() if path.exists() else ""
+
     async with asyncio.timeout(START_TIMEOUT_S):
-        while not (path.exists() and "\n" in path.read_text()):
-            await asyncio.sleep(0.1)  # Chromium tells its port by this file alone
-    return int(path.read_text().split("\n")[0])
+        while "\n" not in said():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    return int(said().split("\n")[0])

@@ -1,0 +1,89 @@
+"""Pictures of all screens, always the same: fixed swarm, fixed clock, fixed size. For snapshots and for the documents.
+
+python -m tests.client.tui.pictures     # draw the snapshots anew, after a change that is meant; then look at them
+"""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.strip import Strip
+
+from shoal.client.tui.preferences import Preferences
+from shoal.client.tui.top_bar import SCREENS
+from tests.client.tui.driving import answered, type_and_send
+from tests.client.tui.fakes import FakeSwarm, small_swarm, some_events, world
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+SIZES = ((80, 24), (132, 40))
+THEMES = ("shoal-dark", "shoal-light", "shoal-contrast")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One screen as SVG, and as the lines that it was drawn with."""
+
+    svg: str
+    strips: Sequence[Strip]
+
+
+async def pictures(
+    size: tuple[int, int], theme: str, directory: Path, swarm: FakeSwarm | None = None
+) -> dict[str, Picture]:
+    """Every screen after the same short conversation, by mode; `help` is that of the chat."""
+    there = world(directory, swarm or small_swarm(), Preferences(theme=theme, saves_conversations=False))
+    there.session.preferences_path = directory / "chat.toml"
+    assert there.swarm is not None
+    for event in some_events(there.swarm):
+        there.clock.now += 0.001
+        there.session.book(event)
+    drawn = {}
+    async with there.app.run_test(size=size) as pilot:
+        there.app.screen.query_one("#prompt").cursor_blink = False  # type: ignore[attr-defined]  # a clock of Textual's
+        await type_and_send(pilot, "What is a shoal?")
+        await answered(pilot, there)
+        for place, mode in enumerate(SCREENS, 1):
+            await pilot.press(f"alt+{place}")
+            await pilot.app.workers.wait_for_complete()
+            there.app.redraw()
+            await pilot.app.workers.wait_for_complete()
+            await pilot.pause()
+            drawn[mode] = Picture(plain_svg(there.app.export_screenshot(title="shoal chat")), _strips(there.app.screen))
+        await pilot.press("f1")
+        await pilot.pause()
+        drawn["help"] = Picture(plain_svg(there.app.export_screenshot(title="shoal chat")), _strips(there.app.screen))
+    return drawn
+
+
+def plain_svg(svg: str) -> str:
+    """Without the names that Rich draws by lot, and without fonts from a foreign host."""
+    svg = re.sub(r"terminal-\d+-", "shoal-", svg)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    svg = svg.replace("Fira Code, monospace", "DejaVu Sans Mono, Menlo, Consolas, monospace")
+    return "\n".join(line.rstrip() for line in svg.strip().splitlines()) + "\n"
+
+
+def name_of(mode: str, size: tuple[int, int], theme: str) -> str:
+    return f"{mode}-{size[0]}x{size[1]}-{theme.removeprefix('shoal-')}.svg"
+
+
+def _strips(screen: object) -> Sequence[Strip]:
+    strips: Sequence[Strip] = screen._compositor.render_strips()  # type: ignore[attr-defined]  # what the terminal gets
+    return strips
+
+
+def main() -> None:
+    SNAPSHOTS.mkdir(exist_ok=True)
+    for size in SIZES:
+        for theme in THEMES:
+            with tempfile.TemporaryDirectory() as directory:
+                drawn = asyncio.run(pictures(size, theme, Path(directory)))
+            for mode, picture in drawn.items():
+                (SNAPSHOTS / name_of(mode, size, theme)).write_text(picture.svg, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
