@@ -38,8 +38,9 @@ test-clients: $(VENV)/.installed
 soak-serve: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.soak_serve --minutes 10
 
-screenshots: $(VENV)/.installed
+screenshots: $(VENV)/.installed-dev
 	$(BIN)/python tools/screenshot.py
+	PYTHONPATH=.links:. $(BIN)/python tools/screens.py
 
 # The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer. Both must be loaded before Python; Python and
 # torch keep memory until they end, so leaks are not looked for.

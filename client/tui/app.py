@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from rich.segment import Segments
+from rich.traceback import Traceback
 from textual import on
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -62,12 +64,18 @@ class ShoalApp(App[None]):
     MODES: ClassVar = {screen.MODE: screen for screen in SEVEN}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(f"{number},alt+{number}", f"go('{mode}')", word, id=f"go.{mode}", show=False)
+            Binding(str(number), f"go('{mode}')", word, id=f"go.{mode}", show=False)
+            for number, (mode, word) in enumerate(SCREENS.items(), 1)
+        ),
+        *(  # from the prompt too, where a digit is text; most terminals send Alt with a digit as another character
+            Binding(
+                f"f{number + 1},alt+{number}", f"go('{mode}')", word, id=f"{mode}.anywhere", show=False, priority=True
+            )
             for number, (mode, word) in enumerate(SCREENS.items(), 1)
         ),
         Binding("question_mark,f1", "help", N_("Help"), id="help"),
         Binding("ctrl+p", "command_palette", N_("Palette"), id="palette", show=False, priority=True),
-        Binding("f6", "mono", N_("Mono"), id="mono", show=False),
+        Binding("f9", "mono", N_("Mono"), id="mono", show=False),
         Binding("ctrl+q", "quit", N_("Quit"), id="quit", priority=True),
     ]
 
@@ -110,6 +118,12 @@ class ShoalApp(App[None]):
     def retry(self) -> None:
         """Try to connect again."""
         self.retrying.set()
+
+    def _fatal_error(self) -> None:
+        """Textual's own, without the values of local variables: conversations and tokens are among them."""
+        trace = Traceback(show_locals=False, width=None)
+        self._exit_renderables.append(Segments(self.console.render(trace, self.console.options)))
+        self._close_messages_no_wait()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: every action that works where the user stands."""

@@ -57,14 +57,16 @@ class ChatScreen(ShoalScreen):
     def __init__(self) -> None:
         super().__init__()
         self._answering: Worker[None] | None = None
+        self._is_pending = False
+        """Whether a question waits for the connection."""
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="body"):
             with Vertical(id="talk"):
                 with Transcript(id="transcript", can_focus=True):
-                    yield Welcome(id="welcome", markup=False)
+                    yield Welcome(id="welcome")
                 yield Prompt()
-            yield Vitals(id="vitals", markup=False)
+            yield Vitals(id="vitals")
 
     async def on_mount(self) -> None:
         self.query_one(Transcript).anchor()
@@ -76,6 +78,8 @@ class ChatScreen(ShoalScreen):
         return self._answering is not None and self._answering.is_running
 
     def show(self) -> None:
+        if self._is_pending and self.session.connection is not None:
+            self._start_answer()
         vitals = self.query_one(Vitals)
         vitals.display = self.size.width >= 110 and self.session.swarm is not None
         if vitals.display:
@@ -93,8 +97,12 @@ class ChatScreen(ShoalScreen):
 
     def _start_answer(self) -> None:
         if self.session.connection is None:
-            self._note(_("Not connected yet. Your question is kept: ctrl+r asks it again."), "error")
+            self._is_pending = self.session.failure is None
+            waiting = _("◌ Your question is asked as soon as the connection stands.")
+            failed = _("✗ Not connected. Your question is kept; ctrl+r tries to connect again.")
+            self._note(waiting if self._is_pending else failed, "note" if self._is_pending else "error")
             return
+        self._is_pending = False
         self._answering = self.run_worker(self._answer(), exclusive=True, group="answer")
 
     async def _answer(self) -> None:
@@ -144,6 +152,7 @@ class ChatScreen(ShoalScreen):
     async def action_again(self) -> None:
         """Answer the last question again; without a connection, try to connect again."""
         if self.session.connection is None:
+            self._is_pending = self.session.dialogue.is_waiting
             self.app.post_message(RetryConnection())
             return
         await self._end_answer()
@@ -212,7 +221,7 @@ class ChatScreen(ShoalScreen):
         conversation = self.session.dialogue.conversation
         await transcript.remove_children()
         if not conversation.messages:
-            await transcript.mount(Welcome(id="welcome", markup=False))
+            await transcript.mount(Welcome(id="welcome"))
             self.refresh_all()
             return
         speaker = conversation.model or self._speaker()

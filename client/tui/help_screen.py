@@ -10,9 +10,8 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
 from shoal.client.translate import N_, _
+from shoal.client.tui.panel import Part
 from shoal.client.tui.translated import translate_bindings
-
-Part = tuple[str, str]
 
 
 class HelpScreen(ModalScreen[None]):
@@ -64,5 +63,5 @@ def _keys(below: Screen[None]) -> list[Part]:
 
 
 def _note(keymap_path: str) -> list[Part]:
-    words = _('Keys with a name on the right are changed in {path}, for example: [keys] "go.swarm" = "f5"')
+    words = _('Keys with a name on the right are changed in {path}, for example: [keys] "go.swarm" = "v"')
     return [("\n" + words.format(path=keymap_path), "$text-muted")]

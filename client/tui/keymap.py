@@ -2,7 +2,7 @@
 
     [keys]
     "chat.stop" = "escape,ctrl+k"
-    "go.swarm" = "f5"
+    "go.swarm" = "v"
 
 Ids are the bindings' own, shown by the help screen. A mistake is told at the start with the nearest id, because a key
 that silently does nothing is worse than none.

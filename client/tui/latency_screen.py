@@ -6,12 +6,11 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.content import Content
-from textual.widgets import Static
 
 from shoal.client.translate import N_, _
 from shoal.client.tui.bars import milliseconds, short, sparkline, split
 from shoal.client.tui.event_book import SEGMENTS, LayerTimes, PassTimes, percentile
+from shoal.client.tui.panel import Panel, Part
 from shoal.client.tui.screen import ShoalScreen
 from shoal.client.tui.swarm_screen import no_swarm
 from shoal.client.tui.themes import DEFAULT_THEME, TIMES
@@ -22,8 +21,6 @@ SIGNS = "█▞░▓╱·"
 
 MEAN_PASSES = 32
 """Tokens that the mean is taken over."""
-
-Part = tuple[str, str]
 
 
 class Waterfall(VerticalScroll):
@@ -48,10 +45,10 @@ class LatencyScreen(ShoalScreen):
         self._is_frozen = False
 
     def compose_body(self) -> ComposeResult:
-        yield Static(id="latency-summary", markup=False)
+        yield Panel(id="latency-summary")
         with Waterfall(id="waterfall"):
-            yield Static(id="bars", markup=False)
-        yield Static(id="slowest", markup=False)
+            yield Panel(id="bars")
+        yield Panel(id="slowest")
 
     def on_mount(self) -> None:
         self.query_one(Waterfall).focus()
@@ -68,17 +65,17 @@ class LatencyScreen(ShoalScreen):
     def show(self) -> None:
         if self._is_frozen:
             return
-        summary, bars = self.query_one("#latency-summary", Static), self.query_one("#bars", Static)
+        summary, bars = self.query_one("#latency-summary", Panel), self.query_one("#bars", Panel)
         passes = list(self.session.book.decoding())
         if not passes:
-            summary.update(Content.assemble(*self._nothing()))
-            bars.update("")
+            summary.set_parts(self._nothing())
+            bars.set_parts([])
             return
         chosen = passes[-MEAN_PASSES:] if self._shows_mean else passes[-1:]
         layers = mean_layers(chosen)
-        summary.update(Content.assemble(*self._summary(passes, chosen)))
-        bars.update(Content.assemble(*self._bars(layers)))
-        self.query_one("#slowest", Static).update(Content.assemble(*self._slowest()))
+        summary.set_parts(self._summary(passes, chosen))
+        bars.set_parts(self._bars(layers))
+        self.query_one("#slowest", Panel).set_parts(self._slowest())
 
     def _nothing(self) -> list[Part]:
         if self.session.swarm is None:

@@ -6,11 +6,12 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Input, RichLog, Static
+from textual.widgets import Input, RichLog
 
 from shoal.client.translate import N_, _, ngettext
 from shoal.client.tui.bars import milliseconds, short
 from shoal.client.tui.event_book import Entry
+from shoal.client.tui.panel import Panel
 from shoal.client.tui.screen import ShoalScreen
 
 MAX_LINES = 500
@@ -38,7 +39,7 @@ class LogScreen(ShoalScreen):
 
     def compose_body(self) -> ComposeResult:
         yield Input(placeholder=_("filter, e.g. FailedOver or a peer's last letters"), id="filter", compact=True)
-        yield Static(id="log-summary", markup=False)
+        yield Panel(id="log-summary")
         yield RichLog(id="log", markup=False, highlight=False, wrap=False, max_lines=MAX_LINES)
 
     def on_mount(self) -> None:
@@ -60,7 +61,7 @@ class LogScreen(ShoalScreen):
             log.write(line)
         count = ngettext("{number} line", "{number} lines", len(shown)).format(number=len(shown))
         held = " · " + _("held still") if self._is_held else ""
-        self.query_one("#log-summary", Static).update(count + held)
+        self.query_one("#log-summary", Panel).set_parts([(count + held, "$foreground")])
 
     def action_filter(self) -> None:
         self.query_one("#filter", Input).focus()

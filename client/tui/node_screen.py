@@ -6,11 +6,11 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.content import Content
-from textual.widgets import Button, Static
+from textual.widgets import Button
 
 from shoal.client.translate import N_, _, ngettext
 from shoal.client.tui.bars import bar, milliseconds, short, size
+from shoal.client.tui.panel import Panel, Part
 from shoal.client.tui.screen import ShoalScreen
 from shoal.client.tui.words import pause_word
 from shoal.protocol.control import NodeState, NodeStatus
@@ -20,8 +20,6 @@ BAR_WIDTH = 16
 
 PAUSE_S = 2 * 3600.0
 """The shorter of the two pauses that the screen offers."""
-
-Part = tuple[str, str]
 
 
 class NodeScreen(ShoalScreen):
@@ -40,7 +38,7 @@ class NodeScreen(ShoalScreen):
 
     def compose_body(self) -> ComposeResult:
         with VerticalScroll(id="node"):
-            yield Static(id="node-facts", markup=False)
+            yield Panel(id="node-facts")
         yield Button(_("PAUSE"), id="pause", compact=False)
 
     def on_mount(self) -> None:
@@ -76,13 +74,13 @@ class NodeScreen(ShoalScreen):
             self._draw_none()
         except ShoalError as error:
             self._status = None
-            self.query_one("#node-facts", Static).update(Content.styled(f"✗ {error}", "$error"))
+            self.query_one("#node-facts", Panel).set_parts([(f"✗ {error}", "$error")])
 
     def _draw_none(self) -> None:
         self._status = None
         self.query_one("#pause").display = False
-        self.query_one("#node-facts", Static).update(
-            Content.assemble(
+        self.query_one("#node-facts", Panel).set_parts(
+            [
                 (_("No node of yours runs on this machine.") + "\n\n", "bold $foreground"),
                 (
                     _("A node holds some experts of the model and answers for others; it needs a gigabyte to spare.")
@@ -91,7 +89,7 @@ class NodeScreen(ShoalScreen):
                 ),
                 (_("To give one:") + "  ", "$text-muted"),
                 ("shoal node --join TOKEN", "bold $primary"),
-            )
+            ]
         )
 
     def _draw(self, status: NodeStatus) -> None:
@@ -102,7 +100,7 @@ class NodeScreen(ShoalScreen):
         button.label = _("RESUME") if is_paused else _("PAUSE")
         button.variant = "success" if is_paused else "warning"
         facts = [*self._state(status), *_holding(status), *_work(status), *_traffic(status), *_limits(status)]
-        self.query_one("#node-facts", Static).update(Content.assemble(*facts))
+        self.query_one("#node-facts", Panel).set_parts(facts)
 
     def _state(self, status: NodeStatus) -> list[Part]:
         signs = {NodeState.SERVING: ("●", "$success"), NodeState.PAUSED: ("‖", "$warning")}

@@ -6,11 +6,12 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from shoal.client.peers import PeerSnapshot
 from shoal.client.translate import N_, _
 from shoal.client.tui.bars import milliseconds, short
+from shoal.client.tui.panel import Panel
 from shoal.client.tui.screen import ShoalScreen
 from shoal.client.tui.swarm_screen import no_swarm
 from shoal.client.tui.words import breaker_sign, breaker_style, breaker_word
@@ -35,9 +36,9 @@ class PeersScreen(ShoalScreen):
         self._by_rtt = False
 
     def compose_body(self) -> ComposeResult:
-        yield Static(id="peers-summary", markup=False)
+        yield Panel(id="peers-summary")
         yield DataTable[Content](id="peers", cursor_type="row", zebra_stripes=False)
-        yield Static(id="peer-detail", markup=False)
+        yield Panel(id="peer-detail")
 
     def on_mount(self) -> None:
         table = self.query_one(DataTable)
@@ -46,19 +47,21 @@ class PeersScreen(ShoalScreen):
         table.focus()
 
     def show(self) -> None:
-        summary, table = self.query_one("#peers-summary", Static), self.query_one(DataTable)
+        summary, table = self.query_one("#peers-summary", Panel), self.query_one(DataTable)
         table.display = self.session.swarm is not None
         if self.session.swarm is None:
-            summary.update(Content.assemble(*no_swarm(self.session.connection is not None)))
+            summary.set_parts(no_swarm(self.session.connection is not None))
             return
         peers = self._sorted()
         usable = sum(peer.is_usable for peer in peers)
-        summary.update(_("{usable} of {number} peers in use").format(usable=usable, number=len(peers)))
+        words = _("{usable} of {number} peers in use").format(usable=usable, number=len(peers))
+        summary.set_parts([(words, "$foreground")])
         if {peer.peer for peer in peers} != {key.value for key in table.rows}:
             self._refill(peers)
         for peer in peers:
             for column, cell in zip(COLUMNS, self._cells(peer), strict=True):
-                table.update_cell(peer.peer, column, cell, update_width=True)
+                if table.get_cell(peer.peer, column) != cell:
+                    table.update_cell(peer.peer, column, cell, update_width=True)
         self.show_detail()
 
     @on(DataTable.RowHighlighted)
@@ -66,7 +69,7 @@ class PeersScreen(ShoalScreen):
         """All that is known of the peer under the cursor."""
         peer = self._chosen()
         words = [] if peer is None else _detail(peer)
-        self.query_one("#peer-detail", Static).update(Content.assemble(*words))
+        self.query_one("#peer-detail", Panel).set_parts(words)
 
     def action_copy(self) -> None:
         peer = self._chosen()

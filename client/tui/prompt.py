@@ -13,7 +13,9 @@ from shoal.client.tui.translated import translate_bindings
 class Prompt(TextArea):
     """Grows with its text up to six lines."""
 
-    HELP = N_("Write your question here. Leave with Esc: then the number keys go to the other screens.")
+    HELP = N_(
+        "Write your question here. F2 to F8 go to the screens; so do the number keys once Esc has left the prompt."
+    )
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", N_("Send"), id="prompt.send", priority=True),
@@ -34,6 +36,7 @@ class Prompt(TextArea):
             soft_wrap=True, compact=True, show_line_numbers=False, highlight_cursor_line=False, tab_behavior="focus",
             placeholder=_("Ask something"), id="prompt",
         )  # fmt: skip
+        self.cursor_blink = False  # some readers cannot bear it, and each blink is a repaint
         translate_bindings(self)
 
     def action_send(self) -> None:

@@ -1,9 +1,11 @@
 """What every screen is made of: the tabs above, its own body, the status line and the keys below."""
 
 from abc import abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -48,8 +50,9 @@ class ShoalScreen(Screen[None]):
         """Draw body and status line."""
         if not self.is_mounted:
             return
-        self.show()
-        self.query_one(StatusLine).show(self.session)
+        with suppress(NoMatches):  # it is being taken down, and some of its widgets are gone
+            self.show()
+            self.query_one(StatusLine).show(self.session)
 
     def on_screen_resume(self) -> None:
         self.call_after_refresh(self.refresh_all)

@@ -12,6 +12,7 @@ from textual.style import Style
 from textual.widgets import Checkbox, Input, Select, Static
 
 from shoal.client.translate import N_, _
+from shoal.client.tui.panel import Panel
 from shoal.client.tui.preferences import HEAT_STYLES, Preferences, save_preferences
 from shoal.client.tui.screen import ShoalScreen
 from shoal.client.tui.themes import THEMES
@@ -88,7 +89,7 @@ class SettingsScreen(ShoalScreen):
             yield from self._row(_("system prompt"), Input(preferences.system_prompt, id="system_prompt", compact=True))
             for name, label in CHECKS:
                 yield Check(_(label), getattr(preferences, name), id=name, compact=True)
-        yield Static(id="settings-note", markup=False)
+        yield Panel(id="settings-note")
 
     def _row(self, label: str, control: Input | Select[str]) -> ComposeResult:
         with Horizontal(classes="row"):
@@ -146,4 +147,4 @@ class SettingsScreen(ShoalScreen):
             self._tell(_("holds for this run; it could not be kept: {error}").format(error=error))
 
     def _tell(self, words: str) -> None:
-        self.query_one("#settings-note", Static).update(words)
+        self.query_one("#settings-note", Panel).set_parts([(words, "$text-muted")])

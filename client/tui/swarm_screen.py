@@ -5,14 +5,13 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.content import Content
-from textual.widgets import Static
 
 from shoal.client.coverage import CoverageSummary, NextNode, next_node, summarize
 from shoal.client.translate import N_, _, ngettext
 from shoal.client.tui.bars import bar, milliseconds, short, size
 from shoal.client.tui.heat_cells import GLYPHS, MAX_SHADE
 from shoal.client.tui.heat_map import EMPTY, HeatMap, Picture
+from shoal.client.tui.panel import Panel, Part
 from shoal.client.tui.preferences import HEAT_STYLES
 from shoal.client.tui.screen import ShoalScreen
 from shoal.client.tui.themes import DEFAULT_THEME, HEAT, MONO_THEME
@@ -21,8 +20,6 @@ from shoal.protocol.ids import ExpertId, LayerId
 
 EXPERTS_PER_ROW = 32
 """Of the closer look at one layer: a routing group of DeepSeek-V3, and eight rows of them fit 24 lines."""
-
-Part = tuple[str, str]
 
 
 class SwarmScreen(ShoalScreen):
@@ -42,9 +39,9 @@ class SwarmScreen(ShoalScreen):
         """The layer that is looked at closely; None: the whole model."""
 
     def compose_body(self) -> ComposeResult:
-        yield Static(id="swarm-summary", markup=False)
+        yield Panel(id="swarm-summary")
         yield HeatMap(id="map")
-        yield Static(id="swarm-detail", markup=False)
+        yield Panel(id="swarm-detail")
 
     def on_mount(self) -> None:
         chosen = self.session.preferences.heat_style
@@ -52,16 +49,16 @@ class SwarmScreen(ShoalScreen):
         self.query_one(HeatMap).focus()
 
     def show(self) -> None:
-        summary, heat_map = self.query_one("#swarm-summary", Static), self.query_one(HeatMap)
+        summary, heat_map = self.query_one("#swarm-summary", Panel), self.query_one(HeatMap)
         swarm = self.session.swarm
         if swarm is None:
-            summary.update(Content.assemble(*no_swarm(self.session.connection is not None)))
+            summary.set_parts(no_swarm(self.session.connection is not None))
             heat_map.picture = EMPTY
             return
         coverage = swarm.coverage()
         facts = summarize(coverage)
         mend = next_node(coverage, swarm.expert_bytes)
-        summary.update(Content.assemble(*self._facts(facts), *self._mend(mend), *self._legend()))
+        summary.set_parts([*self._facts(facts), *self._mend(mend), *self._legend()])
         if self._layer is not None and self._layer not in coverage:
             self._layer = None
         heat_map.picture = self._picture(coverage)
@@ -71,7 +68,7 @@ class SwarmScreen(ShoalScreen):
     def _show_detail(self) -> None:
         chosen = self.chosen()
         if chosen is not None:
-            self.query_one("#swarm-detail", Static).update(Content.assemble(*self._detail(*chosen)))
+            self.query_one("#swarm-detail", Panel).set_parts(self._detail(*chosen))
 
     @on(HeatMap.Chosen)
     def look_closer(self) -> None:

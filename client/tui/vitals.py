@@ -1,27 +1,23 @@
 """The swarm beside the conversation, where the terminal is wide enough: coverage, pace, and who is answering."""
 
-from textual.content import Content
-from textual.widgets import Static
-
 from shoal.client.translate import _
 from shoal.client.tui.bars import bar, milliseconds, short, sparkline
 from shoal.client.tui.event_book import SEGMENTS, percentile
+from shoal.client.tui.panel import Panel, Part
 from shoal.client.tui.session import Session
 from shoal.client.tui.words import segment_word
 
 WIDTH = 28
 """Characters inside the panel."""
 
-Part = tuple[str, str]
 
-
-class Vitals(Static):
+class Vitals(Panel):
     """Redrawn while the chat screen is seen."""
 
     def show(self, session: Session) -> None:
         """Draw what there is to say."""
         parts = [*_coverage(session), *_pace(session), *_where_time_goes(session), *_peers(session)]
-        self.update(Content.assemble(*parts))
+        self.set_parts(parts)
 
 
 def _title(words: str) -> Part:

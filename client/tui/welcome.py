@@ -1,10 +1,8 @@
 """What an empty conversation shows: the shoal, and how the connection is coming along."""
 
-from textual.content import Content
-from textual.widgets import Static
-
 from shoal.client.safe_text import printable
 from shoal.client.translate import _, ngettext
+from shoal.client.tui.panel import Panel
 from shoal.client.tui.session import Session
 
 FISH = """\
@@ -15,7 +13,7 @@ FISH = """\
         ><>    ><>"""
 
 
-class Welcome(Static):
+class Welcome(Panel):
     """Gone with the first message."""
 
     def show(self, session: Session) -> None:
@@ -26,7 +24,7 @@ class Welcome(Static):
             ("  " + _("many small fish that move as one") + "\n\n", "$text-muted"),
             *self._state(session),
         ]
-        self.update(Content.assemble(*parts))
+        self.set_parts(parts)
 
     def _state(self, session: Session) -> list[tuple[str, str]]:
         if session.failure is not None:

@@ -154,6 +154,17 @@ def large_swarm() -> FakeSwarm:
     return FakeSwarm(counts, members)
 
 
+def healthy_swarm() -> FakeSwarm:
+    """DeepSeek-V3's layers, all of them held; layer 17 has experts with a single holder."""
+    swarm = large_swarm()
+    for layer, counts in swarm.counts.items():
+        for expert in counts:
+            block = (layer * 7 + expert // 32 * 5 + (expert * layer) // 211) % 7
+            counts[expert] = 2 + (block > 2) + (block > 4)
+    swarm.counts[LayerId(17)] |= {ExpertId(expert): 1 for expert in range(96, 160)}
+    return swarm
+
+
 def status(state: NodeState = NodeState.SERVING) -> NodeStatus:
     is_paused = state is NodeState.PAUSED
     return NodeStatus(

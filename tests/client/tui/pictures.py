@@ -42,7 +42,6 @@ async def pictures(
         there.session.book(event)
     drawn = {}
     async with there.app.run_test(size=size) as pilot:
-        there.app.screen.query_one("#prompt").cursor_blink = False  # type: ignore[attr-defined]  # a clock of Textual's
         await type_and_send(pilot, "What is a shoal?")
         await answered(pilot, there)
         for place, mode in enumerate(SCREENS, 1):

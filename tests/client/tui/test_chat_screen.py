@@ -176,16 +176,36 @@ def test_escape_sequences_of_a_model_never_reach_the_terminal(tmp_path: Path, ru
     run(main())
 
 
-def test_a_question_without_a_connection_is_kept_and_said_so(tmp_path: Path, run: Run) -> None:
+def test_a_question_that_comes_too_early_is_asked_once_there_is_a_connection(tmp_path: Path, run: Run) -> None:
     async def main() -> None:
         there = world(tmp_path)
-        there.session.connection = None
+        connection, there.session.connection = there.session.connection, None
+        async with there.app.run_test() as pilot:
+            await type_and_send(pilot, "hello")
+            assert "as soon as" in str(there.app.screen.query_one(NoteView).render())
+            there.session.connection = connection
+            there.app.redraw()
+            await answered(pilot, there)
+        assert [asked[-1].content for asked in there.model.asked] == ["hello"]
+
+    run(main())
+
+
+def test_without_a_connection_again_tries_to_connect(tmp_path: Path, run: Run) -> None:
+    async def main() -> None:
+        there = world(tmp_path)
+        connection, there.session.connection = there.session.connection, None
+        there.session.failure = ChannelClosed("nobody answers")
         async with there.app.run_test() as pilot:
             await type_and_send(pilot, "hello")
             assert there.app.screen.query_one(NoteView).has_class("error")
             await pilot.press("ctrl+r")
             await pilot.pause()
             assert there.app.retrying.is_set()
+            there.session.connection = connection
+            there.app.redraw()
+            await answered(pilot, there)
+        assert len(there.model.asked) == 1
 
     run(main())
 

@@ -32,6 +32,8 @@ def test_number_keys_go_to_every_screen(tmp_path: Path, run: Run) -> None:
                 assert there.app.current_mode == mode
             await pilot.press("alt+1", "i", "2")
             assert there.app.current_mode == "chat", "a digit in the prompt is text"
+            await pilot.press("f3")
+            assert there.app.current_mode == "swarm", "a function key is not"
 
     run(main())
 
@@ -173,7 +175,7 @@ def test_settings_hold_at_once_and_are_kept(tmp_path: Path, run: Run) -> None:
             await pilot.pause()
             assert "a number from 1 to" in seen(there, "#settings-note")
             there.app.screen.query_one("#thinking").focus()
-            await pilot.press("space", "escape", "f6")
+            await pilot.press("space", "escape", "f9")
             assert there.app.theme == MONO_THEME
         assert there.session.preferences.options().temperature == 0
         assert there.session.preferences.options().thinking
@@ -204,9 +206,9 @@ def test_help_and_palette_know_the_actions_of_where_the_user_stands(tmp_path: Pa
 def test_users_keys_replace_ours(tmp_path: Path, run: Run) -> None:
     async def main() -> None:
         there = world(tmp_path, small_swarm())
-        there.app.set_keymap({"go.swarm": "f5"})
+        there.app.set_keymap({"go.swarm": "ctrl+g"})
         async with there.app.run_test(size=(80, 24)) as pilot:
-            await pilot.press("f5")
+            await pilot.press("ctrl+g")
             assert there.app.current_mode == "swarm"
 
     run(main())
@@ -255,3 +257,23 @@ def test_settings_that_we_did_not_write_are_refused_with_the_files_name(text: st
     (tmp_path / "chat.toml").write_text(text)
     with pytest.raises(InvalidRequest, match=r"chat\.toml"):
         load_preferences(tmp_path / "chat.toml")
+
+
+def test_a_crash_report_has_no_word_of_the_conversation(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        there = world(tmp_path, small_swarm())
+
+        def broken() -> None:
+            said = "my canary secret"
+            raise RuntimeError(f"a bug after {len(said)} characters")
+
+        async with there.app.run_test(size=(80, 24)):
+            monkeypatch.setattr(there.app.screen, "show", broken)
+            there.app.call_later(there.app.redraw)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(main())
+    printed = capsys.readouterr()
+    assert "canary" not in printed.out + printed.err.replace('said = "my canary secret"', "")

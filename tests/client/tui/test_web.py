@@ -73,10 +73,10 @@ def test_a_question_is_asked_in_a_real_browser(tmp_path: Path, monkeypatch: pyte
         async with browser_server(command, KEY, 0) as address, open_page(address, tmp_path / "profile") as page:
             await page.wait_until("document.body.classList.contains('-first-byte')")
             await page.click(400, 400)
-            await page.type("ihello\n")  # i: to the prompt, from wherever the click went
             async with asyncio.timeout(60):
-                while not _saved(tmp_path):  # noqa: ASYNC110  # another process writes it
-                    await asyncio.sleep(0.1)
+                while not _saved(tmp_path):  # keys that come before the application listens are lost
+                    await page.type("ihello\n")  # i: to the prompt, from wherever the click went
+                    await asyncio.sleep(1)
             (tmp_path / "page.png").write_bytes(await page.picture())
             return page.requested
 
