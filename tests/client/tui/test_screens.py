@@ -206,9 +206,9 @@ def test_help_and_palette_know_the_actions_of_where_the_user_stands(tmp_path: Pa
 def test_users_keys_replace_ours(tmp_path: Path, run: Run) -> None:
     async def main() -> None:
         there = world(tmp_path, small_swarm())
-        there.app.set_keymap({"go.swarm": "ctrl+g"})
+        there.app.set_keymap({"swarm.anywhere": "f10"})
         async with there.app.run_test(size=(80, 24)) as pilot:
-            await pilot.press("ctrl+g")
+            await pilot.press("f10")
             assert there.app.current_mode == "swarm"
 
     run(main())
