@@ -15,6 +15,8 @@ MUST_HAVE = (
     *(f"shoal/{package}/py.typed" for package in PACKAGES),
     "shoal/protocol/net/direct.py",
     "shoal/client/trunk/model.py",
+    "shoal/client/tui/shoal.tcss",
+    "shoal/client/tui/web_page/app_index.html",
     "shoal/simulations/demo_model/model/config.json",
     "shoal/simulations/demo_model/model/tokenizer.json",
     "shoal/simulations/demo_model/ATTRIBUTION.md",
