@@ -1,14 +1,15 @@
 """Channels inside one process: real handshakes and frames over byte streams that are queues of the event loop.
 
 For tests and for simulations under a virtual clock: no sockets, no threads; time only through the loop. Peers can be
-killed and silenced. Knows no bandwidth: a link has a delay and never loses a byte.
+killed, silenced and stalled, connections reset, segments changed on the way. Knows no bandwidth.
 """
 
 import asyncio
 from asyncio import StreamReader, StreamReaderProtocol, StreamWriter
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from shoal.protocol import limits
 from shoal.protocol.errors import AddressInUse, AuthenticationFailed, ConnectFailed
@@ -26,7 +27,11 @@ SEGMENT_BYTES = 64 * limits.KIB
 """What is delivered at a time, so that a reader that stops reading stops the writer, as it does on a network."""
 
 Delay = Callable[[PeerId, PeerId], float]
-"""One-way delay in seconds from a peer to another; asked once per connection."""
+"""One-way delay in seconds from a peer to another; asked for every segment. Segments of a connection stay in order."""
+
+Tamper = Callable[[PeerId, PeerId, bytes], Sequence[bytes]]
+"""What becomes of a segment from a peer to another: itself, nothing, more, or something else. A frame of up to
+`lane.JOIN_BYTES` is one segment."""
 
 
 def no_delay(sender: PeerId, receiver: PeerId) -> float:
@@ -34,14 +39,21 @@ def no_delay(sender: PeerId, receiver: PeerId) -> float:
     return 0.0
 
 
+def untouched(sender: PeerId, receiver: PeerId, data: bytes) -> Sequence[bytes]:
+    """Segments arrive as they were sent."""
+    return (data,)
+
+
 class MemoryNetwork:
     """A network of peers in one event loop."""
 
-    def __init__(self, delay_s: Delay = no_delay) -> None:
+    def __init__(self, delay_s: Delay = no_delay, tamper: Tamper = untouched) -> None:
         self._delay_s = delay_s
+        self._tamper = tamper
         self._listeners: dict[PeerId, MemoryListener] = {}
-        self._links: dict[PeerId, set[_Link]] = {}
+        self._links: dict[PeerId, dict[_Link, None]] = {}  # in the order of their making: sets of objects have none
         self._silenced: set[PeerId] = set()
+        self._stalled: Counter[PeerId] = Counter()
 
     def connector(self, identity: Identity, random_bytes: RandomBytes) -> "MemoryConnector":
         """How the peer `identity` opens channels."""
@@ -62,8 +74,25 @@ class MemoryNetwork:
     def kill(self, peer: PeerId) -> None:
         """The peer's process dies: its connections are reset, nobody listens there any more."""
         self._listeners.pop(peer, None)
+        self.reset(peer)
+
+    def reset(self, peer: PeerId) -> None:
+        """All connections of the peer are reset; it goes on listening."""
         for link in tuple(self._links.get(peer, ())):
             link.abort()
+
+    def stall(self, peer: PeerId) -> None:
+        """The peer stands still (SIGSTOP): connections stay, nothing arrives or leaves until as many `resume`s."""
+        self._stalled[peer] += 1
+        for link in self._links.get(peer, ()):
+            link.num_stalled += 1
+
+    def resume(self, peer: PeerId) -> None:
+        """What was on its way to and from a stalled peer arrives."""
+        self._stalled[peer] -= 1
+        for link in tuple(self._links.get(peer, ())):
+            link.num_stalled -= 1
+            link.deliver()
 
     def silence(self, peer: PeerId) -> None:
         """The peer's cable is cut: connections stay and carry nothing, new ones do not come about."""
@@ -81,20 +110,22 @@ class MemoryNetwork:
         Raises:
             ConnectFailed: nobody does.
         """
-        there, back = self._delay_s(client, server), self._delay_s(server, client)
-        await asyncio.sleep(there + back)  # what a TCP handshake takes
-        if {client, server} & self._silenced:
+        await asyncio.sleep(self._delay_s(client, server) + self._delay_s(server, client))  # what a TCP handshake takes
+        if {client, server} & self._silenced or self._stalled[client] or self._stalled[server]:
             await asyncio.Event().wait()  # until the caller's timeout
         listener = self._listeners.get(server)
         if listener is None:
             raise ConnectFailed(f"nobody listens at {ADDRESS_PREFIX}{server}")
-        link = _Link(there, back)
+        link = _Link(self._way(client, server), self._way(server, client))
         for peer in (client, server):
-            links = self._links.setdefault(peer, set())
-            links.add(link)
-            link.on_lost.append(partial(links.discard, link))
+            links = self._links.setdefault(peer, {})
+            links[link] = None
+            link.on_lost.append(partial(links.pop, link, None))
         listener.accept(*link.server.streams())
         return link.client.streams()
+
+    def _way(self, sender: PeerId, receiver: PeerId) -> "_Way":
+        return _Way(partial(self._delay_s, sender, receiver), partial(self._tamper, sender, receiver))
 
 
 class MemoryConnector:
@@ -168,14 +199,23 @@ class MemoryListener:
         await self._tasks.aclose()
 
 
-class _Link:
-    """One connection: two ends, a delay each way."""
+class _Way(NamedTuple):
+    """What happens to segments in one direction."""
 
-    def __init__(self, there_s: float, back_s: float) -> None:
+    delay_s: Callable[[], float]
+    tamper: Callable[[bytes], Sequence[bytes]]
+
+
+class _Link:
+    """One connection: two ends, a way each."""
+
+    def __init__(self, there: _Way, back: _Way) -> None:
         self.is_silent = False
+        self.num_stalled = 0
+        """How many times one of the two peers was told to stand still."""
         self.on_lost: list[Callable[[], None]] = []
-        self.client = _End(self, there_s)
-        self.server = _End(self, back_s)
+        self.client = _End(self, there)
+        self.server = _End(self, back)
         self.client.other, self.server.other = self.server, self.client
 
     def abort(self) -> None:
@@ -183,17 +223,23 @@ class _Link:
         for end in (self.client, self.server):
             end.lose(ConnectionResetError("the peer died"))
 
+    def deliver(self) -> None:
+        """Hand over what has arrived meanwhile."""
+        for end in (self.client, self.server):
+            end.deliver()
+
 
 class _End(asyncio.Transport):
     """One end of a link, as an asyncio transport: what is written here arrives there after the delay, in order."""
 
     other: "_End"
 
-    def __init__(self, link: _Link, delay_s: float) -> None:
+    def __init__(self, link: _Link, way: _Way) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._link = link
-        self._delay_s = delay_s
+        self._way = way
+        self._last_arrival = 0.0
         self._reader = StreamReader(READ_BYTES)
         self._protocol = StreamReaderProtocol(self._reader)
         self._on_the_way: deque[bytes | None] = deque()  # None: end of the stream
@@ -214,7 +260,11 @@ class _End(asyncio.Transport):
         if not self._is_closing and data:
             self._num_unread += len(data)
             for start in range(0, len(data), SEGMENT_BYTES):
-                self._send(bytes(data[start : start + SEGMENT_BYTES]))
+                segment = bytes(data[start : start + SEGMENT_BYTES])
+                arriving = self._way.tamper(segment)
+                self._num_unread += sum(map(len, arriving)) - len(segment)
+                for piece in arriving:
+                    self._send(piece)
             self._update_writing()
 
     def close(self) -> None:
@@ -226,7 +276,8 @@ class _End(asyncio.Transport):
     def abort(self) -> None:
         if not self._is_lost:
             self.lose(None)
-            self._loop.call_later(self._delay_s, self.other.lose, ConnectionResetError("the peer cut the connection"))
+            error = ConnectionResetError("the peer cut the connection")
+            self._loop.call_later(self._way.delay_s(), self.other.lose, error)
 
     def lose(self, error: Exception | None) -> None:
         """The connection ends here."""
@@ -244,7 +295,7 @@ class _End(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._is_reading = True
-        self._loop.call_soon(self._deliver)
+        self._loop.call_soon(self.deliver)
 
     def is_reading(self) -> bool:
         return self._is_reading and not self._is_closing
@@ -265,16 +316,18 @@ class _End(asyncio.Transport):
     def _send(self, data: bytes | None) -> None:
         # Timers of one moment run in no particular order; the queue keeps the bytes in theirs.
         self._on_the_way.append(data)
-        self._loop.call_later(self._delay_s, self._hand_over)
+        self._last_arrival = max(self._last_arrival, self._loop.time() + self._way.delay_s())
+        self._loop.call_at(self._last_arrival, self._hand_over)
 
     def _hand_over(self) -> None:
         data = self._on_the_way.popleft()
         if not self._link.is_silent:
             self.other._arrived.append(data)
-            self.other._deliver()
+            self.other.deliver()
 
-    def _deliver(self) -> None:
-        while self._arrived and self._is_reading and not self._is_closing:
+    def deliver(self) -> None:
+        """Give the reader what has arrived, while it reads and nobody is stalled."""
+        while self._arrived and self._is_reading and not self._is_closing and not self._link.num_stalled:
             data = self._arrived.popleft()
             if data is None:
                 self._protocol.eof_received()
