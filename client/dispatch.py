@@ -1,69 +1,77 @@
 """From the router's choice to the layer's routed output, through the swarm: group, choose, send, fail over, combine.
 
 Implements the trunk's seam `RoutedExperts`. One frame per (layer, holder) with all its experts and only the tokens they
-need. A holder that fails a request is set aside and the same experts are asked of replicas, so a death costs one retry
-and no token. Knows no model beyond `ModelId` and no sockets.
+need. A holder that fails, or is slower than it ever was, is overtaken by its replicas: a death costs one retry and no
+token. Extra requests have budgets, so that trouble does not breed trouble. Knows no model beyond `ModelId` and no
+sockets.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from shoal.client.choose import Plan, choose
+from shoal.client.choose import Plan, choose_in_tiers
 from shoal.client.combine import PartialSum, combine
-from shoal.client.grouping import ExpertRows, group_by_expert
+from shoal.client.exchange import Exchange, LayerCall, timed
+from shoal.client.grouping import group_by_expert
+from shoal.client.health import Standing
+from shoal.client.hedge import Budget, race
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId
-from shoal.protocol.errors import ChannelClosed, CoverageGap, IntegrityError, Malformed, ShoalError
-from shoal.protocol.events import DispatchSent, ExpertsTimed, FailedOver, Observer, ReplyReceived
+from shoal.protocol.errors import Busy, CoverageGap, DeadlineExceeded, IntegrityError, NotHeld, ShoalError
+from shoal.protocol.events import FailedOver, Hedged, Observer
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.messages import Dispatch, DType, Rounding
-from shoal.protocol.tensors import read_partial_body, tensor_bytes
+from shoal.protocol.messages import Rounding
 
-MAX_ATTEMPTS = 6
-"""Holders tried for the same experts of one call: more replicas than any swarm keeps, so only bad luck ends here."""
+MAX_WAIT_S = 30.0
+"""How long a layer waits for holders that are all busy or gone before its error: most restarts are shorter."""
 
-MAX_PAUSE_S = 5.0
-"""The longest wait for a holder that is BUSY or failed lately before it is asked again, when no other is left."""
+HEDGE_SHARE, HEDGE_BURST = 0.05, 4.0
+"""Requests sent twice because an answer is late, as a share of all (DESIGN §9), and how many at once."""
+
+RETRY_SHARE, RETRY_BURST = 0.1, 32.0
+"""The same for requests sent again because their holder failed; beyond it retries wait. The burst is one layer whose
+holders all die at once."""
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+"""Before all holders of an expert are asked again: doubled from the first to the last, with full jitter."""
+
+ASKED = (Standing.USABLE, Standing.DOUBTED)
+"""Whom a request may go to at once, the better first."""
+
+GAP_POLL_S = 1.0
+"""Between two looks into the directory while nobody holds an expert."""
 
 GAP_RETRY_AFTER_S = 30.0
 """A third of a record's life: when holders that are back will have announced themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One layer's work: hidden states as the wire wants them, and the router's choice."""
-
-    layer: LayerId
-    x: torch.Tensor
-    rows: ExpertRows
-    exchanges: list["_Exchange"] = field(default_factory=list)
-    """The answers so far, in the order in which they came."""
-    failed: list[PeerId] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Exchange:
-    """One answered request: when, and the holder's word on its own part."""
-
-    peer: PeerId
-    sent_at: float
-    received_at: float
-    queue_s: float
-    compute_s: float
-
-
 class SwarmExperts:
     """Routed experts that live on other machines."""
 
-    def __init__(self, holders: Holders, model: ModelId, observe: Observer, clock: Callable[[], float]) -> None:
-        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop."""
+    def __init__(
+        self,
+        holders: Holders,
+        model: ModelId,
+        observe: Observer,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        max_wait_s: float = MAX_WAIT_S,
+    ) -> None:
+        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop. draw: a number in 0..1, for
+        jitter. max_wait_s: how long a layer may wait for experts that are busy or gone; 0: not at all."""
         self._holders = holders
-        self._model = model
+        self._rounding = model.rounding
         self._observe = observe
         self._clock = clock
+        self._draw = draw
+        self._max_wait_s = max_wait_s
+        self._exchange = Exchange(holders, model, observe, clock)
+        self._hedges = Budget(HEDGE_SHARE, HEDGE_BURST)
+        self._retries = Budget(RETRY_SHARE, RETRY_BURST)
 
     async def __call__(
         self, layer: LayerId, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor
@@ -73,138 +81,182 @@ class SwarmExperts:
         Returns f32[T, H].
 
         Raises:
-            IntegrityError: x is not finite. CoverageGap: nobody reachable holds an expert. ShoalError: every replica
-            failed; the last one's error.
+            IntegrityError: x is not finite. CoverageGap: for `max_wait_s`, nobody reachable held an expert. ShoalError:
+            for as long, every replica failed; the last one's error.
 
-        Cancellation: requests in flight are cancelled at their holders.
+        *Cancellation:* requests in flight are cancelled at their holders.
         """
         if not bool(torch.isfinite(x).all()):
             # said here, or every holder would refuse and be taken for a liar
             raise IntegrityError(f"the hidden states of layer {layer} are not finite: the trunk's weights are damaged")
         started = self._clock()
-        wire_dtype = torch.bfloat16 if self._model.rounding is Rounding.BF16 else torch.float32
+        wire_dtype = torch.bfloat16 if self._rounding is Rounding.BF16 else torch.float32
         rows = group_by_expert(topk_idx, topk_weights)
-        call = _Call(layer, x.to(wire_dtype), rows)
-        partials = await self._compute(call, rows.experts, tried=())
+        call = LayerCall(layer, x.to(wire_dtype), rows, _now() + self._max_wait_s)
+        partials = await self._compute(call, rows.experts)
         total = combine(partials, x.shape[0], x.shape[1])
-        self._observe(_timed(call, started, self._clock()))
+        self._observe(timed(call, started, self._clock()))
         return total
 
-    async def _compute(self, call: _Call, experts: Sequence[ExpertId], tried: tuple[PeerId, ...]) -> list[PartialSum]:
-        """Have these experts computed by whoever is best, not by `tried`."""
-        plan = choose(experts, self._holders.usable(call.layer, tried), self._holders.costs())
-        if plan.uncovered:
-            plan = await self._last_resort(call, experts, tried)
-        parts = [self._ask(call, peer, share, tried) for peer, share in plan.shares.items()]
+    async def _compute(self, call: LayerCall, experts: Sequence[ExpertId]) -> list[PartialSum]:
+        """Have these experts computed by whoever is best."""
+        return await self._carry_out(call, await self._plan(call, experts), tried=())
+
+    async def _carry_out(self, call: LayerCall, plan: Plan, tried: tuple[PeerId, ...]) -> list[PartialSum]:
+        parts = [self._ask(_Request(call, peer, share, (*tried, peer))) for peer, share in plan.shares.items()]
         if len(parts) == 1:
             return await parts[0]
-        return [partial for partials in await _all(parts) for partial in partials]
+        return [part for partials in await _all(parts) for part in partials]
 
-    async def _last_resort(self, call: _Call, experts: Sequence[ExpertId], tried: tuple[PeerId, ...]) -> Plan:
-        """Look who has joined or is back; else ask again those that were slow or busy, when they said.
-
-        Raises:
-            CoverageGap: nobody holds some of the experts.
-        """
-        await self._holders.refresh()
-        plan = choose(experts, self._holders.usable(call.layer, tried), self._holders.costs())
-        if plan.uncovered:
-            plan = choose(experts, self._holders.reachable(call.layer), self._holders.costs())
-            if plan.uncovered:
-                raise CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S)
-            await asyncio.sleep(min(self._holders.pause_s(plan.shares), MAX_PAUSE_S))
-        return plan
-
-    async def _ask(
-        self, call: _Call, peer: PeerId, experts: tuple[ExpertId, ...], tried: tuple[PeerId, ...]
-    ) -> list[PartialSum]:
-        """Ask one holder; on a failure that another replica may mend, ask others."""
+    async def _ask(self, request: "_Request") -> list[PartialSum]:
+        """Ask one holder; if it is late or fails, others."""
         started = self._clock()
+        self._hedges.earn()
+        self._retries.earn()
         try:
-            return [await self._exchange(call, peer, experts)]
+            raced = await race(self._ask_one(request), partial(self._when_late, request))
         except ShoalError as error:
-            self._holders.failed(peer, error)
-            call.failed.append(peer)
-            if not error.retry_elsewhere or len(tried) + 1 >= MAX_ATTEMPTS:
+            self._note_failure(request, error)
+            if not error.retry_elsewhere:
                 raise
             failure = error
-        partials = await self._retry(call, experts, (*tried, peer), failure)
-        self._observe(FailedOver(peer, call.layer, experts, type(failure).__name__, self._clock() - started))
+        else:
+            self._note_backup(request, raced.is_backup, self._clock() - started)
+            return raced.result
+        partials = await self._retry(request, failure)
+        self._note_failover(request, type(failure), self._clock() - started)
         return partials
 
-    async def _retry(
-        self, call: _Call, experts: tuple[ExpertId, ...], tried: tuple[PeerId, ...], failure: ShoalError
-    ) -> list[PartialSum]:
+    async def _ask_one(self, request: "_Request") -> list[PartialSum]:
+        return [await self._exchange.ask(request.call, request.peer, request.experts, _now())]
+
+    async def _when_late(self, request: "_Request") -> Coroutine[None, None, list[PartialSum]] | None:
+        """Another way to the same answer, when it is time for one.
+
+        Later than most of its answers: within the budget of hedges. Later than it ever was: of retries.
+        """
+        health, macs = self._holders.holder(request.peer).health, self._exchange.macs(request.call, request.experts)
+        rto_s = health.rto_s(macs)
+        hedge_after_s = health.hedge_after_s(macs)
+        if hedge_after_s < rto_s:
+            await asyncio.sleep(hedge_after_s)
+            plan = self._elsewhere(request, (Standing.USABLE,))
+            if not plan.uncovered and self._hedges.take():
+                request.is_hedged = True
+                return self._carry_out(request.call, plan, request.tried)
+            rto_s -= hedge_after_s
+        await asyncio.sleep(rto_s)
+        plan = self._elsewhere(request, ASKED)
+        if plan.uncovered or not self._retries.take():
+            return None
+        return self._carry_out(request.call, plan, request.tried)
+
+    def _note_failure(self, request: "_Request", error: ShoalError) -> None:
+        self._holders.failed(request.peer, error)
+        if isinstance(error, NotHeld):
+            self._holders.not_held(request.peer, request.call.layer, request.experts)
+
+    def _note_backup(self, request: "_Request", has_won: bool, call_s: float) -> None:
+        """What a race tells of the holder that was asked first."""
+        if request.is_hedged:
+            self._observe(Hedged(request.peer, request.call.layer, request.experts, has_won, call_s))
+        if has_won:
+            macs = self._exchange.macs(request.call, request.experts)
+            if self._holders.holder(request.peer).health.was_overtaken(call_s, macs, _now(), self._draw()):
+                self._note_failover(request, DeadlineExceeded, call_s)
+
+    def _note_failover(self, request: "_Request", reason: type[ShoalError], call_s: float) -> None:
+        request.call.failed.append(request.peer)
+        self._observe(FailedOver(request.peer, request.call.layer, request.experts, reason.__name__, call_s))
+
+    async def _retry(self, request: "_Request", failure: ShoalError) -> list[PartialSum]:
+        """Ask those that have not been tried; when there are none, everybody again after a pause.
+
+        Raises:
+            ShoalError: the time that the layer may wait is over; `failure`, or a gap that it caused.
+        """
+        call, tried = request.call, request.tried
+        plan = self._elsewhere(request, ASKED)
+        if plan.uncovered or not self._retries.take():
+            await self._pause(call, failure)
+        if plan.uncovered:
+            plan, tried = await self._plan_after(failure, call, request.experts), ()
+        return await self._carry_out(call, plan, tried)
+
+    async def _pause(self, call: LayerCall, failure: ShoalError) -> None:
+        """Before the same holders are asked again: longer each time, with full jitter.
+
+        Raises:
+            ShoalError: `failure`; the layer has no time for a pause.
+        """
+        call.num_pauses += 1
+        pause_s = min(FIRST_PAUSE_S * 2.0**call.num_pauses, MAX_PAUSE_S) * self._draw()
+        if _now() + pause_s > call.give_up_at:
+            raise failure
+        await asyncio.sleep(pause_s)
+
+    async def _plan_after(self, failure: ShoalError, call: LayerCall, experts: Sequence[ExpertId]) -> Plan:
         try:
-            return await self._compute(call, experts, tried)
+            return await self._plan(call, experts)
         except CoverageGap as gap:
             raise gap from failure
 
-    async def _exchange(self, call: _Call, peer: PeerId, experts: tuple[ExpertId, ...]) -> PartialSum:
-        """One request and its reply."""
-        rows = call.rows.select(experts)
-        token_idx, row_idx = torch.unique(rows.row_idx, return_inverse=True)  # only the tokens this holder needs
-        holder = self._holders.holder(peer)
-        macs = len(row_idx) * self._model.macs_per_row
-        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(macs))
-        body = (
-            tensor_bytes(call.x[token_idx]),
-            tensor_bytes(rows.topk_weights),
-            tensor_bytes(row_idx.to(torch.int32).to(torch.uint16)),
-        )
-        if holder.channel is None:
-            raise ChannelClosed(f"{peer} is gone")
-        self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx)))
-        started = self._clock()
-        reply = await holder.channel.request(message, body)
-        if (reply.message.num_tokens, reply.message.hidden) != (message.num_tokens, message.hidden):
-            raise Malformed("a partial sum of another shape than was asked for")
-        values = read_partial_body(reply.message, reply.body)
-        received = self._clock()
-        exchange_s = received - started
-        queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
-        call.exchanges.append(_Exchange(peer, started, received, queue_s, compute_s))
-        holder.health.answered(exchange_s, compute_s, macs)
-        self._observe(ReplyReceived(peer, call.layer, exchange_s, queue_s, compute_s))
-        return PartialSum(experts, token_idx, values)
+    async def _plan(self, call: LayerCall, experts: Sequence[ExpertId]) -> Plan:
+        """Wait, as long as the layer may, until these experts can be asked of somebody.
 
-    def _message(self, call: _Call, rows: ExpertRows, num_tokens: int, deadline_s: float) -> Dispatch:
-        model = self._model
-        return Dispatch(
-            model_root=model.root,
-            layer=call.layer,
-            rounding=model.rounding,
-            weight_format=model.weight_format,
-            dtype=DType.BF16 if model.rounding is Rounding.BF16 else DType.F32,
-            num_tokens=num_tokens,
-            hidden=model.hidden,
-            experts=rows.experts,
-            num_rows=rows.num_rows,
-            deadline_ms=max(1, round(deadline_s * 1000)),
-        )
+        Raises:
+            CoverageGap: nobody holds some of them. Busy: their holders are all busy.
+        """
+        while True:
+            plan = self._cover(call, experts, ASKED)
+            if not plan.uncovered:
+                return plan
+            error, pause_s = await self._obstacle(call, experts)
+            if error is None:
+                continue
+            if _now() + pause_s > call.give_up_at:
+                raise error
+            await asyncio.sleep(pause_s)
+
+    async def _obstacle(self, call: LayerCall, experts: Sequence[ExpertId]) -> tuple[ShoalError | None, float]:
+        """Why nobody can be asked, and for how long to wait. None: a look into the directory has changed that."""
+        plan = self._cover(call, experts, (*ASKED, Standing.BUSY))
+        if plan.uncovered:
+            await self._holders.refresh()
+            plan = self._cover(call, experts, (*ASKED, Standing.BUSY))
+        if plan.uncovered:
+            return CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S), GAP_POLL_S * (0.5 + self._draw())
+        pause_s = self._holders.busy_for_s(plan.shares)
+        if pause_s == 0:
+            return None, 0.0
+        return Busy(f"every holder of some experts of layer {call.layer}", pause_s), pause_s
+
+    def _elsewhere(self, request: "_Request", standings: Sequence[Standing]) -> Plan:
+        """Who would compute the experts of a request instead of those that were tried."""
+        return self._cover(request.call, request.experts, standings, request.tried)
+
+    def _cover(
+        self,
+        call: LayerCall,
+        experts: Sequence[ExpertId],
+        standings: Sequence[Standing],
+        excluded: tuple[PeerId, ...] = (),
+    ) -> Plan:
+        tiers = [self._holders.of_standing(call.layer, standing, excluded) for standing in standings]
+        return choose_in_tiers(experts, tiers, self._holders.costs())
 
 
-def _timed(call: _Call, started: float, ended: float) -> ExpertsTimed:
-    """Where the time of a finished call went. A holder that claims more work than its answer took is cut to that."""
-    first, last = call.exchanges[0], call.exchanges[-1]
-    exchange_s = first.received_at - first.sent_at
-    compute_s = min(first.compute_s, exchange_s)
-    queue_s = min(first.queue_s, exchange_s - compute_s)
-    straggling_s = last.received_at - first.received_at
-    before_s = first.sent_at - started
-    failed_s = before_s if call.failed else 0.0
-    return ExpertsTimed(
-        layer=call.layer,
-        num_tokens=len(call.x),
-        num_holders=len({exchange.peer for exchange in call.exchanges}),
-        slowest=last.peer,
-        wire_s=exchange_s - compute_s - queue_s,
-        queue_s=queue_s,
-        compute_s=compute_s,
-        straggling_s=straggling_s,
-        failed_s=failed_s,
-        local_s=ended - started - exchange_s - straggling_s - failed_s,
-    )
+@dataclass(slots=True)
+class _Request:
+    """Some experts of a call at one holder."""
+
+    call: LayerCall
+    peer: PeerId
+    experts: tuple[ExpertId, ...]
+    tried: tuple[PeerId, ...]
+    """Who has been asked for these experts, `peer` included."""
+    is_hedged: bool = False
+    """Others were asked before the holder could be called stalled."""
 
 
 async def _all(parts: Sequence[Coroutine[None, None, list[PartialSum]]]) -> list[list[PartialSum]]:
@@ -215,3 +267,7 @@ async def _all(parts: Sequence[Coroutine[None, None, list[PartialSum]]]) -> list
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.client.audit import challenge
-from shoal.client.health import Health
+from shoal.client.health import Health, Standing
 from shoal.client.model_id import ModelId
 from shoal.experts.manifest import Manifest
 from shoal.protocol.errors import ShoalError
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S = 15.0
 """Between two looks into the directory: a third of the life of a record that is renewed at a third of its own."""
+
+RECONNECT_S = 0.5
+"""After a connection broke: a process that was restarted is back by then, and not all clients come at once."""
 
 CONNECT_TIMEOUT_S = 5.0
 """For connection, handshake and challenge together they may take twice this."""
@@ -48,11 +51,7 @@ class Holder:
         return self.channel is not None and not (self.channel.is_closed or self.channel.is_draining)
 
     def is_usable(self, now: float) -> bool:
-        return self.is_connected and self.health.is_usable(now)
-
-    def is_reachable(self, now: float) -> bool:
-        """Whether it may be asked when no usable holder is left."""
-        return self.is_connected and not self.health.is_banned(now)
+        return self.is_connected and self.health.standing(now) is Standing.USABLE
 
 
 class Holders:
@@ -68,8 +67,12 @@ class Holders:
         observe: Observer,
         choose_probe: Callable[[Sequence[ExpertId]], ExpertId],
         clock: Callable[[], float],
+        draw: Callable[[], float],
     ) -> None:
-        """choose_probe: which expert to challenge a holder with. clock: seconds, for durations."""
+        """choose_probe: which expert to challenge a holder with. clock: seconds, for durations. draw: a number in 0..1,
+        for jitter."""
+        self._draw = draw
+        self._has_lost = asyncio.Event()
         self._clock = clock
         self._directory = directory
         self._connector = connector
@@ -98,20 +101,27 @@ class Holders:
 
     def usable(self, layer: LayerId, excluded: Collection[PeerId] = ()) -> dict[PeerId, frozenset[ExpertId]]:
         """Experts of a layer by holder that may be asked now."""
-        now = asyncio.get_running_loop().time()
-        chosen = (holder for holder in self._holders.values() if holder.is_usable(now) and holder.peer not in excluded)
-        return {holder.peer: holder.experts[layer] for holder in chosen if layer in holder.experts}
+        return self.of_standing(layer, Standing.USABLE, excluded)
 
-    def reachable(self, layer: LayerId) -> dict[PeerId, frozenset[ExpertId]]:
-        """The same with those that failed lately: slow is better than nobody."""
+    def of_standing(
+        self, layer: LayerId, standing: Standing, excluded: Collection[PeerId] = ()
+    ) -> dict[PeerId, frozenset[ExpertId]]:
+        """Experts of a layer by connected holder of this standing."""
         now = asyncio.get_running_loop().time()
-        chosen = (holder for holder in self._holders.values() if holder.is_reachable(now))
-        return {holder.peer: holder.experts[layer] for holder in chosen if layer in holder.experts}
+        return {
+            holder.peer: holder.experts[layer]
+            for holder in self._holders.values()
+            if layer in holder.experts
+            and holder.peer not in excluded
+            and holder.is_connected
+            and holder.health.standing(now) is standing
+        }
 
-    def pause_s(self, peers: Collection[PeerId]) -> float:
-        """Seconds until all of these may be asked again."""
+    def busy_for_s(self, peers: Collection[PeerId]) -> float:
+        """Seconds until the first of these that are busy takes requests again; 0 if none is."""
         now = asyncio.get_running_loop().time()
-        return max((self._holders[peer].health.paused_until - now for peer in peers), default=0.0)
+        waits_s = [self._holders[peer].health.busy_until - now for peer in peers]
+        return min((wait_s for wait_s in waits_s if wait_s > 0), default=0.0)
 
     def costs(self) -> Mapping[PeerId, float]:
         """Expected seconds of an exchange by holder."""
@@ -138,13 +148,19 @@ class Holders:
                 total.bytes_received += holder.channel.traffic.bytes_received
         return total
 
+    def not_held(self, peer: PeerId, layer: LayerId, experts: Collection[ExpertId]) -> None:
+        """A holder said that it does not have some of these: believe that until its record says otherwise."""
+        held = self._holders[peer].experts
+        held[layer] = held.get(layer, frozenset()) - frozenset(experts)
+
     def failed(self, peer: PeerId, error: ShoalError) -> None:
         """A holder failed a request: remember it, and drop the channel if it is dead."""
         holder = self._holders[peer]
-        holder.health.failed(error, asyncio.get_running_loop().time())
+        holder.health.failed(error, asyncio.get_running_loop().time(), self._draw())
         if holder.channel is not None and holder.channel.is_closed:
             self._drop_channel(holder)
             self._observe(HolderLost(peer, type(error).__name__))
+            self._has_lost.set()
 
     async def refresh(self) -> None:
         """Read the directory and connect to whom we are not connected; holders that fail are left for the next turn.
@@ -160,7 +176,7 @@ class Holders:
             missing = [
                 holder
                 for holder in self._holders.values()
-                if holder.experts and not holder.is_usable(now) and holder.health.is_usable(now)
+                if holder.experts and not holder.is_connected and holder.health.standing(now) <= Standing.DOUBTED
             ]
             await asyncio.gather(*(self._connect(holder, limit) for holder in missing))
 
@@ -199,11 +215,13 @@ class Holders:
                 layer = min(holder.experts)
                 expert = self._choose_probe(sorted(holder.experts[layer]))
                 holder.health.saw_rtt(await challenge(channel, self._manifest, self._model, layer, expert, self._clock))
-            except ShoalError as error:
-                logger.info("holder %s is not used: %s", holder.peer, type(error).__name__)
-                holder.health.failed(error, asyncio.get_running_loop().time())
+            except BaseException as error:
                 if channel is not None:
                     await channel.aclose()
+                if not isinstance(error, ShoalError):
+                    raise
+                logger.info("holder %s is not used: %s", holder.peer, type(error).__name__)
+                holder.health.failed(error, asyncio.get_running_loop().time(), self._draw())
                 return
         holder.channel = channel
         holder.health.failures = 0
@@ -217,7 +235,11 @@ class Holders:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await self._has_lost.wait()
+                    self._has_lost.clear()
+                    await asyncio.sleep(RECONNECT_S * (0.5 + self._draw()))
             try:
                 await self.refresh()
             except ShoalError as error:

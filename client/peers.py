@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from shoal.client.health import Standing
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.version import PROTOCOL_VERSION
 
@@ -65,15 +66,16 @@ def snapshot(holder: "Holder", now: float) -> PeerSnapshot:
         holdings={layer: experts for layer, experts in sorted(holder.experts.items()) if experts},
         failures=health.failures,
         breaker=_breaker(holder, now),
-        retry_in_s=max(0.0, health.paused_until - now, health.banned_until - now),
+        retry_in_s=max(0.0, health.doubted_until - now, health.busy_until - now, health.banned_until - now),
     )
 
 
 def _breaker(holder: "Holder", now: float) -> Breaker:
-    if holder.health.is_banned(now):
+    standing = holder.health.standing(now)
+    if standing is Standing.BANNED:
         return Breaker.BANNED
     if holder.channel is None or holder.channel.is_closed:
         return Breaker.OFFLINE
     if holder.channel.is_draining:
         return Breaker.DRAINING
-    return Breaker.CLOSED if holder.health.is_usable(now) else Breaker.PAUSED
+    return Breaker.CLOSED if standing is Standing.USABLE else Breaker.PAUSED

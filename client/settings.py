@@ -51,3 +51,7 @@ class SwarmSettings:
     requires_coverage: bool = True
     """Whether joining a swarm in which an expert has no holder fails. A gateway comes up all the same and says why it
     is not ready; what it is asked meanwhile ends with CoverageGap."""
+
+    max_wait_s: float = 30.0
+    """How long a token may wait for experts whose holders are all busy or gone before it is an error; then the answer
+    goes on at the same token. Most restarts are shorter. 0: not at all."""

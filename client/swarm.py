@@ -110,8 +110,17 @@ class Swarm:
             connector = _connector(settings, identity, entry)
             stack.push_async_callback(connector.aclose)
             layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
+            draw = secrets.SystemRandom().random
             holders = Holders(
-                entry.directory, connector, store.manifest, model, layers, observers, secrets.choice, time.perf_counter
+                entry.directory,
+                connector,
+                store.manifest,
+                model,
+                layers,
+                observers,
+                secrets.choice,
+                time.perf_counter,
+                draw,
             )
             stack.push_async_callback(holders.aclose)
             trunk_format = TrunkFormat(settings.trunk_format)
@@ -123,7 +132,7 @@ class Swarm:
             finally:
                 await asyncio.wait({opening})  # the thread reads from the store, which closes after us
             opened = opening.result()
-            experts = SwarmExperts(holders, model, observers, time.perf_counter)
+            experts = SwarmExperts(holders, model, observers, time.perf_counter, draw, settings.max_wait_s)
             timing = Timing(0, time.perf_counter, observers)
             engine = Engine(opened.trunk, experts, opened.tokenizer, settings=_engine_settings(settings), timing=timing)
             stack.push_async_callback(engine.aclose)

@@ -58,6 +58,17 @@ class FailedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedged:
+    """A holder was later than usual and replicas were asked as well; `has_won`: they answered first."""
+
+    peer: PeerId
+    layer: LayerId
+    experts: tuple[ExpertId, ...]
+    has_won: bool
+    call_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertsTimed:
     """A layer's routed experts have answered; the six durations of its call, which add up to all of it.
 
@@ -138,6 +149,7 @@ Event = (
     | DispatchSent
     | ReplyReceived
     | FailedOver
+    | Hedged
     | ExpertsTimed
     | LayerTimed
     | PassTaken

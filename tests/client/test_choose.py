@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.choose import choose
+from shoal.client.choose import choose, choose_in_tiers
 from shoal.protocol.ids import ExpertId, PeerId
 
 experts = st.frozensets(st.integers(0, 31).map(ExpertId), max_size=16)
@@ -42,3 +42,16 @@ def test_one_holder_of_all_is_preferred_to_two_of_halves() -> None:
 def test_among_equal_replicas_the_cheaper_answers() -> None:
     held = {PeerId(name): frozenset({ExpertId(1)}) for name in "ab"}
     assert list(choose([ExpertId(1)], held, {PeerId("a"): 2.0, PeerId("b"): 1.0}).shares) == ["b"]
+
+
+@given(needed=experts, tiers=st.lists(holders, max_size=3))
+def test_a_lower_tier_computes_only_what_no_higher_one_holds(
+    needed: frozenset[ExpertId], tiers: list[dict[PeerId, frozenset[ExpertId]]]
+) -> None:
+    named = [{PeerId(f"{place}{peer}"): held for peer, held in tier.items()} for place, tier in enumerate(tiers)]
+    plan = choose_in_tiers(needed, named, {peer: 1.0 for tier in named for peer in tier})
+    shared = [expert for share in plan.shares.values() for expert in share]
+    assert sorted([*shared, *plan.uncovered]) == sorted(needed)
+    for peer, share in plan.shares.items():
+        better = named[: int(peer[0])]
+        assert not any(expert in held for expert in share for tier in better for held in tier.values())

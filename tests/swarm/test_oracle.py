@@ -11,6 +11,7 @@ from transformers import DeepseekV3ForCausalLM
 from shoal.client.sampler import Sampling
 from shoal.client.single_process import single_process_engine
 from shoal.experts.worker import InlineWorker
+from shoal.protocol.errors import ChannelClosed
 from shoal.protocol.events import DispatchSent, Event, ExpertsTimed, FailedOver, PassTaken, ReplyReceived
 from shoal.protocol.messages import Rounding
 from shoal.simulations.local import holdings
@@ -74,7 +75,9 @@ def test_greedy_tokens_are_equal_in_transformers_locally_in_a_swarm_and_through_
         words = holdings(4, 2, num_experts_of(published))
         async with memory_swarm(published, words, tmp_path / "cache") as world:
             tokens = await tokens_of(world, kill_after)
-            return tokens, sum(isinstance(event, FailedOver) for event in world.events)
+            # on a busy machine a living holder may be overtaken besides
+            broken = [e for e in world.events if isinstance(e, FailedOver) and e.reason == ChannelClosed.__name__]
+            return tokens, len(broken)
 
     assert asyncio.run(swarm_tokens(None)) == (theirs, 0)
     tokens, failovers = asyncio.run(swarm_tokens(5))

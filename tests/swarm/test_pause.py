@@ -67,7 +67,8 @@ def test_a_pause_in_mid_answer_changes_no_token_and_stops_every_call(model: Path
             other = next(peer for peer in world.servers if peer != paused)
             world.gates[paused].open()
             await world.gates[other].close()
-            world.client.holders.holder(paused).health.paused_until = 0.0  # as after the second it is left alone for
+            health = world.client.holders.holder(paused).health
+            health.doubted_until = health.busy_until = 0.0  # as after the time it is left alone for
             await world.client.holders.refresh()
             assert await answer(world) == expected  # the resumed node alone
             assert world.servers[paused].metrics.requests_served > served_at_pause

@@ -42,6 +42,10 @@ NOW_S = 1_790_000_000.0
 """Unix time in this world, until somebody lets it pass."""
 
 
+MAX_WAIT_S = 2.0
+"""How long a layer waits for holders that are busy or gone: tests of gaps wait for it."""
+
+
 class AgingDirectory(MemoryDirectory):
     """The client's view of the directory; a test may let time pass for it alone, until every record has expired."""
 
@@ -165,11 +169,13 @@ async def _client(
         observe,
         entropy.choice,
         time.perf_counter,
+        entropy.random,
     )
     stack.push_async_callback(holders.aclose)
     await holders.start()
     opened = open_trunk(store, model, rounding, InlineWorker())
-    experts, timing = SwarmExperts(holders, model_id, observe, time.perf_counter), Timing(0, time.perf_counter, observe)
+    experts = SwarmExperts(holders, model_id, observe, time.perf_counter, entropy.random, MAX_WAIT_S)
+    timing = Timing(0, time.perf_counter, observe)
     engine = Engine(opened.trunk, experts, opened.tokenizer, settings=settings, timing=timing)
     stack.push_async_callback(engine.aclose)
     swarm = Swarm(engine, holders, model_id, layers, observe, time.perf_counter)

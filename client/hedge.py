@@ -1,0 +1,111 @@
+"""Asking twice, within a budget: the first good answer wins and the loser is cancelled.
+
+Beside dispatch, which says when a second holder is worth asking. Knows no peers and no clock.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from shoal.protocol.errors import ShoalError
+
+Result = TypeVar("Result")
+Work = Coroutine[None, None, Result]
+
+
+class Budget:
+    """Permission for extra work as a share of the ordinary work; a burst may be saved up for bad moments."""
+
+    def __init__(self, share: float, burst: float) -> None:
+        """share: extra requests per ordinary one. burst: most that is saved up, and what is there at the start."""
+        self._share = share
+        self._burst = burst
+        self._saved = burst
+
+    def earn(self) -> None:
+        """Count one ordinary request."""
+        self._saved = min(self._saved + self._share, self._burst)
+
+    def take(self) -> bool:
+        """Ask for one extra request; False if the budget is spent."""
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Raced(Generic[Result]):
+    """The answer that won."""
+
+    result: Result
+    is_backup: bool
+
+
+async def race(
+    primary: Work[Result],
+    when_to_back_up: Callable[[], Awaitable[Work[Result] | None]],
+) -> Raced[Result]:
+    """Run `primary`; when `when_to_back_up` returns another way to the same answer, that too: the first success wins.
+
+    `when_to_back_up` waits for as long as the primary deserves, and returns None if there is no other way.
+
+    Raises:
+        ShoalError: the primary failed and no backup ran, or both failed; the primary's error.
+
+    *Cancellation:* both are cancelled. They have ended when this returns, whatever the outcome.
+    """
+    backup = _Backup(when_to_back_up)
+    first, second = asyncio.create_task(primary), asyncio.create_task(backup.run())
+    try:
+        await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
+        if first.done():
+            if first.exception() is None:
+                return Raced(first.result(), is_backup=False)
+            if not backup.is_running:
+                return Raced(await first, is_backup=False)  # raises
+        if await _succeeds(second):
+            return Raced(second.result(), is_backup=True)
+        return Raced(await first, is_backup=False)
+    finally:
+        await _end(first, second)
+
+
+class _Backup(Generic[Result]):
+    """Waits, then runs the backup."""
+
+    def __init__(self, when: Callable[[], Awaitable[Work[Result] | None]]) -> None:
+        self._when = when
+        self.is_running = False
+
+    async def run(self) -> Result:
+        backup = await self._when()
+        if backup is None:
+            raise _NoBackup
+        self.is_running = True
+        return await backup
+
+
+class _NoBackup(ShoalError):
+    """There is no other way."""
+
+
+async def _succeeds(task: asyncio.Task[Result]) -> bool:
+    """Wait for the end of a task; False if it failed as peers fail."""
+    await asyncio.wait({task})
+    if task.cancelled():
+        raise asyncio.CancelledError
+    error = task.exception()
+    if error is not None and not isinstance(error, ShoalError):
+        raise error
+    return error is None
+
+
+async def _end(*tasks: asyncio.Task[Result]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # whatever it was, the other answered
