@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check bench bench-peers test-clients soak-serve screenshots sanitize clean
+.PHONY: demo test check bench bench-peers test-clients soak soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -37,6 +37,10 @@ test-clients: $(VENV)/.installed
 # Ten minutes of eight clients at the gateway while nodes are killed, leave and come back.
 soak-serve: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.soak_serve --minutes 10
+
+# A hundred thousand seeds of faults under the virtual clock; `make test` runs the first thousand.
+soak: $(VENV)/.installed
+	$(BIN)/shoal simulate seeds --count 100000
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python tools/screenshot.py

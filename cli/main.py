@@ -16,6 +16,7 @@ from shoal.cli.node import node
 from shoal.cli.run import run
 from shoal.cli.serve import serve
 from shoal.cli.service import service_app
+from shoal.cli.simulate import simulate_app
 from shoal.cli.version import version
 
 app = typer.Typer(
@@ -34,3 +35,4 @@ for verb in (status, pause, resume, stop, peers, coverage, logs, doctor):
 app.command()(version)
 app.add_typer(bench_app, name="bench")
 app.add_typer(service_app, name="service")
+app.add_typer(simulate_app, name="simulate")

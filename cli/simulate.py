@@ -1,0 +1,66 @@
+"""`shoal simulate`: swarms that exist only here, to see what breaks them."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from shoal.cli.boundary import reporting_errors
+from shoal.cli.options import program
+
+simulate_app = typer.Typer(no_args_is_help=True, help="Try a swarm's bad days on this machine.")
+
+
+@simulate_app.callback()
+def _simulate() -> None:
+    """Try a swarm's bad days on this machine."""
+
+
+@simulate_app.command()
+def seeds(
+    first: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 1000,
+    jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run the real node and client code under a virtual clock with seeded faults; every token is checked."""
+    with reporting_errors():
+        from shoal.cli.progress import ProgressBar
+        from shoal.simulations.bench.machine import num_usable_cores
+        from shoal.simulations.virtual.soak import soak
+
+        with ProgressBar() as bar:
+            result = soak(first, count, jobs or num_usable_cores(), lambda done: bar("seeds", done, count))
+        if as_json:
+            print(json.dumps(result.as_json()))
+        else:
+            print(f"{result.num_seeds} seeds, {result.num_tokens} tokens, {result.num_calls} expert calls", end=": ")
+            print("every promise was kept" if not result.failed else f"{len(result.failed)} seeds broke a promise")
+            for outcome in result.failed:
+                print(f"  {outcome.problem}\n    again: {program()} simulate seed {outcome.seed}")
+        if result.failed:
+            raise SystemExit(1)
+
+
+@simulate_app.command()
+def seed(
+    number: Annotated[int, typer.Argument(help="The seed.", min=0)],
+    trace: Annotated[bool, typer.Option(help="Print every event with its virtual time.")] = False,
+) -> None:
+    """Run one seed again and tell what it is and what happened."""
+    with reporting_errors():
+        from shoal.simulations.virtual.run import Oracle, describe, draw_setup, run_seed
+        from shoal.simulations.virtual.soak import demo_model_in_memory
+
+        with demo_model_in_memory() as model:
+            print("\n".join(describe(draw_setup(model, number))))
+            outcome = run_seed(model, Oracle(model), number)
+        if trace:
+            print("\n".join(f"{time_s:10.6f}  {event}" for time_s, event in outcome.events))
+        print(
+            f"{outcome.num_tokens} tokens, {outcome.num_events} events, {outcome.virtual_s:.3f} virtual seconds,"
+            f" trace {outcome.trace_hash}"
+        )
+        print(outcome.problem or "every promise was kept")
+        if outcome.problem:
+            raise SystemExit(1)

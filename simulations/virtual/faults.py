@@ -1,0 +1,79 @@
+"""What goes wrong in a run, when and where: plain data, drawn from a seed. Pure; knows no network and no clock.
+
+Some nodes are steady: together they hold every expert, and nothing for good happens to them, so that a run with a plan
+drawn here must end with every token right. All others may die at any moment.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """Kinds of faults."""
+
+    CRASH = "crash"
+    """The process dies; its connections are reset."""
+    RESTART = "restart"
+    """It dies and comes back."""
+    SILENCE = "silence"
+    """The cable is cut: nothing arrives or leaves any more, and nobody is told."""
+    STALL = "stall"
+    """SIGSTOP: nothing is read or written, connections stay; later everything is delivered."""
+    PARTITION = "partition"
+    """The link to the client carries nothing for a while; later everything is delivered (TCP sends again)."""
+    RESET = "reset"
+    """All connections of a node are reset once; the process lives."""
+    SLOW = "slow"
+    """Its kernels take many times longer."""
+    DELAY = "delay"
+    """Each segment is late by a random time; order within a connection stays."""
+    LOST_REPLY = "lost_reply"
+    """Some requests are never answered."""
+    LATE_REPLY = "late_reply"
+    """Some answers come after a random time, so that answers overtake each other."""
+    BUSY = "busy"
+    """Every request is refused with BUSY."""
+    BAD_REPLY = "bad_reply"
+    """Some answers hold NaN, have another shape or answer another request."""
+    DUPLICATE = "duplicate"
+    """Some frames arrive twice."""
+    GARBAGE = "garbage"
+    """Some frames arrive damaged."""
+
+
+TRANSIENT = frozenset({Kind.STALL, Kind.PARTITION, Kind.RESET, Kind.SLOW, Kind.DELAY, Kind.LATE_REPLY, Kind.BUSY})
+"""What may happen to a steady node: it answers in the end, and it is never to blame."""
+
+SHORTEST_S, LONGEST_S = 0.01, 3.0
+MOST_FAULTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    kind: Kind
+    node: int
+    """Place of the node in the world."""
+    at_s: float
+    """Virtual time at which it begins."""
+    until_s: float
+    """When it ends; for RESTART, when the node is back."""
+    strength: float
+    """0..1: how likely, how slow, how late; what it means is the kind's."""
+
+
+def draw_faults(rng: random.Random, num_nodes: int, steady: Sequence[int], span_s: float) -> list[Fault]:
+    """Draw a plan for `num_nodes` nodes whose faults begin within `span_s` seconds; sorted by time."""
+    plan = [_draw(rng, num_nodes, frozenset(steady), span_s) for _ in range(rng.randint(1, MOST_FAULTS))]
+    return sorted(plan, key=lambda fault: (fault.at_s, fault.node, fault.kind.value))
+
+
+def _draw(rng: random.Random, num_nodes: int, steady: frozenset[int], span_s: float) -> Fault:
+    node = rng.randrange(num_nodes)
+    kinds = [kind for kind in Kind if node not in steady or kind in TRANSIENT]
+    at_s = rng.uniform(0, span_s)
+    longest_s = SHORTEST_S * (LONGEST_S / SHORTEST_S) ** rng.random()  # short and long ones alike
+    return Fault(rng.choice(kinds), node, at_s, at_s + longest_s, rng.random())

@@ -1,0 +1,72 @@
+"""What must hold in every run, whatever goes wrong. Broken, it raises BrokenPromise with one line."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.client.dispatch import HEDGE_BURST, HEDGE_SHARE
+from shoal.protocol.events import DispatchSent, Event, Hedged
+from shoal.simulations.virtual.world import World
+
+
+class BrokenPromise(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(slots=True)
+class Promises:
+    """Counts of events that are bounded."""
+
+    num_sent: int = 0
+    num_hedged: int = 0
+
+    def saw(self, event: Event) -> None:
+        """Count an event."""
+        self.num_sent += isinstance(event, DispatchSent)
+        self.num_hedged += isinstance(event, Hedged)
+
+    def check(self) -> None:
+        """Extra requests stay within their budget.
+
+        Raises:
+            BrokenPromise: they do not.
+        """
+        allowed = HEDGE_SHARE * self.num_sent + HEDGE_BURST
+        if self.num_hedged > allowed:
+            raise BrokenPromise(f"{self.num_hedged} hedges in {self.num_sent} requests, {allowed:.0f} are allowed")
+
+
+def check_tokens(got: Sequence[int], expected: Sequence[int]) -> None:
+    """Every token equals the oracle's, and none is missing.
+
+    Raises:
+        BrokenPromise: one does not.
+    """
+    if list(got) == list(expected):
+        return
+    if len(got) != len(expected):
+        raise BrokenPromise(f"{len(got)} tokens without an error, the oracle has {len(expected)}")
+    place = next(place for place, pair in enumerate(zip(got, expected, strict=True)) if pair[0] != pair[1])
+    raise BrokenPromise(f"token {place} is {got[place]}, the oracle has {expected[place]}")
+
+
+def check_nodes(world: World) -> None:
+    """At the end no node thinks that it still has work.
+
+    Raises:
+        BrokenPromise: one does, and would refuse others for it.
+    """
+    for node in world.nodes:
+        if node.admission is not None and node.admission.backlog_s > 0 and not node.is_computing:
+            raise BrokenPromise(f"node {node.place} is idle and has a backlog of {node.admission.backlog_s:.3f} s")
+
+
+def check_tasks() -> None:
+    """At the end nothing runs on.
+
+    Raises:
+        BrokenPromise: a task does.
+    """
+    left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    if left:
+        raise BrokenPromise(f"tasks are left behind: {', '.join(sorted(left))}")

@@ -1,0 +1,216 @@
+"""One seed from start to end: a world, a plan of faults, a few answers at once, each token held against the oracle.
+
+The oracle is the same model in one process. A seed decides everything: shape of the swarm, schedule, faults, prompts.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+
+from blake3 import blake3
+
+from shoal.client.generate import Engine
+from shoal.client.sampler import Sampling
+from shoal.client.trunk.local_experts import LocalExperts
+from shoal.experts.worker import InlineWorker
+from shoal.node.assignment import Holding
+from shoal.protocol.events import Event
+from shoal.protocol.ids import ExpertId
+from shoal.simulations.virtual.faults import Fault, draw_faults
+from shoal.simulations.virtual.injector import Injector
+from shoal.simulations.virtual.loop import run_virtual
+from shoal.simulations.virtual.promises import Promises, check_nodes, check_tasks, check_tokens
+from shoal.simulations.virtual.world import SimulatedModel, World, open_world
+
+LIMIT_S = 600.0
+"""Virtual seconds that a run may take: a hundred times what the slowest honest one takes."""
+
+PROMPTS = ("Once upon a time there was a little frog", "The king had three", "One day a girl found", "In the wood")
+MAX_STREAMS = 3
+NUM_TOKENS = 6
+FAULTS_WITHIN_S = (0.05, 0.2, 0.6)
+"""Faults begin while the answers grow: six tokens over four layers of 10 ms take a quarter of a second without any."""
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a seed stands for, before anything has run."""
+
+    seed: int
+    holdings: tuple[Holding, ...]
+    steady: tuple[int, ...]
+    skews_s: tuple[float, ...]
+    plan: tuple[Fault, ...]
+    prompts: tuple[str, ...]
+    sampling: Sampling
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    seed: int
+    problem: str | None
+    """None, or which promise was broken, in one line."""
+    virtual_s: float = 0.0
+    num_tokens: int = 0
+    num_events: int = 0
+    trace_hash: str = ""
+    events: list[tuple[float, Event]] = field(default_factory=list, repr=False)
+    promises: Promises = field(default_factory=Promises, repr=False)
+
+
+class Oracle:
+    """The tokens of the same prompt in one process; each is computed once."""
+
+    def __init__(self, model: SimulatedModel) -> None:
+        self._model = model
+        self._known: dict[tuple[str, Sampling], list[int]] = {}
+
+    def tokens(self, prompt: str, sampling: Sampling) -> list[int]:
+        """Token ids of the answer."""
+        if (prompt, sampling) not in self._known:
+            self._known[prompt, sampling] = run_virtual(
+                lambda: self._generate(prompt, sampling), random.Random(0), LIMIT_S
+            )
+        return self._known[prompt, sampling]
+
+    async def _generate(self, prompt: str, sampling: Sampling) -> list[int]:
+        model = self._model
+        experts = LocalExperts(model.store, model.backend, model.rounding, InlineWorker())
+        engine = Engine(model.opened.trunk, experts, model.opened.tokenizer)
+        tokenizer = model.opened.tokenizer
+        ids = tokenizer.encode(prompt) if tokenizer else [len(prompt)]
+        try:
+            return [token.id async for token in engine.stream(ids, sampling)]
+        finally:
+            await engine.aclose()
+
+
+def draw_setup(model: SimulatedModel, seed: int) -> Setup:
+    """Everything that a seed decides beforehand."""
+    rng = random.Random(seed)
+    num_steady, num_others = rng.randint(2, 3), rng.randint(1, 4)
+    holdings = (*_full_copies(rng, model, num_steady), *_some(rng, model, num_others))
+    order = rng.sample(range(len(holdings)), len(holdings))
+    steady = tuple(sorted(order.index(place) for place in range(num_steady)))
+    skews_s = [rng.uniform(-30, 30) for _ in holdings]
+    if rng.random() < 0.2:
+        unlucky = rng.randrange(len(holdings))
+        skews_s[unlucky] = 0.0 if unlucky in steady else rng.choice((-HOUR_S, HOUR_S))
+    sampling = Sampling(max_tokens=NUM_TOKENS, ignore_eos=True)
+    if rng.random() < 0.5:
+        sampling = replace(sampling, temperature=0.8, top_p=0.95, seed=rng.randrange(4))
+    return Setup(
+        seed=seed,
+        holdings=tuple(holdings[place] for place in order),
+        steady=steady,
+        skews_s=tuple(skews_s),
+        plan=tuple(draw_faults(rng, len(holdings), steady, rng.choice(FAULTS_WITHIN_S))),
+        prompts=tuple(rng.choices(PROMPTS, k=rng.randint(1, MAX_STREAMS))),
+        sampling=sampling,
+    )
+
+
+def run_seed(model: SimulatedModel, oracle: Oracle, seed: int) -> Outcome:
+    """Run one seed. The same seed gives the same trace, on every machine with the same arithmetic."""
+    setup, outcome = draw_setup(model, seed), Outcome(seed, None)
+    for prompt in setup.prompts:
+        oracle.tokens(prompt, setup.sampling)
+    schedule = random.Random(f"schedule {seed}")
+    try:
+        run_virtual(lambda: _run(model, oracle, setup, outcome), schedule, LIMIT_S)
+    except Exception as error:  # whatever it is, it belongs to this seed, and the next one is run
+        outcome.problem = "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in _leaves(error))
+    trace = blake3(repr([(round(time_s, 9), event) for time_s, event in outcome.events]).encode())
+    outcome.trace_hash, outcome.num_events = trace.hexdigest()[:16], len(outcome.events)
+    return outcome
+
+
+async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Outcome) -> None:
+    loop = asyncio.get_running_loop()
+    injector = Injector(setup.plan, random.Random(f"faults {setup.seed}"))
+    entropy = random.Random(f"entropy {setup.seed}")
+
+    def observe(event: Event) -> None:
+        outcome.events.append((loop.time(), event))
+        outcome.promises.saw(event)
+
+    async with open_world(
+        model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe
+    ) as world:
+        faults = asyncio.create_task(injector.run(world), name="faults")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for prompt in setup.prompts:
+                    group.create_task(_answer(world, oracle, prompt, setup.sampling, outcome))
+        finally:
+            outcome.virtual_s = loop.time()
+            faults.cancel()
+            with suppress(asyncio.CancelledError):
+                await faults
+        check_nodes(world)
+    check_tasks()
+
+
+async def _answer(world: World, oracle: Oracle, prompt: str, sampling: Sampling, outcome: Outcome) -> None:
+    expected = oracle.tokens(prompt, sampling)
+    got: list[int] = []
+    async with aclosing(world.swarm.stream(prompt, sampling)) as tokens:
+        async for token in tokens:
+            got.append(token.id)
+            outcome.num_tokens += 1
+            check_tokens(got, expected[: len(got)])
+            outcome.promises.check()
+    check_tokens(got, expected)
+
+
+def _full_copies(rng: random.Random, model: SimulatedModel, num_nodes: int) -> list[Holding]:
+    """Holdings that together have every expert of every layer once or more."""
+    num_experts = model.store.spec.router.num_experts
+    parts: list[Holding] = [{} for _ in range(num_nodes)]
+    for layer in model.layers:
+        owners = [rng.randrange(num_nodes) for _ in range(num_experts)]
+        for place, part in enumerate(parts):
+            mine = tuple(ExpertId(expert) for expert, owner in enumerate(owners) if owner == place)
+            if mine:
+                part[layer] = mine
+    return parts
+
+
+def _some(rng: random.Random, model: SimulatedModel, num_nodes: int) -> list[Holding]:
+    """Holdings of any size; often whole copies, which clients prefer to the steady nodes' parts."""
+    num_experts = model.store.spec.router.num_experts
+    share = [min(1.0, rng.uniform(0.2, 1.5)) for _ in range(num_nodes)]
+    return [
+        {
+            layer: tuple(ExpertId(e) for e in range(num_experts) if e == layer % num_experts or rng.random() < share[i])
+            for layer in model.layers
+        }
+        for i in range(num_nodes)
+    ]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def describe(setup: Setup) -> Sequence[str]:
+    """A setup for people: what is held and what goes wrong."""
+    lines = [
+        f"node {place}{' (steady)' if place in setup.steady else ''}: "
+        f"{sum(map(len, holding.values()))} experts, clock {setup.skews_s[place]:+.0f} s"
+        for place, holding in enumerate(setup.holdings)
+    ]
+    return lines + [
+        f"{fault.at_s:6.3f}-{fault.until_s:6.3f} s  node {fault.node}  {fault.kind.value}  {fault.strength:.2f}"
+        for fault in setup.plan
+    ]

@@ -1,0 +1,156 @@
+"""Mistakes that one could make in client and node, each of which the simulator must find."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.client import dispatch, exchange, hedge
+from shoal.client.choose import Plan, choose_in_tiers
+from shoal.client.combine import PartialSum, combine
+from shoal.client.dispatch import SwarmExperts
+from shoal.client.health import Health, Standing
+from shoal.client.hedge import Budget
+from shoal.client.holders import Holders
+from shoal.node.admission import Admission
+from shoal.protocol.net.client_session import ClientSession
+from shoal.protocol.tensors import read_partial_body
+
+
+@dataclass(frozen=True)
+class PlantedBug:
+    """One mistake. `plant` puts it into the running program."""
+
+    name: str
+    plant: Callable[[pytest.MonkeyPatch], None]
+
+
+def _no_retry(patch: pytest.MonkeyPatch) -> None:
+    async def retry(self: SwarmExperts, request: object, failure: Exception) -> None:
+        raise failure
+
+    patch.setattr(SwarmExperts, "_retry", retry)
+
+
+def _sum_twice(patch: pytest.MonkeyPatch) -> None:
+    def twice(partials: Iterable[PartialSum], num_tokens: int, hidden: int) -> torch.Tensor:
+        known = list(partials)
+        return combine([*known, known[0]] if len(known) > 2 else known, num_tokens, hidden)
+
+    patch.setattr(dispatch, "combine", twice)
+
+
+def _no_deadline(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ClientSession, "_expire", lambda self, request_id: None)
+    patch.setattr(Health, "rto_s", lambda self, macs: 1e6)
+
+
+def _masked_experts(patch: pytest.MonkeyPatch) -> None:
+    def masked(*args: Any) -> Plan:
+        return Plan(choose_in_tiers(*args).shares, ())
+
+    patch.setattr(dispatch, "choose_in_tiers", masked)
+
+
+def _any_number_is_good(patch: pytest.MonkeyPatch) -> None:
+    def unchecked(message: Any, body: Any) -> torch.Tensor:
+        data = torch.frombuffer(bytearray(body), dtype=torch.float32)
+        return data.reshape(message.num_tokens, message.hidden)
+
+    patch.setattr(exchange, "read_partial_body", unchecked)
+
+
+def _any_shape_is_good(patch: pytest.MonkeyPatch) -> None:
+    def cut(message: Any, body: Any) -> torch.Tensor:
+        return read_partial_body(message, body)[:1]
+
+    patch.setattr(exchange, "read_partial_body", cut)
+
+
+def _any_request_hash_is_good(patch: pytest.MonkeyPatch) -> None:
+    original = ClientSession._settle
+
+    def settle(self: ClientSession, pending: Any, frame: Any) -> None:
+        digest = getattr(frame.message, "request_hash", None)
+        if digest is not None:
+            pending.request_hash = digest
+        original(self, pending, frame)
+
+    patch.setattr(ClientSession, "_settle", settle)
+
+
+def _losers_run_on(patch: pytest.MonkeyPatch) -> None:
+    async def forget(*tasks: asyncio.Task[object]) -> None:
+        await asyncio.sleep(0)
+
+    patch.setattr(hedge, "_end", forget)
+
+
+def _hedges_without_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Budget, "take", lambda self: True)
+    patch.setattr(Health, "hedge_after_s", lambda self, macs: 0.001)
+
+
+def _busy_is_fatal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Holders, "busy_for_s", lambda self, peers: 1e9)
+
+
+def _no_reconnect(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(self: Holders, holder: object, limit: object) -> None:
+        if getattr(holder, "channel", None) is None and not getattr(self, "_was_started", False):
+            await original(self, holder, limit)
+
+    original = Holders._connect
+    start = Holders.start
+
+    async def once(self: Holders) -> None:
+        await start(self)
+        self._was_started = True  # type: ignore[attr-defined]
+
+    patch.setattr(Holders, "_connect", nothing)
+    patch.setattr(Holders, "start", once)
+
+
+def _backlog_leaks(patch: pytest.MonkeyPatch) -> None:
+    original = Admission.admit
+
+    def leaking(self: Admission, macs: int) -> Any:
+        self._macs += 1
+        return original(self, macs)
+
+    patch.setattr(Admission, "admit", leaking)
+
+
+def _the_failed_holder_is_asked_again(patch: pytest.MonkeyPatch) -> None:
+    def same(self: SwarmExperts, request: Any, standings: Any) -> Plan:
+        return Plan({request.peer: request.experts}, ())
+
+    patch.setattr(SwarmExperts, "_elsewhere", same)
+
+
+def _doubt_is_for_ever(patch: pytest.MonkeyPatch) -> None:
+    def standing(self: Health, now: float) -> Standing:
+        return Standing.BANNED if self.failures else Standing.USABLE
+
+    patch.setattr(Health, "standing", standing)
+
+
+PLANTED_BUGS = [
+    PlantedBug("a failed request is not tried again", _no_retry),
+    PlantedBug("a partial sum is added twice", _sum_twice),
+    PlantedBug("nobody looks at the time", _no_deadline),
+    PlantedBug("experts that nobody holds are left out", _masked_experts),
+    PlantedBug("NaN is taken for an answer", _any_number_is_good),
+    PlantedBug("an answer of too few rows is taken", _any_shape_is_good),
+    PlantedBug("an answer to another request is taken", _any_request_hash_is_good),
+    PlantedBug("the loser of a race runs on", _losers_run_on),
+    PlantedBug("hedges have no budget", _hedges_without_end),
+    PlantedBug("a busy holder is never asked again", _busy_is_fatal),
+    PlantedBug("a broken connection is not opened again", _no_reconnect),
+    PlantedBug("admitted work is not given back", _backlog_leaks),
+    PlantedBug("the holder that failed is asked again instead of others", _the_failed_holder_is_asked_again),
+    PlantedBug("a holder that failed once is never asked again", _doubt_is_for_ever),
+]

@@ -1,0 +1,84 @@
+"""Virtual time jumps, a seed decides the schedule, and what can never end is said."""
+
+import asyncio
+import random
+from typing import NoReturn
+
+import pytest
+
+from shoal.simulations.virtual import loop as virtual_loop
+from shoal.simulations.virtual.loop import Deadlock, Livelock, TimeIsUp, run_virtual
+
+
+def test_an_hour_of_waiting_takes_an_hour_of_virtual_time_and_none_of_ours() -> None:
+    async def main() -> float:
+        await asyncio.sleep(3600)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main, random.Random(0), 4000) == 3600
+
+
+def order_of_tasks(seed: int) -> list[int]:
+    async def main() -> list[int]:
+        order: list[int] = []
+
+        async def run(number: int) -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+                order.append(number)
+
+        await asyncio.gather(*(run(number) for number in range(6)))
+        return order
+
+    return run_virtual(main, random.Random(seed), 1)
+
+
+def test_the_same_seed_is_the_same_schedule_and_another_is_another() -> None:
+    assert order_of_tasks(1) == order_of_tasks(1)
+    assert len({tuple(order_of_tasks(seed)) for seed in range(20)}) == 20
+
+
+def test_plain_callbacks_keep_their_order() -> None:
+    async def main() -> list[int]:
+        order: list[int] = []
+        for number in range(50):
+            asyncio.get_running_loop().call_soon(order.append, number)
+        await asyncio.sleep(0.1)
+        return order
+
+    assert run_virtual(main, random.Random(3), 1) == list(range(50))
+
+
+def test_a_deadlock_is_an_error() -> None:
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(Deadlock):
+        run_virtual(main, random.Random(0), 10)
+
+
+def test_too_much_virtual_time_is_an_error() -> None:
+    async def main() -> None:
+        await asyncio.sleep(11)
+
+    with pytest.raises(TimeIsUp):
+        run_virtual(main, random.Random(0), 10)
+
+
+def test_polling_without_waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_loop, "MAX_TURNS", 100)
+
+    async def main() -> NoReturn:
+        while True:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    with pytest.raises(Livelock):
+        run_virtual(main, random.Random(0), 10)
+
+
+def test_threads_are_refused() -> None:
+    async def main() -> None:
+        await asyncio.to_thread(print)
+
+    with pytest.raises(RuntimeError, match="second clock"):
+        run_virtual(main, random.Random(0), 10)
