@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
+from shoal.cli.error_words import explain
 from shoal.protocol.errors import ShoalError
 
 CTRL_C_STATUS = 130
@@ -17,11 +18,16 @@ CTRL_C_STATUS = 130
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Print a ShoalError, or what the system refused, as one line and exit; Ctrl-C exits 130 without a word."""
+    """Print a ShoalError, or what the system refused, as one line and exit; Ctrl-C exits 130 without a word.
+
+    In other languages than English a second line says what kind of error it is.
+    """
     try:
         yield
     except ShoalError as error:
         print(f"shoal: {' '.join(str(error).split())}", file=sys.stderr)
+        if explanation := explain(error):
+            print(f"       {explanation}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of our output is gone

@@ -13,6 +13,7 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import JsonOption, NameOption, parse_duration
+from shoal.client.translate import _
 from shoal.protocol.control import (
     ControlReply,
     ControlRequest,
@@ -132,7 +133,7 @@ def _print_file(name: str, num_lines: int, is_json: bool) -> bool:
         return False
     for line in read_lines(path, num_lines):
         _print_line(line, is_json)
-    print(f"(no node called {name} runs; this is the end of {path})", file=sys.stderr)
+    print(_("(no node called {name} runs; this is the end of {path})").format(name=name, path=path), file=sys.stderr)
     return True
 
 

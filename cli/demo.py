@@ -10,6 +10,7 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption, parse_ids, program
+from shoal.client.translate import _
 
 if TYPE_CHECKING:
     from shoal.cli.progress import ProgressBar
@@ -111,13 +112,14 @@ class Storyteller(Quiet):
         self._bar = bar
 
     def hashing(self, done_bytes: int, total_bytes: int) -> None:
-        self._bar("hashing the model, once", done_bytes, total_bytes)
+        self._bar(_("hashing the model, once"), done_bytes, total_bytes)
 
     def nodes_are_up(self, nodes: "list[LocalNode]") -> None:
         self._bar.stop()
-        print("A small story model, a real network path: every expert lives in another process, twice.\n")
+        print(_("A small story model, a real network path: every expert lives in another process, twice.") + "\n")
         for node in nodes:
-            print(f"  node {node.info.peer[-8:]}  pid {node.pid:<7}  {node.info.num_experts} experts")
+            words = _("  node {peer}  pid {pid:<7}  {experts} experts")
+            print(words.format(peer=node.info.peer[-8:], pid=node.pid, experts=node.info.num_experts))
         print(flush=True)
 
     def token(self, token: "Token") -> None:
@@ -125,22 +127,27 @@ class Storyteller(Quiet):
         print(prompt + token.text, end="", flush=True)
 
     def killed(self, peer: "PeerId", pid: int) -> None:
-        print(f" [kill -9 {pid}: node {peer[-8:]} died with our request] ", end="", flush=True)
+        words = _("kill -9 {pid}: node {peer} died with our request").format(pid=pid, peer=peer[-8:])
+        print(f" [{words}] ", end="", flush=True)
 
     def checking(self) -> None:
-        print("\n\nComputing the same answer in this process alone …", flush=True)
+        print("\n\n" + _("Computing the same answer in this process alone …"), flush=True)
 
 
 def _conclude(result: "DemoResult") -> None:
     answer = result.answer
-    print("the text is equal, token for token." if result.matches_reference else "THE TEXT DIFFERS. This is a bug.")
+    equal, differs = _("the text is equal, token for token."), _("THE TEXT DIFFERS. This is a bug.")
+    print(equal if result.matches_reference else differs)
     rate = answer.generation.tokens_per_s
-    print(f"\n  {len(answer.token_ids)} tokens at {rate:.1f} tokens/s from {answer.holders_used} holders")
-    print(f"  exchange with a holder: {result.exchange_ms_p50:.2f} ms median, {result.exchange_ms_p99:.2f} ms p99")
+    speed = _("  {tokens} tokens at {rate:.1f} tokens/s from {holders} holders")
+    print("\n" + speed.format(tokens=len(answer.token_ids), rate=rate, holders=answer.holders_used))
+    exchange = _("  exchange with a holder: {p50_ms:.2f} ms median, {p99_ms:.2f} ms p99")
+    print(exchange.format(p50_ms=result.exchange_ms_p50, p99_ms=result.exchange_ms_p99))
     if result.recovery_ms is not None:
-        print(f"  node {(result.killed_peer or '')[-8:]} died; fail-over cost {result.recovery_ms:.0f} ms and no token")
-    print("\nNext:")
-    print(f"  {program()} demo --nodes 6 --replicas 3 --channel libp2p   another swarm, through libp2p")
-    print(f"  {program()} node --experts all                             hold experts; prints how others join")
-    print(f"  {program()} run 'Once upon a time' --join TOKEN            use a swarm that is up")
+        died = _("  node {peer} died; fail-over cost {recovery_ms:.0f} ms and no token")
+        print(died.format(peer=(result.killed_peer or "")[-8:], recovery_ms=result.recovery_ms))
+    print("\n" + _("Next:"))
+    print(f"  {program()} demo --nodes 6 --replicas 3 --channel libp2p   " + _("another swarm, through libp2p"))
+    print(f"  {program()} node --experts all                             " + _("hold experts; prints how others join"))
+    print(f"  {program()} run 'Once upon a time' --join TOKEN            " + _("use a swarm that is up"))
     sys.stdout.flush()

@@ -10,13 +10,14 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import JsonOption, NameOption
+from shoal.client.translate import N_, _
 from shoal.protocol.control import Coverage, GetCoverage
 
 if TYPE_CHECKING:
     from shoal.node.doctor import Diagnosis, Finding
     from shoal.node.settings import NodeSettings
 
-SIGNS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
+SIGNS = {"ok": N_("ok  "), "warn": N_("WARN"), "fail": N_("FAIL")}
 
 
 def doctor(
@@ -40,8 +41,12 @@ def doctor(
 
 
 def _lines(finding: "Finding") -> list[str]:
-    said = [f"{SIGNS[finding.level]} {finding.check:<9} {finding.message}"]
-    return [*said, f"               Try: {finding.try_command}"] if finding.try_command else said
+    said = [f"{_(SIGNS[finding.level])} {finding.check:<9} {finding.message}"]
+    return (
+        [*said, "               " + _("Try: {command}").format(command=finding.try_command)]
+        if finding.try_command
+        else said
+    )
 
 
 async def _diagnose(name: str | None, model: Path | None) -> "Diagnosis":
@@ -80,6 +85,6 @@ async def _coverage(name: str) -> tuple[bool, Coverage | None]:
     except NodeNotRunning:
         return False, None
     except ShoalError as error:
-        print(f"shoal: the node did not say its coverage: {error}", file=sys.stderr)
+        print("shoal: " + _("the node did not say its coverage: {error}").format(error=error), file=sys.stderr)
         return True, None
     return True, said if isinstance(said, Coverage) else None

@@ -13,6 +13,7 @@ import typer
 
 from shoal.cli.options import parse_size
 from shoal.cli.settings_file import settings_path, write_node_table
+from shoal.client.translate import _
 from shoal.node.schedule import parse_schedule
 from shoal.node.sensors import idle_seconds, run_program
 
@@ -34,10 +35,13 @@ class Answers:
 
     def sentence(self) -> str:
         """One line for people."""
-        up = f"{self.up_bytes_per_s / 1e6:g} MB/s" if self.up_bytes_per_s else "unlimited"
-        month = f"{self.monthly_bytes / 1e9:g} GB a month" if self.monthly_bytes else "no monthly cap"
-        when = "while nobody uses the machine" if self.idle_only else self.schedule or "always, at low priority"
-        return f"memory {self.share_bytes / 1e9:.1f} GB, upload {up}, {month}, {when}"
+        up = f"{self.up_bytes_per_s / 1e6:g} MB/s" if self.up_bytes_per_s else _("unlimited")
+        month = _("no monthly cap")
+        if self.monthly_bytes:
+            month = _("{size:g} GB a month").format(size=self.monthly_bytes / 1e9)
+        when = _("while nobody uses the machine") if self.idle_only else self.schedule or _("always, at low priority")
+        words = _("memory {size:.1f} GB, upload {up}, {month}, {when}")
+        return words.format(size=self.share_bytes / 1e9, up=up, month=month, when=when)
 
 
 def first_run(is_yes: bool, is_share_given: bool) -> None:
@@ -51,12 +55,13 @@ def first_run(is_yes: bool, is_share_given: bool) -> None:
     answers = measured_defaults()
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if not is_yes and is_terminal:
-        print("The first node on this machine. Four questions; Enter takes what is in brackets.", file=sys.stderr)
+        print(_("The first node on this machine. Four questions; Enter takes what is in brackets."), file=sys.stderr)
         answers = ask(answers, prompt_on_terminal, can_see_input=idle_seconds(0.0, run_program) is not None)
     if is_yes or is_terminal:
         _keep(answers)
     elif not is_share_given:
-        print(f"shoal: limits: {answers.sentence()} (defaults; nobody to ask)", file=sys.stderr)
+        words = _("limits: {limits} (defaults; nobody to ask)").format(limits=answers.sentence())
+        print(f"shoal: {words}", file=sys.stderr)
 
 
 def measured_defaults() -> Answers:
@@ -70,13 +75,13 @@ def ask(defaults: Answers, prompt: Callable[[str, str], str], can_see_input: boo
     Raises:
         typer.BadParameter: an answer that is no size.
     """
-    whens = "always, night or times like 18:00-08:00" if not can_see_input else (
-        "always, idle (nobody at keyboard or mouse), night or times like 18:00-08:00"
+    whens = _("always, night or times like 18:00-08:00") if not can_see_input else (
+        _("always, idle (nobody at keyboard or mouse), night or times like 18:00-08:00")
     )  # fmt: skip
-    share = prompt("How much memory may it take?", f"{defaults.share_bytes / 1e9:.1f}GB")
-    up = prompt("How much may it upload per second? (e.g. 500KB; none: no limit)", "none")
-    month = prompt("And per month, both ways? (e.g. 100GB; none: no cap)", "none")
-    when = prompt(f"When may it work? ({whens})", "always").strip().lower()
+    share = prompt(_("How much memory may it take?"), f"{defaults.share_bytes / 1e9:.1f}GB")
+    up = prompt(_("How much may it upload per second? (e.g. 500KB; none: no limit)"), "none")
+    month = prompt(_("And per month, both ways? (e.g. 100GB; none: no cap)"), "none")
+    when = prompt(_("When may it work? ({choices})").format(choices=whens), "always").strip().lower()
     return Answers(
         share_bytes=parse_size(share) or 0,
         up_bytes_per_s=_limit(up),
@@ -102,4 +107,5 @@ def _keep(answers: Answers) -> None:
         "idle_only": answers.idle_only, "schedule": answers.schedule,
     }  # fmt: skip
     write_node_table(settings_path(), {"share_bytes": answers.share_bytes}, guest)
-    print(f"limits: {answers.sentence()}\nkept in {settings_path()}", file=sys.stderr)
+    print(_("limits: {limits}").format(limits=answers.sentence()), file=sys.stderr)
+    print(_("kept in {path}").format(path=settings_path()), file=sys.stderr)

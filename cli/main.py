@@ -5,6 +5,8 @@ rules · 6 weights are not what they should be · 7 a resource limit · 130 Ctrl
 that `--help` is quick.
 """
 
+from typing import Annotated
+
 import typer
 
 from shoal.cli.bench import bench_app
@@ -12,6 +14,7 @@ from shoal.cli.chat import chat
 from shoal.cli.control import coverage, logs, pause, peers, resume, status, stop
 from shoal.cli.demo import demo
 from shoal.cli.doctor import doctor
+from shoal.cli.language import known_language
 from shoal.cli.node import node
 from shoal.cli.run import run
 from shoal.cli.serve import serve
@@ -25,6 +28,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run DeepSeek-class Mixture-of-Experts models on many small machines.",
 )
+
+
+@app.callback()
+def _shoal(
+    lang: Annotated[
+        str | None,
+        typer.Option("--lang", help="Language: en, es, fr, pt_BR, sw. Default: the system's.", callback=known_language),
+    ] = None,
+) -> None:
+    """Before any verb; `language.py` has taken the language already."""
+
+
 app.command()(demo)
 app.command()(chat)
 app.command()(run)

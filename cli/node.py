@@ -8,6 +8,7 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import KernelOption, NameOption, parse_size, program
+from shoal.client.translate import _
 
 if TYPE_CHECKING:
     from shoal.node.daemon import NodeInfo
@@ -77,14 +78,15 @@ def node(
 
         with bar:
             run_coroutine(lambda: serve_until_stopped(settings, announce, bar))
-        print("stopped", file=sys.stderr)
+        print(_("stopped"), file=sys.stderr)
 
 
 def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
     of_model = f" --model {model}" if model else ""
     of_name = "" if name == "node" else f" --name {name}"
-    print(f"holding {info.num_experts} experts ({info.resident_bytes / 1e6:.0f} MB) as {info.peer}")
-    print(f"use it:    {program()} run 'Once upon a time'{of_model} --join {info.invite}")
-    print(f"join it:   {program()} node{of_model} --join {info.invite}")
-    print(f"pause:     {program()} pause 2h{of_name}; {program()} status{of_name}")
-    print("stop:      Ctrl-C (finishes what it has begun)", flush=True)
+    held = _("holding {experts} experts ({size_mb:.0f} MB) as {peer}")
+    print(held.format(experts=info.num_experts, size_mb=info.resident_bytes / 1e6, peer=info.peer))
+    print(_("use it:    ") + f"{program()} run 'Once upon a time'{of_model} --join {info.invite}")
+    print(_("join it:   ") + f"{program()} node{of_model} --join {info.invite}")
+    print(_("pause:     ") + f"{program()} pause 2h{of_name}; {program()} status{of_name}")
+    print(_("stop:      Ctrl-C (finishes what it has begun)"), flush=True)

@@ -2,67 +2,102 @@
 
 from datetime import datetime
 
+from shoal.client.translate import N_, _
 from shoal.protocol.control import Coverage, LogLine, NodeState, NodeStatus, PauseReason, Peer, PeerRole, Peers
 
 REASONS = {
-    PauseReason.USER: "by you",
-    PauseReason.SCHEDULE: "outside its hours",
-    PauseReason.INPUT: "somebody uses this machine",
-    PauseReason.INPUT_UNKNOWN: "idle_only is set and nothing says if this machine is idle; see shoal doctor",
-    PauseReason.BATTERY: "on battery",
-    PauseReason.TEMPERATURE: "too hot",
-    PauseReason.POWER: "draws too much power",
-    PauseReason.MONTHLY_CAP: "the month's transfer is used up",
+    PauseReason.USER: N_("by you"),
+    PauseReason.SCHEDULE: N_("outside its hours"),
+    PauseReason.INPUT: N_("somebody uses this machine"),
+    PauseReason.INPUT_UNKNOWN: N_("idle_only is set and nothing says if this machine is idle; see shoal doctor"),
+    PauseReason.BATTERY: N_("on battery"),
+    PauseReason.TEMPERATURE: N_("too hot"),
+    PauseReason.POWER: N_("draws too much power"),
+    PauseReason.MONTHLY_CAP: N_("the month's transfer is used up"),
+}
+
+STATES = {
+    NodeState.STARTING: N_("starting"),
+    NodeState.SERVING: N_("serving"),
+    NodeState.PAUSED: N_("paused"),
+    NodeState.DRAINING: N_("draining"),
 }
 
 
 def status_lines(status: NodeStatus) -> list[str]:
     """`shoal status`."""
-    limits = status.limits
-    month = size(status.month_bytes) + (f" of {size(limits.monthly_bytes)}" if limits.monthly_bytes else "")
+    limits, none_yet = status.limits, _("(not yet)")
+    month = size(status.month_bytes)
+    if limits.monthly_bytes:
+        month = _("{used} of {cap}").format(used=month, cap=size(limits.monthly_bytes))
     return [
         state_line(status),
-        f"node:      {status.name}, pid {status.pid}, since {clock(status.started_at_s)}, shoal {status.version}",
-        f"peer:      {status.peer or '(not yet)'}",
-        f"model:     {status.model} {status.model_root[:16]}… ({status.weight_format}, {status.kernel} kernel)",
-        f"holding:   {status.num_experts} experts in {len(status.holding)} layers, {size(status.resident_bytes)}",
-        f"given:     {status.tokens_given:.1f} tokens' worth ({status.rows_computed} rows,"
-        f" {status.compute_s:.2f} s of kernel) in {status.requests_served} requests",
-        f"refused:   {status.requests_refused} requests",
-        f"now:       {status.num_clients} clients, {status.queue_s * 1000:.0f} ms of work waiting",
-        f"up:        {size(status.bytes_up)}, {rate(status.up_bytes_per_s)} now, {limit(limits.up_bytes_per_s)}",
-        f"down:      {size(status.bytes_down)}, {rate(status.down_bytes_per_s)} now, {limit(limits.down_bytes_per_s)}",
+        _("node:      {name}, pid {pid}, since {time}, shoal {version}").format(
+            name=status.name, pid=status.pid, time=clock(status.started_at_s), version=status.version
+        ),
+        _("peer:      {peer}").format(peer=status.peer or none_yet),
+        _("model:     {model} {root}… ({format}, {kernel} kernel)").format(
+            model=status.model, root=status.model_root[:16], format=status.weight_format, kernel=status.kernel
+        ),
+        _("holding:   {experts} experts in {layers} layers, {size}").format(
+            experts=status.num_experts, layers=len(status.holding), size=size(status.resident_bytes)
+        ),
+        _(
+            "given:     {tokens:.1f} tokens' worth ({rows} rows, {compute_s:.2f} s of kernel) in {requests} requests"
+        ).format(
+            tokens=status.tokens_given,
+            rows=status.rows_computed,
+            compute_s=status.compute_s,
+            requests=status.requests_served,
+        ),
+        _("refused:   {number} requests").format(number=status.requests_refused),
+        _("now:       {clients} clients, {queue_ms:.0f} ms of work waiting").format(
+            clients=status.num_clients, queue_ms=status.queue_s * 1000
+        ),
+        _("up:        {total}, {rate} now, {limit}").format(
+            total=size(status.bytes_up), rate=rate(status.up_bytes_per_s), limit=limit(limits.up_bytes_per_s)
+        ),
+        _("down:      {total}, {rate} now, {limit}").format(
+            total=size(status.bytes_down), rate=rate(status.down_bytes_per_s), limit=limit(limits.down_bytes_per_s)
+        ),
         f"{status.month}:   {month}",
-        f"threads:   {limits.threads}",
+        _("threads:   {number}").format(number=limits.threads),
     ]
 
 
 def state_line(status: NodeStatus) -> str:
     """Serving, paused (why, until when), draining or starting."""
     if status.state is not NodeState.PAUSED or status.pause_reason is None:
-        return str(status.state)
-    until = f" until {clock(status.paused_until_s)}" if status.paused_until_s is not None else ""
-    if status.pause_reason is PauseReason.USER and not until:
-        until = " until `shoal resume`"
-    return f"paused{until}: {REASONS[status.pause_reason]}"
+        return _(STATES[status.state])
+    reason = _(REASONS[status.pause_reason])
+    if status.paused_until_s is not None:
+        return _("paused until {time}: {reason}").format(time=clock(status.paused_until_s), reason=reason)
+    if status.pause_reason is PauseReason.USER:
+        return _("paused until `shoal resume`: {reason}").format(reason=reason)
+    return _("paused: {reason}").format(reason=reason)
 
 
 def peer_lines(peers: Peers) -> list[str]:
     """`shoal peers`."""
-    return [_peer_line(peer) for peer in peers.peers] or ["no peers"]
+    return [_peer_line(peer) for peer in peers.peers] or [_("no peers")]
 
 
 def coverage_lines(coverage: Coverage) -> list[str]:
     """`shoal coverage`."""
     covered = 1 - coverage.num_missing / coverage.num_experts
     lines = [
-        f"coverage {covered:.1%} of {coverage.num_experts} experts by {coverage.num_holders} holders",
-        f"fewest replicas: {coverage.min_replicas}; worst layer: {coverage.worst_layer}",
+        _("coverage {covered:.1%} of {experts} experts by {holders} holders").format(
+            covered=covered, experts=coverage.num_experts, holders=coverage.num_holders
+        ),
+        _("fewest replicas: {fewest}; worst layer: {layer}").format(
+            fewest=coverage.min_replicas, layer=coverage.worst_layer
+        ),
     ]
     missing = {layer.layer: layer.replicas.count(0) for layer in coverage.layers if 0 in layer.replicas}
     if missing:
         layer, count = max(missing.items(), key=lambda item: item[1])
-        lines.append(f"one more node with {size(count * coverage.expert_bytes)} closes layer {layer}")
+        gap = size(count * coverage.expert_bytes)
+        lines.append(_("one more node with {size} closes layer {layer}").format(size=gap, layer=layer))
     return lines + [_layer_line(layer.layer, layer.replicas) for layer in coverage.layers]
 
 
@@ -87,7 +122,7 @@ def rate(bytes_per_s: float) -> str:
 
 def limit(bytes_per_s: int | None) -> str:
     """`at most 1.5 MB/s`."""
-    return "no limit" if bytes_per_s is None else f"at most {rate(bytes_per_s)}"
+    return _("no limit") if bytes_per_s is None else _("at most {rate}").format(rate=rate(bytes_per_s))
 
 
 def clock(at_s: float) -> str:
@@ -97,12 +132,19 @@ def clock(at_s: float) -> str:
 
 def _peer_line(peer: Peer) -> str:
     if peer.role is PeerRole.CLIENT:
-        return f"{peer.peer} client, {peer.num_connections} connections, {peer.requests_served} requests served"
-    us = " (this node)" if peer.role is PeerRole.SELF else ""
-    return f"{peer.peer} holder{us}, {peer.num_experts} experts in {len(peer.holding)} layers, {peer.addresses[0]}"
+        return _("{peer} client, {connections} connections, {requests} requests served").format(
+            peer=peer.peer, connections=peer.num_connections, requests=peer.requests_served
+        )
+    is_ours = peer.role is PeerRole.SELF
+    words = N_("{peer} holder (this node), {experts} experts in {layers} layers, {address}") if is_ours else N_(
+        "{peer} holder, {experts} experts in {layers} layers, {address}"
+    )  # fmt: skip
+    return _(words).format(
+        peer=peer.peer, experts=peer.num_experts, layers=len(peer.holding), address=peer.addresses[0]
+    )
 
 
 def _layer_line(layer: int, replicas: tuple[int, ...]) -> str:
     """One character an expert: its holders, `.` for none, `+` for more than nine."""
     signs = "".join("." if count == 0 else str(count) if count <= 9 else "+" for count in replicas)
-    return f"layer {layer:>3}  {signs}"
+    return _("layer {layer:>3}  {signs}").format(layer=layer, signs=signs)

@@ -10,6 +10,7 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption, parse_ids
+from shoal.client.translate import _
 
 if TYPE_CHECKING:
     from shoal.client import Sampling, Swarm, SwarmSettings
@@ -68,7 +69,7 @@ async def _run(
     from shoal.client import Swarm
 
     with ProgressBar() as bar:
-        joining = Swarm.join(settings, progress=partial(bar, "hashing the model, once"))
+        joining = Swarm.join(settings, progress=partial(bar, _("hashing the model, once")))
         async with joining as swarm:
             bar.stop()
             await _answer(swarm, prompt, chat, sampling, as_json)

@@ -15,6 +15,7 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption
+from shoal.client.translate import _
 
 if TYPE_CHECKING:
     from shoal.cli.progress import ProgressBar
@@ -84,7 +85,7 @@ def serve(
             else:
                 nodes = LocalSwarmSettings(swarm.model)
                 run_coroutine(lambda: _serve_demo(context, nodes, swarm, settings, shown_name, bar))
-        print("stopped", file=sys.stderr)
+        print(_("stopped"), file=sys.stderr)
 
 
 async def _serve(swarm_settings: "SwarmSettings", settings: "ApiSettings", name: str, bar: "ProgressBar") -> None:
@@ -99,7 +100,7 @@ async def _serve(swarm_settings: "SwarmSettings", settings: "ApiSettings", name:
 
     metrics = Metrics()
     defaults = load_sampling_defaults(swarm_settings.model)
-    joining = Swarm.join(swarm_settings, metrics.observe, partial(bar, "hashing the model, once"))
+    joining = Swarm.join(swarm_settings, metrics.observe, partial(bar, _("hashing the model, once")))
     async with joining as swarm:
         clocks = Clocks(time.time, time.perf_counter, os.urandom)
         services = make_services(SwarmModel(swarm), name, defaults, settings, clocks, metrics)
@@ -129,7 +130,7 @@ async def _demo_swarm(
     from shoal.experts.store import open_store
     from shoal.simulations.local import local_swarm
 
-    hashing = partial(bar, "hashing the model, once")
+    hashing = partial(bar, _("hashing the model, once"))
     with await open_store(nodes.model, default_cache_dir(), hashing) as store:
         num_experts = store.spec.router.num_experts
     async with local_swarm(context, nodes, num_experts) as up:
@@ -144,9 +145,9 @@ def _api_key(path: Path | None) -> str | None:
 
 
 def _announce(name: str, settings: "ApiSettings", url: str) -> None:
-    key = "any key will do" if settings.api_key is None else "with your key"
-    print(f"serving {name} at {url}/v1 ({key})")
-    print(f"try:    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    key = _("any key will do") if settings.api_key is None else _("with your key")
+    print(_("serving {name} at {url}/v1 ({key})").format(name=name, url=url, key=key))
+    print(_("try:    ") + f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
     print('          -d \'{"messages": [{"role": "user", "content": "Tell a story about a frog."}]}\'')
-    print(f"or:     OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=none   and any OpenAI client")
-    print("stop:   Ctrl-C (finishes what it has begun)", flush=True)
+    print(_("or:     ") + f"OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=none   " + _("and any OpenAI client"))
+    print(_("stop:   Ctrl-C (finishes what it has begun)"), flush=True)

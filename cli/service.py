@@ -7,12 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shoal.cli.boundary import reporting_errors
 from shoal.cli.options import JsonOption, NameOption
+from shoal.client.translate import _
+
+if TYPE_CHECKING:
+    from shoal.node.service import ServiceStatus
 
 service_app = typer.Typer(no_args_is_help=True, help="Run the node as a service of this user's (systemd, launchd).")
 
@@ -35,10 +39,13 @@ def install(
             path.write_bytes(launchd_plist(command, name or "node", Path.home() / "Library" / "Logs"))
         else:
             path.write_text(systemd_unit(command, name or "node"), encoding="utf-8")
-        print(f"wrote {path}")
+        print(_("wrote {path}").format(path=path))
         if start:
             _start(path, name or "node")
-            print(f"started; at log-out it ends unless you run: loginctl enable-linger {os.environ.get('USER', '')}")
+            print(
+                _("started; at log-out it ends unless you run:")
+                + f" loginctl enable-linger {os.environ.get('USER', '')}"
+            )
 
 
 @service_app.command()
@@ -52,7 +59,7 @@ def uninstall(name: NameOption = None) -> None:
             raise InvalidRequest(f"there is no {path}; nothing to uninstall")
         _stop(path)
         path.unlink()
-        print(f"removed {path}")
+        print(_("removed {path}").format(path=path))
 
 
 @service_app.command()
@@ -63,10 +70,15 @@ def status(name: NameOption = None, as_json: JsonOption = False) -> None:
 
         path = _path(name or "node")
         said = ServiceStatus(str(path), path.exists(), _is_running(path))
-        words = "runs" if said.is_running else "does not run" if said.is_installed else "is not installed"
-        print(json.dumps(asdict(said)) if as_json else f"{path.name} {words}")
+        print(json.dumps(asdict(said)) if as_json else _status_words(said).format(service=path.name))
         if not said.is_running:
             raise SystemExit(3)
+
+
+def _status_words(said: "ServiceStatus") -> str:
+    if said.is_running:
+        return _("{service} runs")
+    return _("{service} does not run") if said.is_installed else _("{service} is not installed")
 
 
 def _path(name: str) -> Path:
