@@ -19,6 +19,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	PYTHONPATH=.links $(BIN)/lint-imports
 	$(BIN)/python tools/check_native.py
+	$(BIN)/python tools/messages.py --check
 	$(BIN)/python tools/check_wheel.py
 
 bench: $(VENV)/.installed

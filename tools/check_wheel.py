@@ -15,6 +15,7 @@ MUST_HAVE = (
     *(f"shoal/{package}/py.typed" for package in PACKAGES),
     "shoal/protocol/net/direct.py",
     "shoal/client/trunk/model.py",
+    *(f"shoal/client/locale/{language}.po" for language in ("es", "fr", "pt_BR", "sw")),
     "shoal/client/tui/shoal.tcss",
     "shoal/client/tui/web_page/app_index.html",
     "shoal/simulations/demo_model/model/config.json",
