@@ -59,7 +59,7 @@ def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettin
     if not isinstance(guest, dict):
         raise InvalidRequest("node.guest is not a table; write [node.guest]")
     own = {name: value for name, value in table.items() if name != "guest"}
-    _check_names(own, [field.name for field in fields(NodeSettings)], "node")
+    _check_names(own, [field.name for field in fields(NodeSettings) if field.name != "membership"], "node")
     _check_names(guest, [field.name for field in fields(GuestSettings)], "node.guest")
     merged = {**_sizes(own), **_said(flags), "guest": {**_sizes(guest), **_said(guest_flags)}}
     try:

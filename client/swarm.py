@@ -279,5 +279,5 @@ def _identity(settings: SwarmSettings) -> Identity:
 
 def _connector(settings: SwarmSettings, identity: Identity, entry: Entry) -> Connector:
     if settings.channel == "libp2p":
-        return Libp2pConnector(identity, entry.p2pd, os.urandom)
-    return DirectConnector(identity, os.urandom)
+        return Libp2pConnector(identity, entry.p2pd, os.urandom, entry.membership)
+    return DirectConnector(identity, os.urandom, entry.membership)

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version as installed_version
 
@@ -34,14 +34,16 @@ from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.invite import Invite, encode_invite
+from shoal.protocol.membership import MemberGate, never_revoked
 from shoal.protocol.messages import WeightFormat
 from shoal.protocol.net.channel import GatedListener, Listener
 from shoal.protocol.net.direct import listen_direct
 from shoal.protocol.net.directory import Directory
-from shoal.protocol.net.entry import enter_swarm
+from shoal.protocol.net.entry import Entry, enter_swarm
 from shoal.protocol.net.libp2p import listen_libp2p
-from shoal.protocol.net.p2pd import P2pd, P2pdSettings
+from shoal.protocol.net.p2pd import P2pdSettings
 from shoal.protocol.net.throttle import Throttle
+from shoal.protocol.revocations import Revocations
 
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
@@ -50,12 +52,14 @@ def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """What a running node tells its user. `join`: multiaddrs; `invite`: the same and the model's root as one token."""
+    """What a running node tells its user. `join`: multiaddrs; `invite`: the same, the model's root and our
+    membership as one token, which is a secret if `is_private`."""
 
     peer: PeerId
     model_root: str
     join: tuple[str, ...]
-    invite: str
+    invite: str = field(repr=False)
+    is_private: bool
     addresses: tuple[str, ...]
     num_experts: int
     resident_bytes: int
@@ -155,7 +159,12 @@ async def running_node(
             check_memory(settings, store, backend, holding)
         entry = await stack.enter_async_context(
             enter_swarm(
-                identity, settings.join, store.manifest.root, time.time, P2pdSettings(settings.host, settings.p2p_port)
+                identity,
+                settings.join,
+                store.manifest.root,
+                time.time,
+                P2pdSettings(settings.host, settings.p2p_port),
+                membership=settings.membership,
             )
         )
         if holding is None:
@@ -165,30 +174,39 @@ async def running_node(
         up = throttle.up
         admission = Admission(settings.max_queue_macs, (lambda: up.backlog_s) if up else no_backlog)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
+        gate = _member_gate(entry, settings)
         direct = await listen_direct(
-            identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle
+            identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle, gate=gate
         )
         stack.push_async_callback(direct.aclose)
-        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle)
+        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle, gate)
         stack.push_async_callback(libp2p.aclose)
         claim = Claim(
             identity.peer, store.manifest.root, holding, store.weight_format, backend.kernel_class,
             announced(direct.addresses, entry.p2pd.addresses),
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
-        gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open)
+        work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open)
         if is_open:
             await announcer.announce()
         renewing = asyncio.create_task(announcer.run(), name="announcer")
         try:
             yield Node(
-                _info(claim, entry.p2pd, held), _model(settings, store, backend), holding, server.metrics, admission,
-                gate, (direct, libp2p), entry.directory,
+                _info(claim, entry, held), _model(settings, store, backend), holding, server.metrics, admission,
+                work_gate, (direct, libp2p), entry.directory,
             )  # fmt: skip
         finally:
             renewing.cancel()
             admission.drain()
             await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
+
+
+def _member_gate(entry: Entry, settings: NodeSettings) -> MemberGate | None:
+    if entry.membership is None:
+        return None
+    return MemberGate(
+        entry.membership.founder_key, Revocations(settings.revoked) if settings.revoked else never_revoked
+    )
 
 
 def _model(settings: NodeSettings, store: ModelStore, backend: ExpertBackend) -> NodeModel:
@@ -215,17 +233,18 @@ def _load_of(admission: Admission) -> Load:
     return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
 
 
-def _info(claim: Claim, p2pd: P2pd, held: Held) -> NodeInfo:
+def _info(claim: Claim, entry: Entry, held: Held) -> NodeInfo:
     packed = [expert for layer in held.experts.values() for expert in layer.values()]
     return NodeInfo(
         peer=claim.peer,
         model_root=claim.model_root.hex(),
-        join=p2pd.addresses,
-        invite=encode_invite(Invite(claim.model_root, p2pd.addresses)),
+        join=entry.p2pd.addresses,
+        invite=encode_invite(Invite(claim.model_root, entry.p2pd.addresses, entry.membership)),
+        is_private=entry.membership is not None,
         addresses=claim.addresses,
         num_experts=len(packed),
         resident_bytes=sum(expert.resident_bytes for expert in packed),
-        p2pd_pid=p2pd.pid,
+        p2pd_pid=entry.p2pd.pid,
     )
 
 

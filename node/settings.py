@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.experts.choose_backend import KernelChoice
+from shoal.protocol.membership import Membership
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,13 @@ class NodeSettings:
 
     log_level: str = "info"
     """Least level of what is logged: debug, info, warning or error. debug has a line per request, never its content."""
+
+    membership: Membership | None = None
+    """For the founder of a private swarm, who has no token to join by. None: that of the token in `join`, or an open
+    swarm. Never in a settings file."""
+
+    revoked: Path | None = None
+    """Ids of revoked tokens, one a line, looked at in every handshake. None: nobody told us of any."""
 
     guest: GuestSettings = field(default_factory=GuestSettings)
     """What the node may take, and when."""

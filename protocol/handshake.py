@@ -6,7 +6,9 @@
       WELCOME(client_nonce, credits) ─►
 
 The channel below has already proved the server's key to the client (TLS certificate, or libp2p). The client proves its
-own by signing context, both peer ids, both nonces, session and lane. Binding the server's id stops relaying: a
+own by signing context, both peer ids, both nonces, session and lane. In a private swarm MEMBERHELLO stands for HELLO:
+the token's key signs the same, and its certificate shows that the founder made it. A server takes one of the two and
+never the other, so there is nothing to downgrade to. Binding the server's id stops relaying: a
 signature made for a server in the middle is worth nothing at the one behind it. Binding the server's nonce stops
 replay.
 """
@@ -16,7 +18,8 @@ from dataclasses import dataclass
 from shoal.protocol.errors import AuthenticationFailed, Malformed, UnsupportedVersion
 from shoal.protocol.identity import Identity, peer_id_of, public_key_of, verify
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Challenge, Hello, Lane, Message, Welcome
+from shoal.protocol.membership import MemberGate, Membership
+from shoal.protocol.messages import Challenge, Hello, Lane, MemberHello, Message, Welcome
 from shoal.protocol.version import HANDSHAKE_CONTEXT, PROTOCOL_VERSION
 
 
@@ -41,21 +44,32 @@ def signed_bytes(
 class ClientHandshake:
     """The client's side towards one expected server, for one lane."""
 
-    def __init__(self, identity: Identity, server: PeerId, nonce: bytes, session: bytes, lane: Lane) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        server: PeerId,
+        nonce: bytes,
+        session: bytes,
+        lane: Lane,
+        membership: Membership | None = None,
+    ) -> None:
+        """`membership`: of a private swarm; None says HELLO."""
+        self._membership = membership
         self._identity = identity
         self._server = server
         self._nonce = nonce
         self._session = session
         self._lane = lane
 
-    def answer(self, message: Message) -> Hello:
+    def answer(self, message: Message) -> Hello | MemberHello:
         """Answer the server's CHALLENGE."""
         if not isinstance(message, Challenge):
             raise Malformed(f"{type(message).__name__} instead of Challenge")
         _check_version(message.version)
         key = self._identity.public_key
         signed = signed_bytes(self._server, key, message, (self._nonce, self._session, self._lane))
-        return Hello(PROTOCOL_VERSION, key, self._nonce, self._session, self._lane, self._identity.sign(signed))
+        hello = Hello(PROTOCOL_VERSION, key, self._nonce, self._session, self._lane, self._identity.sign(signed))
+        return hello if self._membership is None else _member_hello(hello, self._membership, signed)
 
     def finish(self, message: Message) -> Welcome:
         """Check the WELCOME, which must answer this very HELLO."""
@@ -70,18 +84,21 @@ class ClientHandshake:
 class ServerHandshake:
     """The server's side of one connection."""
 
-    def __init__(self, server: PeerId, nonce: bytes) -> None:
+    def __init__(self, server: PeerId, nonce: bytes, gate: MemberGate | None = None) -> None:
+        """`gate`: of a private swarm; None takes HELLO from everybody."""
         self._server = server
+        self._gate = gate
         self.challenge = Challenge(PROTOCOL_VERSION, nonce)
 
     def admit(self, message: Message, expected: PeerId | None = None) -> Admitted:
         """Check a HELLO; `expected` is the peer that the channel below has authenticated, where it does (libp2p).
 
         Raises:
-            AuthenticationFailed: wrong signature, a reflected nonce, or not the peer of the channel.
+            AuthenticationFailed: wrong signature, a reflected nonce, not the peer of the channel, or no member.
+            Malformed: HELLO to a private server, or MEMBERHELLO to an open one.
         """
-        if not isinstance(message, Hello):
-            raise Malformed(f"{type(message).__name__} instead of Hello")
+        if not isinstance(message, Hello | MemberHello) or isinstance(message, Hello) != (self._gate is None):
+            raise Malformed(f"{type(message).__name__} is not what opens this door")
         _check_version(message.version)
         peer = peer_id_of(message.public_key)
         if expected is not None and peer != expected:
@@ -89,8 +106,18 @@ class ServerHandshake:
         if message.client_nonce == self.challenge.server_nonce:
             raise AuthenticationFailed("our own nonce came back")
         fields = (message.client_nonce, message.session, message.lane)
-        verify(peer, message.signature, signed_bytes(self._server, message.public_key, self.challenge, fields))
+        signed = signed_bytes(self._server, message.public_key, self.challenge, fields)
+        verify(peer, message.signature, signed)
+        if self._gate is not None and isinstance(message, MemberHello):
+            self._gate.admit(message.token_key, message.certificate, message.token_signature, signed)
         return Admitted(peer, message.session, Lane(message.lane))
+
+
+def _member_hello(hello: Hello, membership: Membership, signed: bytes) -> MemberHello:
+    return MemberHello(
+        hello.version, hello.public_key, hello.client_nonce, hello.session, hello.lane, hello.signature,
+        membership.token_key, membership.certificate, membership.prove(signed),
+    )  # fmt: skip
 
 
 def _check_version(version: int) -> None:

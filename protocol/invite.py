@@ -1,12 +1,17 @@
-"""Invite tokens: what one friend sends another to join a private swarm (PROTOCOL.md §7).
+"""Invite tokens: what one friend sends another to join a swarm (PROTOCOL.md §7).
 
-    shoal1 | base64url without padding of the canonical msgpack map {1: version, 2: model root, 3: [multiaddr, …]}
+    shoal2 | base64url without padding of the canonical msgpack map
+             {1: version, 2: model root, 3: [multiaddr, …], 4: founder key, 5: directory secret, 6: token seed,
+              7: certificate}
+    shoal1 | the same with keys 1-3 alone: an open swarm
 
-Sans-IO. A token holds no secret: it says which model and through whom, and whoever has it can find the swarm.
+Sans-IO. A `shoal2` token is a secret: whoever has it is a member until it is revoked. A `shoal1` token holds none: it
+says which model and through whom.
 """
 
 import base64
 import binascii
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -15,25 +20,56 @@ from shoal.protocol import limits
 from shoal.protocol.errors import InvalidRequest, Malformed
 from shoal.protocol.identity import public_key_of
 from shoal.protocol.ids import PeerId
+from shoal.protocol.membership import Membership
 from shoal.protocol.messages import BytesField, IntField
 
 TOKEN_PREFIX = "shoal1"
-"""Makes a token recognizable in a chat, and carries the version of its form."""
+"""Makes a token of an open swarm recognizable in a chat, and carries the version of its form."""
+
+PRIVATE_PREFIX = "shoal2"
+"""The same for a private swarm."""
 
 MAX_TOKEN_CHARACTERS = 2048
-"""Eight addresses of the greatest length need 1,500; a token should still fit into one message."""
+"""Eight addresses of the greatest length need 1,800; a token should still fit into one message."""
 
-_VERSION = IntField(1, "version", 1, 1)
+_VERSION = IntField(1, "version", 1, 2)
 _MODEL_ROOT = BytesField(2, "model_root", 32)
 _BOOTSTRAP_KEY = 3
+_MEMBERSHIP = (
+    BytesField(4, "founder_key", 32),
+    BytesField(5, "directory_secret", 32),
+    BytesField(6, "token_seed", 32),
+    BytesField(7, "certificate", 64),
+)
+_OPEN_KEYS = {1, 2, _BOOTSTRAP_KEY}
+_PRIVATE_KEYS = _OPEN_KEYS | {field.key for field in _MEMBERSHIP}
 
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """The way into a swarm. `bootstrap`: 1 to 8 multiaddrs of peers, each ending in `/p2p/<peer id>`."""
+    """The way into a swarm. `bootstrap`: 1 to 8 multiaddrs of peers, each ending in `/p2p/<peer id>`.
+
+    `membership`: what lets us into a private swarm; None: the swarm is open.
+    """
 
     model_root: bytes
     bootstrap: tuple[str, ...]
+    membership: Membership | None = None
+
+
+def is_token(word: str) -> bool:
+    """Whether a word wants to be a token; `decode_invite` says whether it is one."""
+    return word.startswith((TOKEN_PREFIX, PRIVATE_PREFIX))
+
+
+def memberships(words: Iterable[str]) -> list[Membership]:
+    """The memberships in the tokens among `words`.
+
+    Raises:
+        InvalidRequest: one of them is mangled.
+    """
+    invites = [decode_invite(word) for word in words if is_token(word)]
+    return [invite.membership for invite in invites if invite.membership is not None]
 
 
 def encode_invite(invite: Invite) -> str:
@@ -42,21 +78,32 @@ def encode_invite(invite: Invite) -> str:
     Raises:
         InvalidRequest: the root is not 32 bytes, or the addresses are too many, too long or not multiaddrs of peers.
     """
-    fields = {1: 1, 2: invite.model_root, _BOOTSTRAP_KEY: list(invite.bootstrap)}
-    _read(fields)
-    return TOKEN_PREFIX + base64.urlsafe_b64encode(msgpack.packb(fields)).decode().rstrip("=")
+    member = invite.membership
+    fields: dict[int, object] = {
+        1: 1 if member is None else 2,
+        2: invite.model_root,
+        _BOOTSTRAP_KEY: list(invite.bootstrap),
+    }
+    if member is not None:
+        fields |= {field.key: getattr(member, field.name) for field in _MEMBERSHIP}
+    prefix = TOKEN_PREFIX if member is None else PRIVATE_PREFIX
+    _read(fields, prefix)
+    return prefix + base64.urlsafe_b64encode(msgpack.packb(fields)).decode().rstrip("=")
 
 
 def decode_invite(token: str) -> Invite:
     """Read a token that a user was given; surrounding white space is forgiven.
 
     Raises:
-        InvalidRequest: not a token, mangled on its way, or of a version that we do not know.
+        InvalidRequest: not a token, mangled on its way, or of a version that we do not know. It never quotes the token.
     """
     token = token.strip()
-    if not token.startswith(TOKEN_PREFIX) or len(token) > MAX_TOKEN_CHARACTERS:
-        raise InvalidRequest(f"an invite token is {TOKEN_PREFIX}… of at most {MAX_TOKEN_CHARACTERS} characters")
-    invite = _read(_unpack(token.removeprefix(TOKEN_PREFIX)))
+    if not is_token(token) or len(token) > MAX_TOKEN_CHARACTERS:
+        raise InvalidRequest(
+            f"an invite token is {PRIVATE_PREFIX}… or {TOKEN_PREFIX}… of at most {MAX_TOKEN_CHARACTERS} characters"
+        )
+    prefix = token[: len(TOKEN_PREFIX)]
+    invite = _read(_unpack(token.removeprefix(prefix)), prefix)
     if encode_invite(invite) != token:
         raise InvalidRequest("the invite token is damaged: ask for it again")
     return invite
@@ -66,19 +113,22 @@ def _unpack(text: str) -> object:
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return msgpack.unpackb(
-            data, strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES, max_bin_len=32,
-            max_array_len=limits.MAX_ADDRESSES, max_map_len=3, max_ext_len=0,
+            data, strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES, max_bin_len=64,
+            max_array_len=limits.MAX_ADDRESSES, max_map_len=len(_PRIVATE_KEYS), max_ext_len=0,
         )  # fmt: skip
     except (ValueError, binascii.Error) as error:  # msgpack's errors are ValueErrors
         raise InvalidRequest("the invite token is damaged: ask for it again") from error
 
 
-def _read(fields: object) -> Invite:
-    if not isinstance(fields, dict) or fields.keys() != {1, 2, _BOOTSTRAP_KEY}:
-        raise InvalidRequest("an invite has a version, a model root and addresses")
+def _read(fields: object, prefix: str) -> Invite:
+    is_private = prefix == PRIVATE_PREFIX
+    if not isinstance(fields, dict) or fields.keys() != (_PRIVATE_KEYS if is_private else _OPEN_KEYS):
+        raise InvalidRequest("an invite has a version, a model root and addresses, and a private one its keys")
     try:
-        _VERSION.check(fields[1])
-        return Invite(_MODEL_ROOT.check(fields[2]), _addresses(fields[_BOOTSTRAP_KEY]))
+        if _VERSION.check(fields[1]) != (2 if is_private else 1):
+            raise Malformed("a version that its first word denies")
+        member = Membership(*(field.check(fields[field.key]) for field in _MEMBERSHIP)) if is_private else None
+        return Invite(_MODEL_ROOT.check(fields[2]), _addresses(fields[_BOOTSTRAP_KEY]), member)
     except Malformed as error:
         raise InvalidRequest(f"an invite that leads nowhere: {error}") from error
 

@@ -189,6 +189,28 @@ class Hello(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class MemberHello(Message):
+    """Client of a private swarm, instead of HELLO: who I am, and that the founder has let me in (`membership.py`)."""
+
+    TYPE = 4
+    FIELDS = (
+        *Hello.FIELDS,
+        BytesField(7, "token_key", 32),
+        BytesField(8, "certificate", 64),
+        BytesField(9, "token_signature", 64),
+    )
+    version: int
+    public_key: bytes
+    client_nonce: bytes
+    session: bytes
+    lane: int
+    signature: bytes
+    token_key: bytes
+    certificate: bytes
+    token_signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome(Message):
     """Server: you are in; the credits are what may be in flight at a time, a reply gives them back."""
 
@@ -335,5 +357,5 @@ class Drain(Message):
 
 MESSAGE_TYPES: dict[int, type[Message]] = {
     message.TYPE: message
-    for message in (Challenge, Hello, Welcome, Dispatch, Partial, Refusal, Cancel, Ping, Pong, Drain)
+    for message in (Challenge, Hello, MemberHello, Welcome, Dispatch, Partial, Refusal, Cancel, Ping, Pong, Drain)
 }

@@ -17,3 +17,15 @@ DIRECTORY_KEY_CONTEXT = b"shoal directory key v1\x00"
 
 REQUEST_HASH_CONTEXT = "shoal 2026-11 request hash v1"
 """BLAKE3 key-derivation context under which a request is hashed; the reply must carry this hash."""
+
+MEMBERSHIP_CONTEXT = b"shoal membership v1: client proves its token\x00"
+"""Domain separation of the token's signature in MEMBERHELLO."""
+
+CERTIFICATE_CONTEXT = b"shoal token certificate v1\x00"
+"""Domain separation of the founder's signature over a token's key."""
+
+FOUNDER_DERIVATION = "shoal 2026-11 founder secret v1"
+"""BLAKE3 key-derivation context for everything that follows from a founder's secret."""
+
+SEAL_CONTEXT = b"shoal sealed record v1\x00"
+"""Domain separation of the keys under which records of a private swarm are sealed."""

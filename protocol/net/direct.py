@@ -15,6 +15,7 @@ from shoal.protocol import limits
 from shoal.protocol.errors import AddressInUse, AuthenticationFailed, Busy, ConnectFailed, InvalidRequest, ShoalError
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
+from shoal.protocol.membership import MemberGate, Membership
 from shoal.protocol.messages import Lane
 from shoal.protocol.net.certificate import ALPN, check_server_key, client_context, server_context
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
@@ -48,7 +49,8 @@ def format_address(host: str, port: int) -> str:
 class DirectConnector:
     """Implements `Connector` over TLS 1.3."""
 
-    def __init__(self, identity: Identity, random_bytes: RandomBytes) -> None:
+    def __init__(self, identity: Identity, random_bytes: RandomBytes, membership: Membership | None = None) -> None:
+        self._membership = membership
         self._identity = identity
         self._random_bytes = random_bytes
         self._context = client_context()
@@ -76,7 +78,7 @@ class DirectConnector:
         async def open_lane(lane: Lane) -> tuple[StreamReader, StreamWriter]:
             return await open_stream(self._context, peer, host, port)
 
-        channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, timeout_s)
+        channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, timeout_s, self._membership)
         self._channels = [*(known for known in self._channels if not known.is_closed), channel]
         return channel
 
@@ -114,13 +116,14 @@ async def listen_direct(
     random_bytes: RandomBytes,
     announce_host: str | None = None,
     throttle: Throttle | None = None,
+    gate: MemberGate | None = None,
 ) -> "DirectListener":
     """Serve `handler` at a TCP address; port 0 takes any free one. `announce_host`: under which name peers reach us.
 
     Raises:
         AddressInUse: the port is taken. InvalidRequest: the host is none of this machine.
     """
-    listener = DirectListener(identity, handler, random_bytes, throttle)
+    listener = DirectListener(identity, handler, random_bytes, throttle, gate)
     try:
         await listener.start(host, port, announce_host)
     except OSError as error:
@@ -138,10 +141,15 @@ class DirectListener:
     """
 
     def __init__(
-        self, identity: Identity, handler: Handler, random_bytes: RandomBytes, throttle: Throttle | None = None
+        self,
+        identity: Identity,
+        handler: Handler,
+        random_bytes: RandomBytes,
+        throttle: Throttle | None = None,
+        gate: MemberGate | None = None,
     ) -> None:
         self._context = server_context(identity)
-        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle)
+        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle, gate=gate)
         self._accepting = TaskSet()
         self._serving = TaskSet()
         self._addresses: tuple[str, ...] = ()

@@ -25,7 +25,8 @@ from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.net import p2pd_control
 from shoal.protocol.net.hivemind_loader import load_hivemind_in_thread
 from shoal.protocol.net.p2pd import P2pd
-from shoal.protocol.records import HolderRecord, decode_record, directory_key, encode_record
+from shoal.protocol.record_seal import RecordSeal
+from shoal.protocol.records import HolderRecord, decode_record, encode_record
 
 if TYPE_CHECKING:
     from hivemind.dht.crypto import DHTRecord
@@ -60,11 +61,17 @@ Clock = Callable[[], float]
 
 
 async def join_dht(
-    p2pd: P2pd, identity: Identity, initial_peers: Sequence[str], clock: Clock, *, is_client: bool = False
+    p2pd: P2pd,
+    identity: Identity,
+    initial_peers: Sequence[str],
+    clock: Clock,
+    *,
+    is_client: bool = False,
+    seal: RecordSeal | None = None,
 ) -> "HivemindDirectory":
     """Join the DHT through `initial_peers` (multiaddrs with /p2p/ID), or start one where there are none.
 
-    `is_client`: read and publish, but keep nothing for others. Raises:
+    `is_client`: read and publish, but keep nothing for others. `seal`: of a private swarm. Raises:
         ConnectFailed: none of `initial_peers` answers.
 
     Cancellation: p2pd may stay connected to the initial peers.
@@ -76,7 +83,8 @@ async def join_dht(
     from shoal.protocol.net.hivemind_guard import install_guard, node_id_of
 
     install_guard()
-    checker = RecordChecker(clock)
+    seal = seal or RecordSeal()
+    checker = RecordChecker(clock, seal)
     reached = await _dial_any(p2pd, initial_peers)
     node = await DHTNode.create(
         p2p=p2pd.p2p,
@@ -84,7 +92,7 @@ async def join_dht(
         initial_peers=reached,
         num_replicas=NUM_REPLICAS,
         wait_timeout=WAIT_TIMEOUT_S,
-        record_validator=_validator(checker),
+        record_validator=_validator(checker, seal),
         client_mode=is_client,
         # hivemind's clocks must agree within 3 s, ours within 60 (records carry their own times)
         ensure_bootstrap_success=False,
@@ -96,7 +104,7 @@ async def join_dht(
         cache_refresh_before_expiry=0,
         reuse_get_requests=False,
     )
-    directory = HivemindDirectory(node, p2pd, identity, tuple(initial_peers), checker)
+    directory = HivemindDirectory(node, p2pd, identity, tuple(initial_peers), checker, seal)
     try:
         await directory.rejoin_if_alone()
     except BaseException:
@@ -115,7 +123,9 @@ class HivemindDirectory:
         identity: Identity,
         initial_peers: tuple[str, ...],
         checker: "RecordChecker",
+        seal: RecordSeal,
     ) -> None:
+        self._seal = seal
         self._node = node
         self._p2pd = p2pd
         self._identity = identity
@@ -141,12 +151,12 @@ class HivemindDirectory:
             return
         await self.rejoin_if_alone()
         records = [self._outlive_predecessor(record) for record in records]
-        keys = [directory_key(record.model_root, record.layer) for record in records]
+        keys = [self._seal.name(record.model_root, record.layer) for record in records]
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                 accepted = await self._node.store_many(
                     keys,
-                    [encode_record(record, self._identity) for record in records],
+                    [self._seal.seal(encode_record(record, self._identity), record.peer) for record in records],
                     [record.expires_at_s for record in records],
                     subkeys=[str(self._identity.peer)] * len(keys),
                     exclude_self=self.num_neighbours > 0,  # our own copy helps nobody when we are gone
@@ -157,7 +167,7 @@ class HivemindDirectory:
             raise NetworkError(f"none of our {len(records)} records was taken by any of {self.num_neighbours} peers")
 
     def _outlive_predecessor(self, record: HolderRecord) -> HolderRecord:
-        key = directory_key(record.model_root, record.layer)
+        key = self._seal.name(record.model_root, record.layer)
         expires_at_s = round(max(record.expires_at_s, self._last_expiry_s.get(key, 0.0) + 0.001), 3)
         self._last_expiry_s[key] = expires_at_s
         return replace(record, expires_at_s=expires_at_s)
@@ -169,7 +179,7 @@ class HivemindDirectory:
             ConnectFailed: we are alone and no bootstrap peer answers. DeadlineExceeded: nothing was found in time.
         """
         await self.rejoin_if_alone()
-        keys = {directory_key(model_root, layer): layer for layer in layers}
+        keys = {self._seal.name(model_root, layer): layer for layer in layers}
         searches = await self._node.get_many(list(keys), sufficient_expiration_time=float("inf"), return_futures=True)
         try:
             done, late = await asyncio.wait(searches.values(), timeout=LOOKUP_TIMEOUT_S) if searches else (set(), set())
@@ -224,8 +234,9 @@ class RecordChecker:
     Limits: forgets everything at `MAX_VERIFIED` records.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, seal: RecordSeal | None = None) -> None:
         self._clock = clock
+        self._seal = seal or RecordSeal()
         self._verified: dict[tuple[PeerId, bytes], HolderRecord] = {}
 
     def check(self, data: bytes, owner: PeerId) -> HolderRecord:
@@ -237,7 +248,7 @@ class RecordChecker:
         now_s = self._clock()
         record = self._verified.get((owner, data))
         if record is None:
-            record = decode_record(data, owner, now_s)
+            record = decode_record(self._seal.open(data, owner), owner, now_s)
             if len(self._verified) >= MAX_VERIFIED:
                 self._verified.clear()
             self._verified[owner, data] = record
@@ -246,7 +257,7 @@ class RecordChecker:
         return record
 
 
-def _validator(checker: RecordChecker) -> object:
+def _validator(checker: RecordChecker, seal: RecordSeal) -> object:
     """What hivemind asks about every record it is given to store, finds or passes on."""
     from hivemind.dht.crypto import RecordValidatorBase
     from hivemind.dht.routing import DHTID
@@ -263,7 +274,7 @@ def _validator(checker: RecordChecker) -> object:
                 record = checker.check(data, PeerId(owner))
             except (ShoalError, ValueError):
                 return False
-            key = DHTID.generate(directory_key(record.model_root, record.layer)).to_bytes()
+            key = DHTID.generate(seal.name(record.model_root, record.layer)).to_bytes()
             return bool(entry.key == key and entry.expiration_time == record.expires_at_s)
 
     return HolderRecordValidator()

@@ -29,6 +29,7 @@ from hivemind.utils.timed_storage import TimedStorage
 
 from shoal.protocol import limits
 from shoal.protocol.identity import MAX_PEER_ID_CHARACTERS
+from shoal.protocol.record_seal import SEAL_BYTES
 
 NODE_ID_CONTEXT = b"shoal directory node v1\x00"
 """Domain separation of the hash that places a peer in the DHT."""
@@ -38,8 +39,8 @@ PEER_ID_BYTES = 38
 """An Ed25519 peer id: 6 bytes of multihash and protobuf, 32 of key. hivemind encodes peer ids in base58, which takes
 time quadratic in their length."""
 
-MAX_VALUE_BYTES = limits.MAX_RECORD_BYTES + 3
-"""A record as a msgpack byte string."""
+MAX_VALUE_BYTES = limits.MAX_RECORD_BYTES + SEAL_BYTES + 3
+"""A sealed record as a msgpack byte string."""
 
 MAX_DICTIONARY_BYTES = limits.MAX_HOLDERS_PER_LAYER * (MAX_VALUE_BYTES + MAX_PEER_ID_CHARACTERS + 16) + 8
 """All holders of a layer."""

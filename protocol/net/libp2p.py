@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from shoal.protocol.errors import ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
+from shoal.protocol.membership import MemberGate, Membership
 from shoal.protocol.messages import Lane
 from shoal.protocol.net import p2pd_control
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
@@ -24,7 +25,10 @@ from shoal.protocol.version import LIBP2P_PROTOCOL_ID
 class Libp2pConnector:
     """Opens channels through our p2pd."""
 
-    def __init__(self, identity: Identity, p2pd: P2pd, random_bytes: RandomBytes) -> None:
+    def __init__(
+        self, identity: Identity, p2pd: P2pd, random_bytes: RandomBytes, membership: Membership | None = None
+    ) -> None:
+        self._membership = membership
         self._identity = identity
         self._control_path = p2pd.control_path
         self._random_bytes = random_bytes
@@ -49,7 +53,7 @@ class Libp2pConnector:
             return await p2pd_control.open_stream(self._control_path, peer, LIBP2P_PROTOCOL_ID)
 
         remaining_s = max(0.0, deadline - asyncio.get_running_loop().time())
-        channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, remaining_s)
+        channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, remaining_s, self._membership)
         self._channels = {open_one for open_one in self._channels if not open_one.is_closed} | {channel}
         return channel
 
@@ -61,14 +65,19 @@ class Libp2pConnector:
 
 
 async def listen_libp2p(
-    identity: Identity, p2pd: P2pd, handler: Handler, random_bytes: RandomBytes, throttle: Throttle | None = None
+    identity: Identity,
+    p2pd: P2pd,
+    handler: Handler,
+    random_bytes: RandomBytes,
+    throttle: Throttle | None = None,
+    gate: MemberGate | None = None,
 ) -> "Libp2pListener":
     """Serve `handler` to every peer that opens our protocol's streams.
 
     Raises:
         ConnectFailed: p2pd has ended, or there is a listener already.
     """
-    listener = Libp2pListener(identity, p2pd, handler, random_bytes, throttle)
+    listener = Libp2pListener(identity, p2pd, handler, random_bytes, throttle, gate)
     await listener.start()
     return listener
 
@@ -83,8 +92,9 @@ class Libp2pListener:
         handler: Handler,
         random_bytes: RandomBytes,
         throttle: Throttle | None = None,
+        gate: MemberGate | None = None,
     ) -> None:
-        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle)
+        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle, gate=gate)
         self._streams = p2pd_control.StreamServer(p2pd.control_path, LIBP2P_PROTOCOL_ID)
         self._addresses = p2pd.addresses
 

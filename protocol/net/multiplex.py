@@ -24,7 +24,8 @@ from shoal.protocol.errors import (
 from shoal.protocol.handshake import Admitted, ClientHandshake, ServerHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Challenge, Hello, Lane, Message, Refusal, Welcome
+from shoal.protocol.membership import MemberGate, Membership
+from shoal.protocol.messages import Challenge, Hello, Lane, MemberHello, Message, Refusal, Welcome
 from shoal.protocol.net.admission import Admission
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.client_session import ClientSession
@@ -45,13 +46,19 @@ NONCE_BYTES = 32
 SESSION_BYTES = 16
 HANDSHAKE_FROM_SERVER: frozenset[type[Message]] = frozenset({Challenge, Welcome, Refusal})
 HANDSHAKE_FROM_CLIENT: frozenset[type[Message]] = frozenset({Hello})
+HANDSHAKE_FROM_MEMBER: frozenset[type[Message]] = frozenset({MemberHello})
 
 LINGER_S = 1.0
 """How long a refused client may take to close first (p2pd loses our REFUSAL otherwise); RTT and a little."""
 
 
 async def open_channel(
-    identity: Identity, peer: PeerId, opener: LaneOpener, random_bytes: RandomBytes, timeout_s: float
+    identity: Identity,
+    peer: PeerId,
+    opener: LaneOpener,
+    random_bytes: RandomBytes,
+    timeout_s: float,
+    membership: Membership | None = None,
 ) -> Channel:
     """Open all lanes to `peer` in parallel, prove our key on each, and return the channel.
 
@@ -66,7 +73,7 @@ async def open_channel(
     opened: dict[Lane, tuple[LaneStream, Welcome]] = {}
 
     async def open_lane(lane: Lane) -> None:
-        handshake = ClientHandshake(identity, peer, random_bytes(NONCE_BYTES), session, lane)
+        handshake = ClientHandshake(identity, peer, random_bytes(NONCE_BYTES), session, lane, membership)
         opened[lane] = await _join(await opener(lane), handshake, peer)
 
     try:
@@ -117,7 +124,9 @@ class LaneServer:
         random_bytes: RandomBytes,
         log: logging.Logger | None = None,
         throttle: Throttle | None = None,
+        gate: MemberGate | None = None,
     ) -> None:
+        self._gate = gate
         self.admission = Admission()
         """For a back end whose streams cost something before `serve_lane` (a TLS handshake)."""
         self._peer = identity.peer
@@ -137,7 +146,8 @@ class LaneServer:
         `proven_peer`: whom the layer below has authenticated (libp2p), None where only HELLO says so (direct, memory).
         On a proper end the client has closed first, as p2pd needs it.
         """
-        lane = LaneStream(reader, writer, HANDSHAKE_FROM_CLIENT, self._throttle)
+        expected = HANDSHAKE_FROM_CLIENT if self._gate is None else HANDSHAKE_FROM_MEMBER
+        lane = LaneStream(reader, writer, expected, self._throttle)
         if self._is_closed:
             lane.abort()
             return
@@ -207,8 +217,10 @@ class LaneServer:
             lane.write(0, _welcome(hello))
             await session.serve(lane)
 
-    async def _receive_hello(self, lane: LaneStream, proven_peer: PeerId | None) -> tuple[Hello, Admitted]:
-        handshake = ServerHandshake(self._peer, self._random_bytes(NONCE_BYTES))
+    async def _receive_hello(
+        self, lane: LaneStream, proven_peer: PeerId | None
+    ) -> tuple[Hello | MemberHello, Admitted]:
+        handshake = ServerHandshake(self._peer, self._random_bytes(NONCE_BYTES), self._gate)
         lane.write(0, handshake.challenge)
         try:
             async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT_S):
@@ -217,7 +229,7 @@ class LaneServer:
             raise DeadlineExceeded("no HELLO in time") from error
         lane.refuse_early_bytes()
         admitted = handshake.admit(hello, proven_peer)
-        if not isinstance(hello, Hello):  # `admit` has raised; this tells the type checker
+        if not isinstance(hello, Hello | MemberHello):  # `admit` has raised; this tells the type checker
             raise Malformed("not a HELLO")
         return hello, admitted
 
@@ -248,7 +260,7 @@ class LaneServer:
                 del self._sessions[key]
 
 
-def _welcome(hello: Hello) -> Welcome:
+def _welcome(hello: Hello | MemberHello) -> Welcome:
     return Welcome(PROTOCOL_VERSION, hello.client_nonce, limits.MAX_INFLIGHT_REQUESTS, limits.MAX_INFLIGHT_BYTES)
 
 

@@ -164,6 +164,7 @@ def token_of(fields: object) -> str:
         "shoal1äöü",
         encode_invite(Invite(ROOT, (ADDRESS,)))[:-5],
         encode_invite(Invite(ROOT, (ADDRESS,))) + "A",
+        token_of({1: 2, 2: ROOT, 3: [ADDRESS]}).replace("shoal1", "shoal2"),
         token_of({1: 2, 2: ROOT, 3: [ADDRESS]}),
         token_of({1: 1, 2: ROOT}),
         token_of({3: [ADDRESS], 2: ROOT, 1: 1}),

@@ -22,6 +22,7 @@ from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
 from shoal.protocol.net.hivemind_loader import load_hivemind
 from shoal.protocol.net.p2pd import P2pd, start_p2pd
+from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import HolderRecord, directory_key, encode_record
 
 load_hivemind()
@@ -383,6 +384,33 @@ def test_a_client_reads_and_publishes_but_keeps_nothing_for_others() -> None:
                 assert IDENTITIES[5].peer not in {str(peer) for peer in _known_peers(directories[0])}
             finally:
                 await client.aclose()
+                await daemon.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.socket
+def test_a_stranger_in_the_dht_of_a_private_swarm_finds_and_stores_nothing() -> None:
+    async def run() -> None:
+        seal, daemons = RecordSeal(b"d" * 32), list(await asyncio.gather(*map(start_p2pd, IDENTITIES[:3])))
+        join = daemons[0].addresses
+        directories = [await join_dht(daemons[0], IDENTITIES[0], (), time.time, seal=seal)]
+        try:
+            directories.append(await join_dht(daemons[1], IDENTITIES[1], join, time.time, seal=seal))
+            directories.append(await join_dht(daemons[2], IDENTITIES[2], join, time.time))
+            member, other, stranger = directories
+            await member.publish([record_of(IDENTITIES[0])])
+            assert len(await find(other)) == 1
+            assert await find(stranger) == []
+            attacker, ttl_s = Attacker(directories, daemons[0]), time.time() + 60
+            record = encode_record(record_of(IDENTITIES[2]), IDENTITIES[2])
+            for key in (directory_key(ROOT, LAYER), seal.name(ROOT, LAYER)):
+                assert not await attacker.store(FlatSerializer.dumps(record), key=key, expires_at_s=ttl_s)
+            assert len(await find(other)) == 1
+        finally:
+            for directory in directories:
+                await directory.aclose()
+            for daemon in daemons:
                 await daemon.aclose()
 
     asyncio.run(run())

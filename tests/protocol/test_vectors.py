@@ -10,6 +10,7 @@ from shoal.protocol import limits, version
 from shoal.protocol.errors import WireCode
 from shoal.protocol.frames import FrameDecoder
 from shoal.protocol.handshake import ServerHandshake, signed_bytes
+from shoal.protocol.membership import MemberGate
 from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Field, IntField, IntsField, Message
 from shoal.protocol.net.refusals import ERROR_TYPES
 from shoal.protocol.records import decode_record
@@ -19,6 +20,7 @@ from tests.protocol import wire_examples as examples
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
 VECTORS: dict[str, str] = json.loads((ROOT / "tests/vectors/wire.json").read_text(encoding="utf-8"))
+PRIVATE = ("founder_key", "directory_secret", "token_seed", "token_id", "private_directory_key")
 FENCED = re.findall(r"^```hex (\w+)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 BLOCKS = {name: "".join(text.split()) for name, text in FENCED}
 
@@ -57,7 +59,7 @@ def test_every_block_of_bytes_in_the_document_is_a_vector():
         assert text == VECTORS[name], name
 
 
-@pytest.mark.parametrize("name", ["server_public_key", "client_public_key", "request_hash", "directory_key"])
+@pytest.mark.parametrize("name", ["server_public_key", "client_public_key", "request_hash", "directory_key", *PRIVATE])
 def test_every_value_in_the_documents_prose_is_a_vector(name):
     assert f"`{VECTORS[name]}`" in DOCUMENT
 
@@ -75,6 +77,15 @@ def test_the_documents_hello_is_admitted():
     (frame,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["hello"]))
     admitted = ServerHandshake(examples.SERVER.peer, examples.SERVER_NONCE).admit(frame.message)
     assert (admitted.peer, admitted.session) == (examples.CLIENT.peer, examples.SESSION)
+
+
+def test_the_documents_member_hello_opens_the_door_of_its_founder_alone():
+    (frame,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["memberhello"]))
+    gate = MemberGate(bytes.fromhex(VECTORS["founder_key"]))
+    admitted = ServerHandshake(examples.SERVER.peer, examples.SERVER_NONCE, gate).admit(frame.message)
+    assert (admitted.peer, admitted.session) == (examples.CLIENT.peer, examples.SESSION)
+    opened = examples.SEAL.open(bytes.fromhex(VECTORS["sealed_record"]), examples.SERVER.peer)
+    assert opened.hex() == BLOCKS["holder_record"]
 
 
 def test_what_a_client_signs_has_the_parts_that_the_document_lists():
@@ -139,9 +150,11 @@ def test_the_documents_limits_are_the_codes():
 
 def test_the_documents_versions_are_the_codes():
     text = section("2. Versions")
-    for context in (version.HANDSHAKE_CONTEXT, version.RECORD_CONTEXT, version.DIRECTORY_KEY_CONTEXT):
+    contexts = (version.MEMBERSHIP_CONTEXT, version.CERTIFICATE_CONTEXT, version.SEAL_CONTEXT)
+    for context in (version.HANDSHAKE_CONTEXT, version.RECORD_CONTEXT, version.DIRECTORY_KEY_CONTEXT, *contexts):
         assert f"`{context.rstrip(bytes(1)).decode()}` and a zero byte" in text
     assert f"`{version.REQUEST_HASH_CONTEXT}`" in text
+    assert f"`{version.FOUNDER_DERIVATION}`" in text
     assert f"`{version.LIBP2P_PROTOCOL_ID}`" in text
     assert f"| {version.PROTOCOL_VERSION} |" in text
 

@@ -11,6 +11,7 @@ from shoal.protocol.frames import Frame, encode_frame, encode_header
 from shoal.protocol.handshake import ClientHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.membership import Founder, token_id
 from shoal.protocol.messages import (
     Cancel,
     Challenge,
@@ -26,6 +27,7 @@ from shoal.protocol.messages import (
     WeightFormat,
     Welcome,
 )
+from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import HolderRecord, directory_key, encode_record
 from shoal.protocol.tensors import dispatch_body, request_hash, tensor_bytes
 
@@ -37,6 +39,10 @@ REQUEST_ID = 7
 
 CHALLENGE = Challenge(1, SERVER_NONCE)
 HELLO = ClientHandshake(CLIENT, SERVER.peer, CLIENT_NONCE, SESSION, Lane.ACT).answer(CHALLENGE)
+FOUNDER_SECRET, SERIAL = b"\x66" * 32, b"\x77" * 16
+MEMBERSHIP = Founder(FOUNDER_SECRET).member(SERIAL)
+MEMBER_HELLO = ClientHandshake(CLIENT, SERVER.peer, CLIENT_NONCE, SESSION, Lane.ACT, MEMBERSHIP).answer(CHALLENGE)
+SEAL = RecordSeal(MEMBERSHIP.directory_secret)
 DISPATCH = Dispatch(
     MODEL_ROOT, 3, Rounding.BF16, WeightFormat.FP8_BLOCK, DType.BF16,
     num_tokens=2, hidden=4, experts=(5, 9), num_rows=(2, 1), deadline_ms=500,
@@ -52,6 +58,7 @@ PARTIAL_BODY = bytes(tensor_bytes(torch.tensor([[0.5, -1.5, 2.0, 0.0], [1.0, 0.1
 FRAMES = {
     "challenge": Frame(0, CHALLENGE),
     "hello": Frame(0, HELLO),
+    "memberhello": Frame(0, MEMBER_HELLO),
     "welcome": Frame(0, Welcome(1, CLIENT_NONCE, 64, 64 * 2**20)),
     "dispatch": Frame(REQUEST_ID, DISPATCH, DISPATCH_BODY),
     "partial": Frame(REQUEST_ID, PARTIAL, PARTIAL_BODY),
@@ -80,6 +87,12 @@ def vectors() -> dict[str, str]:
         "request_hash": PARTIAL.request_hash.hex(),
         "holder_record": encode_record(RECORD, SERVER).hex(),
         "directory_key": directory_key(MODEL_ROOT, LayerId(3)).hex(),
+        "founder_key": MEMBERSHIP.founder_key.hex(),
+        "directory_secret": MEMBERSHIP.directory_secret.hex(),
+        "token_seed": MEMBERSHIP.token_seed.hex(),
+        "token_id": token_id(MEMBERSHIP.token_key),
+        "private_directory_key": SEAL.name(MODEL_ROOT, LayerId(3)).hex(),
+        "sealed_record": SEAL.seal(encode_record(RECORD, SERVER), SERVER.peer).hex(),
     }
 
 

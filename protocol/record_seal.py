@@ -1,0 +1,58 @@
+"""How a private swarm hides its holder records from whoever keeps them (PROTOCOL.md §7).
+
+Sans-IO. Records lie under names that only members can derive, sealed with ChaCha20-Poly1305 under a key for each owner.
+A stranger who takes part in the DHT is handed ciphertext, and what it stores is refused. Inside, records are signed as
+everywhere. Without a secret (an open swarm) names are public and nothing is sealed.
+"""
+
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from shoal.protocol.errors import RecordRejected
+from shoal.protocol.ids import LayerId, PeerId
+from shoal.protocol.records import directory_key
+from shoal.protocol.version import SEAL_CONTEXT
+
+NONCE_BYTES = 12
+SEAL_BYTES = NONCE_BYTES + 16
+"""What a sealed record is longer: its nonce and the tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSeal:
+    """`secret`: the swarm's directory secret, 32 bytes; None: an open swarm."""
+
+    secret: bytes | None = field(default=None, repr=False)
+
+    def name(self, model_root: bytes, layer: LayerId) -> bytes:
+        """The 32-byte name under which the holders of a layer are found."""
+        public = directory_key(model_root, layer)
+        return public if self.secret is None else blake3(public, key=self.secret).digest()
+
+    def seal(self, record: bytes, owner: PeerId) -> bytes:
+        """What is stored. The nonce is a keyed hash of the record: the same only for the same record."""
+        if self.secret is None:
+            return record
+        key = self._key(self.secret, owner)
+        nonce = blake3(record, key=key).digest()[:NONCE_BYTES]
+        return nonce + ChaCha20Poly1305(key).encrypt(nonce, record, None)
+
+    def open(self, data: bytes, owner: PeerId) -> bytes:
+        """The record inside.
+
+        Raises:
+            RecordRejected: no member has sealed this for `owner`.
+        """
+        if self.secret is None:
+            return data
+        try:
+            return ChaCha20Poly1305(self._key(self.secret, owner)).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], None)
+        except (InvalidTag, ValueError) as error:
+            raise RecordRejected("a record that no member has sealed") from error
+
+    @staticmethod
+    def _key(secret: bytes, owner: PeerId) -> bytes:
+        return blake3(SEAL_CONTEXT + owner.encode("ascii", "replace"), key=secret).digest()
