@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from shoal.protocol.errors import RecordRejected
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.records import directory_key
-from shoal.protocol.version import SEAL_CONTEXT
+from shoal.protocol.version import SEAL_CONTEXT, TAG_CONTEXT
 
 NONCE_BYTES = 12
+TAG_BYTES = 8
 SEAL_BYTES = NONCE_BYTES + 16
 """What a sealed record is longer: its nonce and the tag."""
 
@@ -31,6 +32,12 @@ class RecordSeal:
         """The 32-byte name under which the holders of a layer are found."""
         public = directory_key(model_root, layer)
         return public if self.secret is None else blake3(public, key=self.secret).digest()
+
+    @property
+    def swarm_tag(self) -> str:
+        """Part of the names of the directory's RPCs, so that swarms do not mix; empty for open ones. No secret: peers
+        tell whoever connects which protocols they speak."""
+        return "" if self.secret is None else blake3(TAG_CONTEXT, key=self.secret).hexdigest()[: 2 * TAG_BYTES]
 
     def seal(self, record: bytes, owner: PeerId) -> bytes:
         """What is stored. The nonce is a keyed hash of the record: the same only for the same record."""

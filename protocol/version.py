@@ -29,3 +29,6 @@ FOUNDER_DERIVATION = "shoal 2026-11 founder secret v1"
 
 SEAL_CONTEXT = b"shoal sealed record v1\x00"
 """Domain separation of the keys under which records of a private swarm are sealed."""
+
+TAG_CONTEXT = b"shoal swarm tag v1\x00"
+"""Domain separation of the tag in the names of a private swarm's directory RPCs."""

@@ -82,10 +82,10 @@ async def join_dht(
 
     from shoal.protocol.net.hivemind_guard import install_guard, node_id_of
 
-    install_guard()
     seal = seal or RecordSeal()
     checker = RecordChecker(clock, seal)
     reached = await _dial_any(p2pd, initial_peers)
+    install_guard(seal.swarm_tag)
     node = await DHTNode.create(
         p2p=p2pd.p2p,
         node_id=DHTID.from_bytes(node_id_of(p2pd.p2p.peer_id.to_bytes())),

@@ -240,6 +240,9 @@ def _check_result(result: dht_pb2.FindResult) -> None:
         raise ValueError("a find reply with nodes in the place of others")
 
 
-def install_guard() -> None:
-    """Make every `DHTNode` that is created from now on in this process speak the guarded protocol. Idempotent."""
-    hivemind.dht.node.DHTProtocol = ShoalDirectoryV1
+def install_guard(swarm_tag: str = "") -> None:
+    """Make every `DHTNode` that is created from now on in this process speak the guarded protocol, under the names of
+    this swarm (`RecordSeal.swarm_tag`). Idempotent."""
+    names = {"_rpc_handlers": None, "_stub_type": None}  # as above: one cache per class
+    guarded = type(f"{ShoalDirectoryV1.__name__}{swarm_tag}", (ShoalDirectoryV1,), names)
+    hivemind.dht.node.DHTProtocol = guarded if swarm_tag else ShoalDirectoryV1

@@ -19,7 +19,7 @@ from shoal.protocol import limits
 from shoal.protocol.errors import ChannelClosed, ConnectFailed, InvalidRequest
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
+from shoal.protocol.net.hivemind_dht import HivemindDirectory, RecordChecker, _validator, join_dht
 from shoal.protocol.net.hivemind_loader import load_hivemind
 from shoal.protocol.net.p2pd import P2pd, start_p2pd
 from shoal.protocol.record_seal import RecordSeal
@@ -27,6 +27,7 @@ from shoal.protocol.records import HolderRecord, directory_key, encode_record
 
 load_hivemind()
 
+from hivemind.dht.crypto import DHTRecord  # noqa: E402
 from hivemind.dht.routing import DHTID  # noqa: E402
 from hivemind.p2p import PeerID  # noqa: E402
 from hivemind.proto import dht_pb2  # noqa: E402
@@ -390,23 +391,19 @@ def test_a_client_reads_and_publishes_but_keeps_nothing_for_others() -> None:
 
 
 @pytest.mark.socket
-def test_a_stranger_in_the_dht_of_a_private_swarm_finds_and_stores_nothing() -> None:
+def test_a_stranger_finds_no_directory_at_a_private_swarms_peer() -> None:
     async def run() -> None:
         seal, daemons = RecordSeal(b"d" * 32), list(await asyncio.gather(*map(start_p2pd, IDENTITIES[:3])))
         join = daemons[0].addresses
         directories = [await join_dht(daemons[0], IDENTITIES[0], (), time.time, seal=seal)]
         try:
             directories.append(await join_dht(daemons[1], IDENTITIES[1], join, time.time, seal=seal))
-            directories.append(await join_dht(daemons[2], IDENTITIES[2], join, time.time))
-            member, other, stranger = directories
-            await member.publish([record_of(IDENTITIES[0])])
-            assert len(await find(other)) == 1
-            assert await find(stranger) == []
-            attacker, ttl_s = Attacker(directories, daemons[0]), time.time() + 60
-            record = encode_record(record_of(IDENTITIES[2]), IDENTITIES[2])
-            for key in (directory_key(ROOT, LAYER), seal.name(ROOT, LAYER)):
-                assert not await attacker.store(FlatSerializer.dumps(record), key=key, expires_at_s=ttl_s)
-            assert len(await find(other)) == 1
+            await directories[0].publish([record_of(IDENTITIES[0])])
+            assert len(await find(directories[1])) == 1
+            for other in (None, RecordSeal(b"e" * 32)):
+                with pytest.raises(ConnectFailed):
+                    await join_dht(daemons[2], IDENTITIES[2], join, time.time, seal=other)
+            assert [directory.num_neighbours for directory in directories] == [1, 1]
         finally:
             for directory in directories:
                 await directory.aclose()
@@ -414,6 +411,21 @@ def test_a_stranger_in_the_dht_of_a_private_swarm_finds_and_stores_nothing() -> 
                 await daemon.aclose()
 
     asyncio.run(run())
+
+
+def test_a_private_swarms_keeper_takes_what_a_member_has_sealed_and_nothing_else() -> None:
+    ours, theirs, nobody = RecordSeal(b"d" * 32), RecordSeal(b"e" * 32), RecordSeal()
+    identity, record = IDENTITIES[0], record_of(IDENTITIES[0])
+    validator, encoded = _validator(RecordChecker(time.time, ours), ours), encode_record(record, identity)
+
+    def is_taken(seal: RecordSeal, name: bytes) -> bool:
+        value = FlatSerializer.dumps(seal.seal(encoded, identity.peer))
+        key, subkey = DHTID.generate(name).to_bytes(), FlatSerializer.dumps(str(identity.peer))
+        return bool(validator.validate(DHTRecord(key, subkey, value, record.expires_at_s)))  # type: ignore[attr-defined]
+
+    assert is_taken(ours, ours.name(ROOT, LAYER))
+    assert not any(is_taken(seal, ours.name(ROOT, LAYER)) for seal in (theirs, nobody))
+    assert not any(is_taken(ours, seal.name(ROOT, LAYER)) for seal in (theirs, nobody))
 
 
 def _known_peers(directory: HivemindDirectory) -> list[PeerID]:

@@ -150,7 +150,7 @@ def test_the_documents_limits_are_the_codes():
 
 def test_the_documents_versions_are_the_codes():
     text = section("2. Versions")
-    contexts = (version.MEMBERSHIP_CONTEXT, version.CERTIFICATE_CONTEXT, version.SEAL_CONTEXT)
+    contexts = (version.MEMBERSHIP_CONTEXT, version.CERTIFICATE_CONTEXT, version.SEAL_CONTEXT, version.TAG_CONTEXT)
     for context in (version.HANDSHAKE_CONTEXT, version.RECORD_CONTEXT, version.DIRECTORY_KEY_CONTEXT, *contexts):
         assert f"`{context.rstrip(bytes(1)).decode()}` and a zero byte" in text
     assert f"`{version.REQUEST_HASH_CONTEXT}`" in text
