@@ -30,10 +30,10 @@ def settings_path() -> Path:
 
 
 def read_node_table(path: Path) -> dict[str, object]:
-    """The table `[node]`; empty if there is no file.
+    """The table `[node]`, and in it, as `mqtt`, that of `[telemetry.mqtt]`; empty if there is no file.
 
     Raises:
-        InvalidRequest: no TOML.
+        InvalidRequest: no TOML, or a table that is none.
     """
     if not path.exists():
         return {}
@@ -44,7 +44,11 @@ def read_node_table(path: Path) -> dict[str, object]:
     table = document.get("node", {})
     if not isinstance(table, dict):
         raise InvalidRequest(f"{path}: node is not a table; write [node]")
-    return table
+    telemetry = document.get("telemetry", {})
+    if not isinstance(telemetry, dict) or "mqtt" in table:
+        raise InvalidRequest(f"{path}: telemetry is a table of its own; write [telemetry.mqtt]")
+    _check_names(telemetry, ["mqtt"], "telemetry")
+    return {**table, **telemetry}
 
 
 def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettings":
@@ -53,12 +57,15 @@ def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettin
     Raises:
         InvalidRequest: an unknown name, or a value of another type.
     """
+    from shoal.node.mqtt_settings import MqttSettings
     from shoal.node.settings import GuestSettings, NodeSettings
 
     guest = table.get("guest", {})
     if not isinstance(guest, dict):
         raise InvalidRequest("node.guest is not a table; write [node.guest]")
     own = {name: value for name, value in table.items() if name != "guest"}
+    if isinstance(mqtt := table.get("mqtt"), dict):
+        _check_names(mqtt, [field.name for field in fields(MqttSettings)], "telemetry.mqtt")
     _check_names(own, [field.name for field in fields(NodeSettings) if field.name != "membership"], "node")
     _check_names(guest, [field.name for field in fields(GuestSettings)], "node.guest")
     merged = {**_sizes(own), **_said(flags), "guest": {**_sizes(guest), **_said(guest_flags)}}

@@ -21,9 +21,11 @@ from shoal.node.guest import Guest, ReadSensors
 from shoal.node.loading import StageProgress
 from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
+from shoal.node.mqtt_settings import check_mqtt
 from shoal.node.schedule import month_of, parse_schedule
 from shoal.node.sensors import read_sensors
 from shoal.node.settings import GuestSettings, NodeSettings
+from shoal.node.telemetry import send_telemetry
 from shoal.node.transfer_meter import TransferMeter
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.net.channel import Traffic
@@ -74,6 +76,8 @@ async def host(
     """
     states, loop = state_dir(), asyncio.get_running_loop()
     check_disk(settings)
+    if settings.mqtt is not None:
+        check_mqtt(settings.mqtt)
     if settings.guest.low_priority:
         yield_to_others()
     traffic = Traffic()
@@ -109,12 +113,16 @@ async def _run(
             on_ready(node.info)
             notify("READY=1")
             guarding = asyncio.create_task(control.guest.run(node.gate), name="guest")
+            telling = _start_telemetry(control)
             try:
                 await _first(guarding, stop)
             finally:
                 notify("STOPPING=1")
                 log_event(NodeDraining())
                 guarding.cancel()
+                if telling is not None:
+                    telling.cancel()
+                    await asyncio.wait({telling})
 
     try:
         await until_stopped(serve, stop)
@@ -125,6 +133,19 @@ async def _run(
     finally:
         if control.node is not None:  # one that could not start has said why, and nothing else
             log_event(NodeStopped(error or None))
+
+
+def _start_telemetry(control: NodeControl) -> asyncio.Task[None] | None:
+    """A task beside the node, if the owner wants it; nothing waits for it but its own goodbye."""
+    settings = control.settings.mqtt
+    if settings is None:
+        return None
+    return asyncio.create_task(send_telemetry(settings, control.status, _uniform), name="telemetry")
+
+
+def _uniform() -> float:
+    """A random number in [0, 1)."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 async def _first(guarding: asyncio.Task[None], stop: asyncio.Event) -> None:

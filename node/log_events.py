@@ -136,6 +136,23 @@ class TransferNotCounted(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryConnected(LogEvent):
+    """The broker takes our figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryLost(LogEvent):
+    """The broker is away; the node goes on, and telemetry tries again after about `retry_s`."""
+
+    LEVEL = logging.WARNING
+    error: str
+    retry_s: float
+
+    def __str__(self) -> str:
+        return f"telemetry: {self.error}; tried again in about {self.retry_s:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
 class LibrarySaid(LogEvent):
     """A warning or error of another logger."""
 
@@ -149,7 +166,7 @@ class LibrarySaid(LogEvent):
 
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
-    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | LibrarySaid
+    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | TelemetryConnected | TelemetryLost | LibrarySaid
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

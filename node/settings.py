@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.experts.choose_backend import KernelChoice
+from shoal.node.mqtt_settings import MqttSettings
 from shoal.protocol.membership import Membership
 
 
@@ -110,3 +111,6 @@ class NodeSettings:
 
     guest: GuestSettings = field(default_factory=GuestSettings)
     """What the node may take, and when."""
+
+    mqtt: MqttSettings | None = None
+    """Where its figures go, from `[telemetry.mqtt]`. None: nowhere."""

@@ -9,6 +9,7 @@
     │   ├── ModelNotFound
     │   ├── NodeAlreadyRunning
     │   ├── NodeNotRunning        (exit 3)
+    │   ├── InsecureTelemetry
     │   └── ServiceManagerFailed  (exit 1)
     ├── RemoteError           a peer broke the protocol                            (exit 5)
     │   ├── Malformed             undecodable, out of range, not canonical
@@ -121,6 +122,14 @@ class NodeNotRunning(LocalError):
         of_name = "" if name == "node" else f" --name {name}"
         super().__init__(f"no node called {name} runs on this machine; try: shoal node{of_name}")
         self.name = name
+
+
+class InsecureTelemetry(LocalError):
+    """Figures of a node would cross a network in the clear."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"telemetry to {host} without TLS is refused; set telemetry.mqtt.tls = true, or use 127.0.0.1")
+        self.host = host
 
 
 class ServiceManagerFailed(LocalError):
