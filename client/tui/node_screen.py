@@ -143,7 +143,8 @@ def _work(status: NodeStatus) -> list[Part]:
     clients = ngettext("{number} client", "{number} clients", status.num_clients).format(number=status.num_clients)
     return [
         *_row(
-            _("given"), _("{tokens:.1f} tokens").format(tokens=status.tokens_given) + f" · {status.rows_computed} rows"
+            _("given"),
+            _("{tokens:.1f} tokens · {rows} rows").format(tokens=status.tokens_given, rows=status.rows_computed),
         ),
         *_row(
             _("served"),
