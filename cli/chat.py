@@ -55,9 +55,12 @@ def chat(
     with reporting_errors():
         if (demo or api is not None) and os.environ.get("SHOAL_JOIN"):
             join = None  # a flag wins over the environment
-        if sum((bool(join), demo, api is not None)) != 1:
-            raise typer.BadParameter("give one of --join TOKEN, --demo and --api URL")
-        words = _swarm_words(model, tuple(join or ()), dtype, channel)
+        from shoal.cli.swarms import words_to_join
+
+        words_in = words_to_join(join) if join or not (demo or api is not None) else ()
+        if sum((bool(words_in), demo, api is not None)) != 1:
+            raise typer.BadParameter("give one of --join TOKEN, --demo and --api URL, or type `shoal join` first")
+        words = _swarm_words(model, words_in, dtype, channel)
         if web:
             options = {"--api": api, "--api-model": api_model, "--model": model, "--node-name": node_name}
             arguments = _arguments(options | {"--dtype": dtype.value, "--channel": channel.value})

@@ -14,6 +14,7 @@ from shoal.cli.chat import chat
 from shoal.cli.control import coverage, logs, pause, peers, resume, status, stop
 from shoal.cli.demo import demo
 from shoal.cli.doctor import doctor
+from shoal.cli.invite import invite, join
 from shoal.cli.language import known_language
 from shoal.cli.node import node
 from shoal.cli.run import run
@@ -45,6 +46,8 @@ app.command()(chat)
 app.command()(run)
 app.command()(node)
 app.command()(serve)
+app.command()(invite)
+app.command()(join)
 for verb in (status, pause, resume, stop, peers, coverage, logs, doctor):
     app.command()(verb)
 app.command()(version)

@@ -45,11 +45,15 @@ def node(
     on_battery: Annotated[bool | None, typer.Option(help="Work on battery power too.")] = None,
     low_priority: Annotated[bool | None, typer.Option(help="Yield to everything else. Default: yes.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    is_open: Annotated[
+        bool, typer.Option("--open", help="Begin an open swarm: whoever has an address may enter.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="First run: take the defaults and keep them.")] = False,
 ) -> None:
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
         from shoal.cli.first_run import first_run
+        from shoal.cli.own_swarm import settled
         from shoal.cli.progress import ProgressBar
         from shoal.cli.settings_file import node_settings, read_node_table, settings_path
         from shoal.node.host import serve_until_stopped
@@ -69,15 +73,17 @@ def node(
         first_run(yes, is_share_given=share is not None or experts is not None)
         table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path())}
         settings: NodeSettings = node_settings(table, flags, guest_flags)
+        place = settled(settings, is_open)
 
         bar = ProgressBar()
 
         def announce(info: "NodeInfo") -> None:
             bar.stop()
+            place.remember(info)
             _announce(info, model, settings.name)
 
         with bar:
-            run_coroutine(lambda: serve_until_stopped(settings, announce, bar))
+            run_coroutine(lambda: serve_until_stopped(place.settings, announce, bar))
         print(_("stopped"), file=sys.stderr)
 
 
@@ -86,7 +92,11 @@ def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
     of_name = "" if name == "node" else f" --name {name}"
     held = _("holding {experts} experts ({size_mb:.0f} MB) as {peer}")
     print(held.format(experts=info.num_experts, size_mb=info.resident_bytes / 1e6, peer=info.peer))
-    print(_("use it:    ") + f"{program()} run 'Once upon a time'{of_model} --join {info.invite}")
-    print(_("join it:   ") + f"{program()} node{of_model} --join {info.invite}")
+    if info.is_private:  # its token is a secret: never in what may become a log
+        print(_("use it:    ") + f"{program()} run 'Once upon a time'{of_model}")
+        print(_("join it:   ") + f"{program()} invite > FILE; {program()} join < FILE")
+    else:
+        print(_("use it:    ") + f"{program()} run 'Once upon a time'{of_model} --join {info.invite}")
+        print(_("join it:   ") + f"{program()} node{of_model} --join {info.invite}")
     print(_("pause:     ") + f"{program()} pause 2h{of_name}; {program()} status{of_name}")
     print(_("stop:      Ctrl-C (finishes what it has begun)"), flush=True)

@@ -40,6 +40,7 @@ def run(
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
     with reporting_errors():
+        from shoal.cli.swarms import words_to_join
         from shoal.client.sampler import Sampling
         from shoal.client.settings import SwarmSettings
         from shoal.protocol.errors import InvalidRequest
@@ -48,14 +49,15 @@ def run(
         ids = parse_ids(prompt_ids)
         if (prompt is None) == (ids is None):
             raise InvalidRequest("give either a prompt or --prompt-ids")
-        if not join:
-            raise InvalidRequest("--join ADDRESS|TOKEN is needed; `shoal node` prints it, `shoal demo` needs none")
+        words_in = words_to_join(join)
+        if not words_in:
+            raise InvalidRequest("no swarm is known; try `shoal join`, or `shoal demo`, which needs none")
         sampling = Sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
             seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()),
         )  # fmt: skip
         settings = SwarmSettings(
-            model=model or MODEL_DIRECTORY, join=tuple(join), dtype=dtype.value, channel=channel.value,
+            model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""

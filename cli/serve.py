@@ -62,20 +62,22 @@ def serve(
 
         context = start_fork_server() if demo else None  # it imports while we do
         from shoal.cli.progress import ProgressBar
+        from shoal.cli.swarms import words_to_join
         from shoal.client.api.settings import ApiSettings
         from shoal.client.settings import SwarmSettings
         from shoal.protocol.errors import InvalidRequest
         from shoal.simulations.demo_model import MODEL_DIRECTORY
         from shoal.simulations.local import LocalSwarmSettings
 
-        if bool(join) == demo:
-            raise InvalidRequest("give --join ADDRESS|TOKEN of a swarm, or --demo to start one on this machine")
+        words_in = () if demo and not join else words_to_join(join)
+        if bool(words_in) == demo:
+            raise InvalidRequest("no swarm is known; try `shoal join`, or --demo to start one on this machine")
         settings = ApiSettings(
             host=host, port=port, api_key=_api_key(api_key_file), allowed_hosts=tuple(allowed_host or ()),
             cors_origins=tuple(cors_origin or ()), max_running=max_running, max_queue=max_queue,
         )  # fmt: skip
         swarm = SwarmSettings(
-            model=model or MODEL_DIRECTORY, join=tuple(join or ()), dtype=dtype.value, channel=channel.value,
+            model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False,
         )  # fmt: skip
         shown_name = name or (DEMO_NAME if model is None else model.resolve().name)

@@ -80,7 +80,8 @@ def shoal(environment: dict[str, str], *words: str, timeout_s: float = 100) -> s
 @contextmanager
 def running_node(environment: dict[str, str], *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A node and its invite token; ends with SIGTERM and must exit 0."""
-    command = [sys.executable, "-m", "shoal.cli", "node", *words]
+    own = () if "--join" in words else ("--open",)  # an open swarm's token is no secret and is printed
+    command = [sys.executable, "-m", "shoal.cli", "node", *own, *words]
     with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as node:
         said = "".join(iter(node.stdout.readline, "stop:      Ctrl-C (finishes what it has begun)\n"))  # type: ignore[union-attr]
         try:

@@ -1,0 +1,87 @@
+"""`shoal invite` and `shoal join`: the way into a private swarm, without a token in any process list or log."""
+
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from msgspec import to_builtins
+
+from shoal.cli.boundary import reporting_errors
+from shoal.cli.options import program
+
+if TYPE_CHECKING:
+    from shoal.cli.swarms import MintedToken
+
+SwarmOption = Annotated[str | None, typer.Option("--swarm", help="Which swarm. Default: $SHOAL_SWARM, else default.")]
+
+REVOKED = """revoked: nodes on this machine refuse it from the next handshake on.
+Not reached: connections that are open, nodes on other machines, and the directory secret in that token, which still
+reads who holds what. To be rid of a member for certain, begin a new swarm and invite the others again."""
+
+
+def invite(
+    label: Annotated[str, typer.Option(help="For whom, as a note to yourself.")] = "",
+    is_list: Annotated[bool, typer.Option("--list", help="Tokens that were made here.")] = False,
+    revoke: Annotated[str | None, typer.Option(metavar="ID", help="Refuse a token from now on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --list: print JSON.")] = False,
+    swarm: SwarmOption = None,
+) -> None:
+    """Make a token that lets one friend into the private swarm that began here; on stdout, nothing else."""
+    with reporting_errors():
+        from shoal.cli import swarms
+
+        name = swarms.chosen_swarm(swarm)
+        if is_list:
+            _list(swarms.minted(name), as_json)
+        elif revoke is not None:
+            swarms.revoke(name, revoke)
+            print(REVOKED, file=sys.stderr)
+        else:
+            print(swarms.mint(name, label, time.time()))
+            print(f"a secret: whoever has it is a member. They type: {program()} join", file=sys.stderr)
+
+
+def join(
+    token: Annotated[str | None, typer.Argument(help="Better not: others see it. - reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option(help="File with the token.")] = None,
+    swarm: SwarmOption = None,
+) -> None:
+    """Keep a token, so that run, chat, serve and node need no --join. Asks for it, or reads it from a pipe."""
+    with reporting_errors():
+        from shoal.cli import swarms
+
+        name = swarms.chosen_swarm(swarm)
+        if token not in (None, "-"):
+            print("shoal: others on this machine can see a token in the command line; leave it out", file=sys.stderr)
+        if swarms.read_founder(name) is not None:
+            raise typer.BadParameter(f"the swarm {name!r} began here; choose another name with --swarm")
+        invite = swarms.keep_token(name, _token(token, file))
+        kind = "open" if invite.membership is None else "private"
+        print(f"joined the {kind} swarm {name!r}, model {invite.model_root.hex()[:16]}…", file=sys.stderr)
+        print(f"kept in {swarms.swarm_path(name, 'token')} (0600)", file=sys.stderr)
+
+
+def _token(token: str | None, file: Path | None) -> str:
+    if file is not None:
+        return file.read_text(encoding="utf-8", errors="replace")
+    if token not in (None, "-"):
+        return token or ""
+    if token is None and os.environ.get("SHOAL_JOIN"):
+        return os.environ["SHOAL_JOIN"]
+    if sys.stdin.isatty():
+        return str(typer.prompt("Token", hide_input=True, err=True))
+    return sys.stdin.read(4096)
+
+
+def _list(tokens: "list[tuple[MintedToken, bool]]", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([{**to_builtins(token), "is_revoked": is_revoked} for token, is_revoked in tokens]))
+        return
+    for token, is_revoked in tokens:
+        made = datetime.fromtimestamp(token.made_at_s, UTC).strftime("%Y-%m-%d %H:%M")
+        print(f"{token.id}  {made}  {'revoked' if is_revoked else 'good   '}  {token.label}")
