@@ -4,16 +4,13 @@ Interleaved, best and median of several rounds; the ratio is what can be compare
 Run: python -m shoal.simulations.bench.startup
 """
 
+import re
 import resource
 import statistics
 import subprocess
 import sys
 
 ROUNDS = 5
-VERBS = (
-    "", "demo", "run", "node", "chat", "serve", "status", "peers", "coverage", "pause", "resume", "stop", "logs",
-    "doctor", "service", "bench",
-)  # fmt: skip
 
 
 def cpu_seconds(command: list[str]) -> float:
@@ -24,9 +21,17 @@ def cpu_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def _verbs() -> list[str]:
+    """As the program lists them in its help; simulations may not import the command line."""
+    said = subprocess.run([sys.executable, "-m", "shoal.cli", "--help"], capture_output=True, text=True, check=True)
+    commands = said.stdout[said.stdout.index("Commands") :]
+    return re.findall(r"^│ ([a-z]+) ", commands, flags=re.MULTILINE)
+
+
 def main() -> None:
     """Print best, median and ratio of each verb."""
-    commands = {verb: [sys.executable, "-m", "shoal.cli", *([verb] if verb else []), "--help"] for verb in VERBS}
+    verbs = ["", *_verbs()]
+    commands = {verb: [sys.executable, "-m", "shoal.cli", *([verb] if verb else []), "--help"] for verb in verbs}
     commands["python -c pass"] = [sys.executable, "-c", "pass"]
     taken: dict[str, list[float]] = {verb: [] for verb in commands}
     for _ in range(ROUNDS):

@@ -135,3 +135,20 @@ def test_durations_have_units(words: str | None, seconds: float | None) -> None:
 def test_what_is_no_duration_is_refused(words: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_duration(words)
+
+
+def test_telemetry_is_a_table_of_its_own_and_misspelt_names_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "shoal.toml"
+    file.write_text('[telemetry.mqtt]\nhost = "127.0.0.1"\ntls = false\nca_file = "/ca.pem"\n')
+    mqtt = node_settings({**BASE, **read_node_table(file)}, {}, {}).mqtt
+    assert mqtt is not None
+    assert (mqtt.host, mqtt.tls, mqtt.ca_file) == ("127.0.0.1", False, Path("/ca.pem"))
+    file.write_text('[telemetry.mqtt]\nhosst = "127.0.0.1"\n')
+    with pytest.raises(InvalidRequest, match="did you mean host"):
+        node_settings({**BASE, **read_node_table(file)}, {}, {})
+    file.write_text('[telemetry.mqqt]\nhost = "127.0.0.1"\n')
+    with pytest.raises(InvalidRequest, match="did you mean mqtt"):
+        read_node_table(file)
+    file.write_text('[node.mqtt]\nhost = "127.0.0.1"\n')
+    with pytest.raises(InvalidRequest, match=r"telemetry\.mqtt"):
+        read_node_table(file)
