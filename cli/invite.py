@@ -13,15 +13,16 @@ from msgspec import to_builtins
 
 from shoal.cli.boundary import reporting_errors
 from shoal.cli.options import program
+from shoal.client.translate import N_, _
 
 if TYPE_CHECKING:
     from shoal.cli.swarms import MintedToken
 
 SwarmOption = Annotated[str | None, typer.Option("--swarm", help="Which swarm. Default: $SHOAL_SWARM, else default.")]
 
-REVOKED = """revoked: nodes on this machine refuse it from the next handshake on.
+REVOKED = N_("""revoked: nodes on this machine refuse it from the next handshake on.
 Not reached: connections that are open, nodes on other machines, and the directory secret in that token, which still
-reads who holds what. To be rid of a member for certain, begin a new swarm and invite the others again."""
+reads who holds what. To be rid of a member for certain, begin a new swarm and invite the others again.""")
 
 
 def invite(
@@ -40,10 +41,10 @@ def invite(
             _list(swarms.minted(name), as_json)
         elif revoke is not None:
             swarms.revoke(name, revoke)
-            print(REVOKED, file=sys.stderr)
+            print(_(REVOKED), file=sys.stderr)
         else:
             print(swarms.mint(name, label, time.time()))
-            print(f"a secret: whoever has it is a member. They type: {program()} join", file=sys.stderr)
+            print(_("a secret: whoever has it is a member. They type:") + f" {program()} join", file=sys.stderr)
 
 
 def join(
@@ -57,13 +58,17 @@ def join(
 
         name = swarms.chosen_swarm(swarm)
         if token not in (None, "-"):
-            print("shoal: others on this machine can see a token in the command line; leave it out", file=sys.stderr)
+            words = _("others on this machine can see a token in the command line; leave it out")
+            print(f"shoal: {words}", file=sys.stderr)
         if swarms.read_founder(name) is not None:
             raise typer.BadParameter(f"the swarm {name!r} began here; choose another name with --swarm")
         invite = swarms.keep_token(name, _token(token, file))
-        kind = "open" if invite.membership is None else "private"
-        print(f"joined the {kind} swarm {name!r}, model {invite.model_root.hex()[:16]}…", file=sys.stderr)
-        print(f"kept in {swarms.swarm_path(name, 'token')} (0600)", file=sys.stderr)
+        is_open = invite.membership is None
+        words = _("joined the open swarm {name}, model {root}") if is_open else _(
+            "joined the private swarm {name}, model {root}"
+        )  # fmt: skip
+        print(words.format(name=repr(name), root=invite.model_root.hex()[:16] + "…"), file=sys.stderr)
+        print(_("kept in {path}").format(path=swarms.swarm_path(name, "token")) + " (0600)", file=sys.stderr)
 
 
 def _token(token: str | None, file: Path | None) -> str:
@@ -74,7 +79,7 @@ def _token(token: str | None, file: Path | None) -> str:
     if token is None and os.environ.get("SHOAL_JOIN"):
         return os.environ["SHOAL_JOIN"]
     if sys.stdin.isatty():
-        return str(typer.prompt("Token", hide_input=True, err=True))
+        return str(typer.prompt(_("Token"), hide_input=True, err=True))
     return sys.stdin.read(4096)
 
 
@@ -84,4 +89,4 @@ def _list(tokens: "list[tuple[MintedToken, bool]]", as_json: bool) -> None:
         return
     for token, is_revoked in tokens:
         made = datetime.fromtimestamp(token.made_at_s, UTC).strftime("%Y-%m-%d %H:%M")
-        print(f"{token.id}  {made}  {'revoked' if is_revoked else 'good   '}  {token.label}")
+        print(f"{token.id}  {made}  {_('revoked') if is_revoked else _('good   ')}  {token.label}")
