@@ -64,3 +64,34 @@ def seed(
         print(outcome.problem or "every promise was kept")
         if outcome.problem:
             raise SystemExit(1)
+
+
+@simulate_app.command()
+def recovery(
+    runs: Annotated[int, typer.Option(help="Answers per fault, each with other delays.", min=1)] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a death, a silence and slow calls cost a stream of tokens, in virtual time."""
+    with reporting_errors():
+        from dataclasses import asdict
+
+        from shoal.simulations.virtual.recovery import FAULTS, measure_recovery, measure_tail
+        from shoal.simulations.virtual.soak import demo_model_in_memory
+
+        with demo_model_in_memory() as model:
+            results = [measure_recovery(model, fault, runs) for fault in FAULTS]
+            tail = measure_tail(model)
+        if as_json:
+            print(json.dumps({"recovery": [asdict(result) for result in results], "tail": asdict(tail)}))
+            return
+        print("extra time of the worst token after a fault, in round trips:")
+        print(f"{'fault':10} {'runs':>5} {'median':>7} {'p99':>7} {'worst':>7} {'slow tokens a run':>18}")
+        for result in results:
+            print(
+                f"{result.fault:10} {result.num_runs:5} {result.median_rtts:7.2f} {result.p99_rtts:7.2f}"
+                f" {result.worst_rtts:7.2f} {result.num_slow_tokens:18.2f}"
+            )
+        print(
+            f"one call in a hundred ten times as long: p99 / median token time {tail.p99_to_median:.2f}"
+            f" over {tail.num_tokens} tokens, {100 * tail.hedges_per_request:.1f} % of requests hedged"
+        )

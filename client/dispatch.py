@@ -162,7 +162,7 @@ class SwarmExperts:
             self._observe(Hedged(request.peer, request.call.layer, request.experts, has_won, call_s))
         if has_won:
             macs = self._exchange.macs(request.call, request.experts)
-            if self._holders.holder(request.peer).health.was_overtaken(call_s, macs, _now(), self._draw()):
+            if self._holders.overtaken(request.peer, call_s, macs):
                 self._note_failover(request, DeadlineExceeded, call_s)
 
     def _note_failover(self, request: "_Request", reason: type[ShoalError], call_s: float) -> None:

@@ -14,11 +14,12 @@ from shoal.client.audit import challenge
 from shoal.client.health import Health, Standing
 from shoal.client.model_id import ModelId
 from shoal.experts.manifest import Manifest
-from shoal.protocol.errors import ShoalError
+from shoal.protocol.errors import DeadlineExceeded, ShoalError
 from shoal.protocol.events import HolderJoined, HolderLost, Observer
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.net.channel import Channel, Connector, Traffic
 from shoal.protocol.net.directory import Directory
+from shoal.protocol.net.task_set import TaskSet
 from shoal.protocol.records import HolderRecord
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ REFRESH_S = 15.0
 
 RECONNECT_S = 0.5
 """After a connection broke: a process that was restarted is back by then, and not all clients come at once."""
+
+MAX_PROBE_PAUSE_S = 1.0
+"""Between two pings of a holder that does not answer."""
 
 CONNECT_TIMEOUT_S = 5.0
 """For connection, handshake and challenge together they may take twice this."""
@@ -73,6 +77,7 @@ class Holders:
         for jitter."""
         self._draw = draw
         self._has_lost = asyncio.Event()
+        self._probes = TaskSet()
         self._clock = clock
         self._directory = directory
         self._connector = connector
@@ -92,7 +97,8 @@ class Holders:
         self._task = asyncio.create_task(self._run(), name="holders")
 
     async def aclose(self) -> None:
-        """Stop refreshing and close all channels."""
+        """Stop refreshing and probing, and close all channels."""
+        await self._probes.aclose()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -152,6 +158,32 @@ class Holders:
         """A holder said that it does not have some of these: believe that until its record says otherwise."""
         held = self._holders[peer].experts
         held[layer] = held.get(layer, frozenset()) - frozenset(experts)
+
+    def overtaken(self, peer: PeerId, waited_s: float, macs: int) -> bool:
+        """Another holder answered first: ping this one until it answers, so that no token is the probe.
+
+        Returns whether it had stalled (`Health.was_overtaken`).
+        """
+        holder = self._holders[peer]
+        if not holder.health.is_silent:
+            holder.health.is_silent = True
+            self._probes.start(self._probe(holder), f"probe of {peer}")
+        return holder.health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
+
+    async def _probe(self, holder: Holder) -> None:
+        pause_s = holder.health.rto_s(0)
+        try:
+            while holder.channel is not None and holder.is_connected:
+                try:
+                    await holder.channel.ping(holder.health.rto_s(0))
+                    return
+                except DeadlineExceeded:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MAX_PROBE_PAUSE_S)
+        except ShoalError:
+            return  # the channel has ended; connecting again asks it anew
+        finally:
+            holder.health.is_silent = False
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
         """A holder failed a request: remember it, and drop the channel if it is dead."""

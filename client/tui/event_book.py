@@ -13,6 +13,7 @@ from shoal.protocol.events import (
     Event,
     ExpertsTimed,
     FailedOver,
+    Hedged,
     HolderLost,
     LayerTimed,
     PassTaken,
@@ -125,7 +126,7 @@ class EventBook:
             self._notes.append(entry)
             self.num_failovers += isinstance(event, FailedOver)
             self.num_lost += isinstance(event, HolderLost)
-            self.num_hedged += type(event).__name__ == "Hedged"
+            self.num_hedged += isinstance(event, Hedged)
 
     def entries(self, with_exchanges: bool = False) -> list[Entry]:
         """The log, oldest first."""

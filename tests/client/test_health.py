@@ -106,11 +106,11 @@ def test_each_failure_in_a_row_doubles_the_patience_so_that_a_slow_only_holder_i
     assert peer.deadline_s(0) == 4 * before
 
 
-def test_a_hedge_is_sent_after_the_95th_percentile_of_recent_round_trips() -> None:
+def test_a_hedge_is_sent_past_the_95th_percentile_of_recent_round_trips() -> None:
     peer = Health()
     for number in range(health.NUM_RECENT):
         peer.saw_rtt(0.2 if number % 13 == 0 else 0.01)  # 5 of 64 are late
-    assert peer.hedge_after_s(0) == pytest.approx(0.2)
+    assert peer.hedge_after_s(0) == pytest.approx(0.2 + 0.19)
     assert answering(0.01).hedge_after_s(0) == pytest.approx(0.01)
 
 
@@ -119,10 +119,12 @@ def test_without_experience_a_hedge_waits_for_the_timeout() -> None:
     assert peer.hedge_after_s(0) == peer.rto_s(0)
 
 
-def test_who_is_overtaken_after_its_timeout_is_left_alone_shortly_before_it_only_remembered() -> None:
+def test_who_is_overtaken_is_left_alone_for_a_timeout_and_for_longer_if_it_had_stalled() -> None:
     late, stalled = answering(1.0), answering(1.0)
     assert not late.was_overtaken(late.rto_s(0) - 0.01, 0, now=0.0, chance=1.0)
-    assert late.standing(0.0) is Standing.USABLE
+    assert late.standing(0.0) is Standing.DOUBTED
+    assert late.standing(late.rto_s(0)) is Standing.USABLE
+    assert late.failures == 0
     assert stalled.was_overtaken(stalled.rto_s(0), 0, now=0.0, chance=1.0)
     assert stalled.standing(0.0) is Standing.DOUBTED
     assert stalled.standing(health.STALL_BACKOFF * stalled.rto_s(0)) is Standing.USABLE
