@@ -102,6 +102,22 @@ def test_experts_of_other_widths_and_rows_that_repeat_share_a_call(isa: Isa) -> 
     assert distance(answer, exact(of)) <= 5e-3
 
 
+@pytest.mark.parametrize("isa", TILES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_spoils_no_other_row_of_its_tile(value: float, isa: Isa) -> None:
+    of = case(Format.FP8_BLOCK, 200, 136, [20])
+    row, kernels = int(of.row_idx[5]), CpuKernels(1, isa)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return kernels.grouped_swiglu(of.packed, x, of.row_idx, of.offsets, of.topk_weights, is_rounded=True)
+
+    spoiled = of.x.clone()
+    spoiled[row, 3] = value
+    others = torch.arange(len(of.x)) != row
+    assert torch.equal(run(spoiled)[others], run(of.x)[others])
+    assert run(spoiled)[row].isnan().any()
+
+
 def test_software_tiles_are_never_chosen_unless_they_are_named() -> None:
     assert Isa.AMX_EMULATED not in cpu.available_isas()
     assert CpuKernels(1).isa is cpu.available_isas()[-1]
