@@ -81,7 +81,7 @@ def chat(
 def _run(opener: "Opener", node_name: str, plain: bool, tells_stories: bool) -> None:
     session = _session(node_name, tells_stories)
     if plain:
-        from shoal.client.plain_chat import PlainChat
+        from shoal.client.chat.plain_chat import PlainChat
 
         run_coroutine(lambda: PlainChat(session, opener).run())
         return
@@ -134,8 +134,8 @@ def _fork_server() -> "ForkServerContext":
 def _session(node_name: str, tells_stories: bool) -> "Session":
     from platformdirs import user_config_path, user_data_path
 
-    from shoal.client.conversations import ConversationStore
-    from shoal.client.node_control import LocalNode
+    from shoal.client.chat.conversations import ConversationStore
+    from shoal.client.chat.node_control import LocalNode
     from shoal.client.tui.event_book import EventBook
     from shoal.client.tui.preferences import Preferences, load_preferences
     from shoal.client.tui.session import Clocks, Session

@@ -11,7 +11,7 @@ from importlib import import_module
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from shoal.client.openai_chat import open_endpoint
+from shoal.client.chat.openai_chat import open_endpoint
 from shoal.client.translate import _
 from shoal.client.tui.session import Connection, Opener, Tell
 from shoal.protocol.events import Observer
@@ -85,9 +85,9 @@ async def local_nodes(
 
 @asynccontextmanager
 async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+    from shoal.client.chat.swarm_chat import SwarmChat
     from shoal.client.settings import SwarmSettings
     from shoal.client.swarm import Swarm
-    from shoal.client.swarm_chat import SwarmChat
 
     tell(_("joining the swarm"))
     settings = SwarmSettings(words.model, join, words.dtype, words.channel, threads=words.threads)

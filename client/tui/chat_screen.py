@@ -12,10 +12,10 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.worker import Worker
 
-from shoal.client.answer_meter import AnswerMeter
-from shoal.client.chat_backend import ChatMessage, ChatPiece
-from shoal.client.conversations import Conversation
-from shoal.client.dialogue import Dialogue
+from shoal.client.chat.answer_meter import AnswerMeter
+from shoal.client.chat.backend import ChatMessage, ChatPiece
+from shoal.client.chat.conversations import Conversation
+from shoal.client.chat.dialogue import Dialogue
 from shoal.client.translate import N_, _
 from shoal.client.tui.conversations_dialog import ConversationsDialog
 from shoal.client.tui.message_view import AnswerView, NoteView, QuestionView

@@ -11,8 +11,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
-from shoal.client.conversations import Conversation, ConversationStore
-from shoal.client.safe_text import printable
+from shoal.client.chat.conversations import Conversation, ConversationStore
+from shoal.client.chat.safe_text import printable
 from shoal.client.translate import N_, _, ngettext
 from shoal.client.tui.translated import translate_bindings
 

@@ -8,8 +8,8 @@ from textual.containers import Vertical
 from textual.widgets import Collapsible, Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
-from shoal.client.chat_backend import ChatMessage
-from shoal.client.safe_text import printable
+from shoal.client.chat.backend import ChatMessage
+from shoal.client.chat.safe_text import printable
 from shoal.client.translate import _
 
 

@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from shoal.client.chat_backend import ChatOptions
+from shoal.client.chat.backend import ChatOptions
 from shoal.protocol.errors import InvalidRequest
 
 HEAT_STYLES = ("blocks", "glyphs", "digits")

@@ -5,12 +5,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoal.client.answer_meter import AnswerMeter
-from shoal.client.chat_backend import ChatBackend, SwarmView
-from shoal.client.conversations import Conversation, ConversationStore, new_id
-from shoal.client.coverage import CoverageSummary, summarize
-from shoal.client.dialogue import Dialogue
-from shoal.client.node_control import NodeControl
+from shoal.client.chat.answer_meter import AnswerMeter
+from shoal.client.chat.backend import ChatBackend, SwarmView
+from shoal.client.chat.conversations import Conversation, ConversationStore, new_id
+from shoal.client.chat.coverage import CoverageSummary, summarize
+from shoal.client.chat.dialogue import Dialogue
+from shoal.client.chat.node_control import NodeControl
 from shoal.client.peers import PeerSnapshot
 from shoal.client.tui.event_book import EventBook
 from shoal.client.tui.preferences import Preferences

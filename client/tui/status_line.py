@@ -2,7 +2,7 @@
 
 from textual.widgets import Static
 
-from shoal.client.safe_text import printable
+from shoal.client.chat.safe_text import printable
 from shoal.client.translate import _, ngettext
 from shoal.client.tui.session import Session
 

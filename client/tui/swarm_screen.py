@@ -6,7 +6,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from shoal.client.coverage import CoverageSummary, NextNode, next_node, summarize
+from shoal.client.chat.coverage import CoverageSummary, NextNode, next_node, summarize
 from shoal.client.translate import N_, _, ngettext
 from shoal.client.tui.bars import bar, milliseconds, short, size
 from shoal.client.tui.heat_cells import GLYPHS, MAX_SHADE

@@ -1,6 +1,6 @@
 """What an empty conversation shows: the shoal, and how the connection is coming along."""
 
-from shoal.client.safe_text import printable
+from shoal.client.chat.safe_text import printable
 from shoal.client.translate import _, ngettext
 from shoal.client.tui.panel import Panel
 from shoal.client.tui.session import Session

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from shoal.client.chat_backend import ChatMessage, ChatOptions, ChatPiece
-from shoal.client.conversations import ConversationStore
+from shoal.client.chat.backend import ChatMessage, ChatOptions, ChatPiece
+from shoal.client.chat.conversations import ConversationStore
 from shoal.client.peers import Breaker, PeerSnapshot
 from shoal.client.tui.app import ShoalApp
 from shoal.client.tui.event_book import EventBook

@@ -6,7 +6,7 @@ from pathlib import Path
 from textual.events import Key
 from textual.widgets import Collapsible, OptionList, TextArea
 
-from shoal.client.chat_backend import ChatPiece
+from shoal.client.chat.backend import ChatPiece
 from shoal.client.tui.message_view import AnswerView, NoteView
 from shoal.client.tui.preferences import Preferences
 from shoal.client.tui.prompt import Prompt

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.chat_backend import ChatMessage
-from shoal.client.conversations import Conversation, ConversationStore, new_id
+from shoal.client.chat.backend import ChatMessage
+from shoal.client.chat.conversations import Conversation, ConversationStore, new_id
 from shoal.protocol.errors import InvalidRequest
 
 TALK = Conversation(

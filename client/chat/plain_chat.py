@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TextIO
 
-from shoal.client.answer_meter import AnswerMeter
-from shoal.client.chat_backend import ChatBackend
-from shoal.client.coverage import next_node, summarize
-from shoal.client.dialogue import Dialogue
-from shoal.client.safe_text import printable
+from shoal.client.chat.answer_meter import AnswerMeter
+from shoal.client.chat.backend import ChatBackend
+from shoal.client.chat.coverage import next_node, summarize
+from shoal.client.chat.dialogue import Dialogue
+from shoal.client.chat.safe_text import printable
 from shoal.client.translate import N_, _, ngettext
 from shoal.client.tui.bars import milliseconds, size
 from shoal.client.tui.session import Connection, Opener, Session

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from shoal.client.chat_backend import ChatMessage, ChatOptions, ChatPiece
-from shoal.client.openai_chat import open_endpoint
+from shoal.client.chat.backend import ChatMessage, ChatOptions, ChatPiece
+from shoal.client.chat.openai_chat import open_endpoint
 from shoal.protocol.errors import ChannelClosed, ConnectFailed, InvalidRequest, PeerFailed, ShoalError
 
 QUESTION = (ChatMessage("system", "Be brief."), ChatMessage("user", "hello"))

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from shoal.client.chat_backend import ChatMessage
-from shoal.client.conversations import Conversation
+from shoal.client.chat.backend import ChatMessage
+from shoal.client.chat.conversations import Conversation
 
 
 class Dialogue:

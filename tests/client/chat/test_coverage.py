@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.coverage import NextNode, next_node, summarize
+from shoal.client.chat.coverage import NextNode, next_node, summarize
 from shoal.protocol.ids import ExpertId, LayerId
 
 

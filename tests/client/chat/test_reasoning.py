@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.reasoning import ReasoningSplitter, Split
+from shoal.client.chat.reasoning import ReasoningSplitter, Split
 
 
 def split(pieces: Sequence[str], is_thinking: bool = False) -> Split:

@@ -3,8 +3,8 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from shoal.client.chat_backend import ChatMessage, ChatOptions, ChatPiece
-from shoal.client.reasoning import OPEN, ReasoningSplitter
+from shoal.client.chat.backend import ChatMessage, ChatOptions, ChatPiece
+from shoal.client.chat.reasoning import OPEN, ReasoningSplitter
 from shoal.client.sampler import Sampling
 from shoal.client.swarm import Swarm
 from shoal.client.translate import _

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.chat_backend import ChatPiece
-from shoal.client.plain_chat import COMMANDS, PlainChat
+from shoal.client.chat.backend import ChatPiece
+from shoal.client.chat.plain_chat import COMMANDS, PlainChat
 from shoal.protocol.errors import ChannelClosed
 from tests.client.tui.fakes import World, large_swarm, pieces_of, small_swarm, world
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shoal.client.chat_backend import ROLES, ChatMessage
+from shoal.client.chat.backend import ROLES, ChatMessage
 from shoal.protocol.errors import InvalidRequest
 
 FORMAT_VERSION = 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.safe_text import printable
+from shoal.client.chat.safe_text import printable
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 
-from shoal.client.chat_backend import ChatMessage, ChatOptions, ChatPiece
+from shoal.client.chat.backend import ChatMessage, ChatOptions, ChatPiece
 from shoal.protocol.errors import ChannelClosed, ConnectFailed, InvalidRequest, NetworkError, PeerFailed, ShoalError
 
 CONNECT_TIMEOUT_S = 10.0
