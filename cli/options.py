@@ -25,6 +25,7 @@ class KernelOption(StrEnum):
 
     AUTO = "auto"
     CPU = "cpu"
+    CUDA = "cuda"
     REFERENCE = "reference"
 
 

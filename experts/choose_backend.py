@@ -4,8 +4,11 @@ import logging
 import os
 from enum import StrEnum
 
+import torch
+
 from shoal.experts.backend import ExpertBackend
 from shoal.experts.cpu_backend import CpuBackend
+from shoal.experts.cuda_backend import CudaBackend
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.kernels import cpu
 from shoal.protocol.errors import InvalidRequest
@@ -19,6 +22,8 @@ class KernelChoice(StrEnum):
     AUTO = "auto"
     """The C++ kernels where they were built, else the reference."""
     CPU = "cpu"
+    CUDA = "cuda"
+    """Never chosen by itself: its speed is unmeasured."""
     REFERENCE = "reference"
 
 
@@ -26,8 +31,11 @@ def choose_backend(choice: KernelChoice, threads: int) -> ExpertBackend:
     """The back end for `choice`. `threads` 0: one per core that this process may use.
 
     Raises:
-        InvalidRequest: the C++ kernels are asked for and were not built, or more threads than they can have.
+        InvalidRequest: the C++ kernels are asked for and were not built, or more threads than they can have; a CUDA
+        device is asked for and is not there.
     """
+    if choice is KernelChoice.CUDA:
+        return CudaBackend(torch.device("cuda"))
     if choice is KernelChoice.REFERENCE:
         return ReferenceBackend()
     if cpu.is_available():

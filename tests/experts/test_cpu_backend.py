@@ -91,6 +91,9 @@ def test_a_call_that_contradicts_itself_is_refused() -> None:
 def test_the_cpp_kernels_are_the_default() -> None:
     assert isinstance(choose_backend(KernelChoice.AUTO, 0), CpuBackend)
     assert isinstance(choose_backend(KernelChoice.REFERENCE, 1), ReferenceBackend)
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidRequest, match="CUDA"):
+            choose_backend(KernelChoice.CUDA, 1)
     with pytest.raises(InvalidRequest, match="at most 1024"):
         choose_backend(KernelChoice.AUTO, 5000)
 
