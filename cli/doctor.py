@@ -1,6 +1,7 @@
 """`shoal doctor`: is this machine fit to be a node, and what is to be done about it."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -64,13 +65,14 @@ async def _diagnose(name: str | None, model: Path | None) -> "Diagnosis":
 
 def _settings(model: Path | None) -> "tuple[NodeSettings, str]":
     """The node's settings, or the defaults and why those of the file can not be used."""
-    from shoal.cli.settings_file import node_settings, read_node_table, settings_path
+    from shoal.cli.settings_file import node_settings, settings_path
+    from shoal.cli.settings_layers import read_node_table
     from shoal.protocol.errors import InvalidRequest
     from shoal.simulations.demo_model import MODEL_DIRECTORY
 
     base: dict[str, object] = {"model": str(model or MODEL_DIRECTORY)}
     try:
-        return node_settings({**base, **read_node_table(settings_path())}, {}, {}), ""
+        return node_settings({**base, **read_node_table(settings_path(), os.environ)}, {"model": model}, {}), ""
     except InvalidRequest as error:
         return node_settings(base, {}, {}), str(error)
 

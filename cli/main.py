@@ -5,12 +5,16 @@ rules · 6 weights are not what they should be · 7 a resource limit · 130 Ctrl
 that `--help` is quick.
 """
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from shoal.cli.bench import bench_app
+from shoal.cli.boundary import reporting_errors
 from shoal.cli.chat import chat
+from shoal.cli.config import config_app
 from shoal.cli.control import coverage, logs, pause, peers, resume, status, stop
 from shoal.cli.demo import demo
 from shoal.cli.doctor import doctor
@@ -23,6 +27,9 @@ from shoal.cli.service import service_app
 from shoal.cli.simulate import simulate_app
 from shoal.cli.version import version
 
+CLIENT_VERBS = ("run", "chat", "serve")
+"""Verbs whose flags have defaults in `[client]`, and `serve` in `[serve]`."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
@@ -33,12 +40,21 @@ app = typer.Typer(
 
 @app.callback()
 def _shoal(
+    context: typer.Context,
     lang: Annotated[
         str | None,
         typer.Option("--lang", help="Language: en, es, fr, pt_BR, sw. Default: the system's.", callback=known_language),
     ] = None,
 ) -> None:
-    """Before any verb; `language.py` has taken the language already."""
+    """Before any verb; `language.py` has taken the language already. Flags' defaults come from settings, if any."""
+    from shoal.cli.settings_file import settings_path
+
+    verb = context.invoked_subcommand
+    if verb in CLIENT_VERBS and "--help" not in sys.argv:
+        with reporting_errors():
+            from shoal.cli.settings_layers import flag_defaults
+
+            context.default_map = {verb: flag_defaults(verb, settings_path(), os.environ)}
 
 
 app.command()(demo)
@@ -52,5 +68,6 @@ for verb in (status, pause, resume, stop, peers, coverage, logs, doctor):
     app.command()(verb)
 app.command()(version)
 app.add_typer(bench_app, name="bench")
+app.add_typer(config_app, name="config")
 app.add_typer(service_app, name="service")
 app.add_typer(simulate_app, name="simulate")

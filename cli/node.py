@@ -1,5 +1,6 @@
 """`shoal node`: give this machine's memory and kernels to a swarm."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +56,8 @@ def node(
         from shoal.cli.first_run import first_run
         from shoal.cli.own_swarm import settled
         from shoal.cli.progress import ProgressBar
-        from shoal.cli.settings_file import node_settings, read_node_table, settings_path
+        from shoal.cli.settings_file import node_settings, settings_path
+        from shoal.cli.settings_layers import read_node_table
         from shoal.node.host import serve_until_stopped
         from shoal.node.settings import NodeSettings
         from shoal.simulations.demo_model import MODEL_DIRECTORY
@@ -71,7 +73,7 @@ def node(
             "on_battery": on_battery, "low_priority": low_priority,
         }  # fmt: skip
         first_run(yes, is_share_given=share is not None or experts is not None)
-        table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path())}
+        table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path(), os.environ)}
         settings: NodeSettings = node_settings(table, flags, guest_flags)
         place = settled(settings, is_open)
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
 
@@ -60,7 +61,7 @@ def parse_size(words: str | None) -> int | None:
     match = _SIZE.fullmatch(words.strip())
     if match is None:
         raise typer.BadParameter(f"{words!r} is no size; write e.g. 2GB or 512MiB")
-    return int(float(match[1]) * UNITS[(match[2] or "").upper()])
+    return int(Decimal(match[1]) * UNITS[(match[2] or "").upper()])
 
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")

@@ -1,9 +1,13 @@
-"""The node's part of the settings file, `shoal.toml` in the platform's configuration directory.
+"""The settings file, `shoal.toml` in the platform's configuration directory, and the node's settings made from it.
 
 `[node]` has the names of NodeSettings and `[node.guest]` those of GuestSettings; sizes and rates may be words, `2GB`.
-An unknown name is an error with a suggestion, because a limit that is misspelt is no limit.
+An unknown name is an error with a suggestion, because a limit that is misspelt is no limit. The environment above the
+file is in `settings_layers.py`, the list of all settings in `settings_keys.py`.
 """
 
+import json
+import os
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,6 +20,7 @@ import typer
 from platformdirs import user_config_path
 
 from shoal.cli.options import parse_size
+from shoal.cli.settings_keys import path_hook
 from shoal.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -23,17 +28,20 @@ if TYPE_CHECKING:
 
 Table = Mapping[str, object]
 
+VERSION = 1
+"""Of the file. A newer one is refused: what it says might be a limit that we do not know."""
+
 
 def settings_path() -> Path:
     """E.g. `~/.config/shoal/shoal.toml`; honours `XDG_CONFIG_HOME`."""
     return user_config_path("shoal") / "shoal.toml"
 
 
-def read_node_table(path: Path) -> dict[str, object]:
-    """The table `[node]`, and in it, as `mqtt`, that of `[telemetry.mqtt]`; empty if there is no file.
+def read_document(path: Path) -> dict[str, object]:
+    """The whole file; empty if there is none.
 
     Raises:
-        InvalidRequest: no TOML, or a table that is none.
+        InvalidRequest: no TOML, or of a version that is newer than ours.
     """
     if not path.exists():
         return {}
@@ -41,14 +49,12 @@ def read_node_table(path: Path) -> dict[str, object]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} is no TOML: {error}") from None
-    table = document.get("node", {})
-    if not isinstance(table, dict):
-        raise InvalidRequest(f"{path}: node is not a table; write [node]")
-    telemetry = document.get("telemetry", {})
-    if not isinstance(telemetry, dict) or "mqtt" in table:
-        raise InvalidRequest(f"{path}: telemetry is a table of its own; write [telemetry.mqtt]")
-    _check_names(telemetry, ["mqtt"], "telemetry")
-    return {**table, **telemetry}
+    version = document.get("version", VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InvalidRequest(f"{path}: version is {version!r}; write version = {VERSION}")
+    if version > VERSION:
+        raise InvalidRequest(f"{path} has version {version}, this shoal reads {VERSION}; update shoal")
+    return document
 
 
 def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettings":
@@ -70,24 +76,45 @@ def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettin
     _check_names(guest, [field.name for field in fields(GuestSettings)], "node.guest")
     merged = {**_sizes(own), **_said(flags), "guest": {**_sizes(guest), **_said(guest_flags)}}
     try:
-        return msgspec.convert(merged, NodeSettings, dec_hook=_path)
+        return msgspec.convert(merged, NodeSettings, dec_hook=path_hook)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"in the settings: {error}") from None
 
 
 def write_node_table(path: Path, own: Table, guest: Table) -> None:
     """Make the file; what is None is left out. Values: numbers, booleans, plain words."""
+    document = {"version": VERSION, "node": {**_said(own), "guest": _said(guest)}}
+    write_document(path, document, "# Made by the first `shoal node`; edit it as you like.\n")
+
+
+def write_document(path: Path, document: Table, comment: str = "") -> None:
+    """Put a whole new file in the place of the old one, or leave that as it is; its mode stays, a new one has 0600."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "# Made by the first `shoal node`; edit it as you like.",
-        "version = 1",
-        "",
-        "[node]",
-    ]
-    lines += [f"{name} = {_toml(value)}" for name, value in _said(own).items()]
-    lines += ["", "[node.guest]"]
-    lines += [f"{name} = {_toml(value)}" for name, value in _said(guest).items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    target = path.resolve()  # a link to a file that is kept elsewhere stays one
+    text = comment + "\n".join(_lines(document, "")).strip() + "\n"
+    descriptor, unfinished = tempfile.mkstemp(prefix=".shoal-", dir=target.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            os.chmod(unfinished, target.stat().st_mode & 0o777)
+        os.replace(unfinished, target)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+
+
+def _lines(table: Table, section: str) -> list[str]:
+    """A table as TOML: its own values first, then those in it."""
+    own = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    lines = ["", f"[{section}]"] if section and own else []
+    lines += [f"{name} = {toml_value(value)}" for name, value in own.items()]
+    for name, value in table.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{section}.{name}" if section else name)
+    return lines
 
 
 def _check_names(table: Table, known: list[str], section: str) -> None:
@@ -113,15 +140,6 @@ def _said(table: Table) -> dict[str, object]:
     return {name: value for name, value in table.items() if value is not None}
 
 
-def _path(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str):
-        return Path(value).expanduser()
-    if kind is Path and isinstance(value, Path):
-        return value
-    raise NotImplementedError
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return msgspec.json.encode(value).decode()  # numbers and basic strings are the same in TOML
+def toml_value(value: object) -> str:
+    """Numbers, booleans, lists and basic strings are in TOML as in JSON, but for DEL."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 DTYPES = ("fp32", "bf16")
 TRUNK_FORMATS = ("dense", "as-published", "fp8_block", "bf16", "int8_g128", "int4_g32", "int4_g128", "mxfp4")
@@ -18,10 +21,10 @@ class SwarmSettings:
     join: tuple[str, ...]
     """Multiaddrs of peers, or one invite token."""
 
-    dtype: str = "fp32"
+    dtype: Annotated[str, Meta(pattern=f"^({'|'.join(DTYPES)})$")] = "fp32"
     """Arithmetic of trunk and experts: `fp32` (rounding 0) or `bf16` (rounding 1)."""
 
-    channel: str = "direct"
+    channel: Annotated[str, Meta(pattern=f"^({'|'.join(CHANNELS)})$")] = "direct"
     """How holders are reached: `direct` (TLS 1.3) or `libp2p` (p2pd streams)."""
 
     cache_dir: Path | None = None
@@ -43,7 +46,7 @@ class SwarmSettings:
     threads: int = 0
     """Threads of the trunk (torch's, so of the whole process). 0: as they are, by default one per core."""
 
-    trunk_format: str = "dense"
+    trunk_format: Annotated[str, Meta(pattern=f"^({'|'.join(TRUNK_FORMATS)})$")] = "dense"
     """How the trunk's plain linears are held. `dense`: torch tensors of `dtype`. `as-published`: the checkpoint's own
     bytes (DeepSeek-V3's trunk: 19.1 GB), the same answers up to the order of sums. The others quantize at load:
     `int4_g32` 12.4 GB, `int4_g128` 11.7 GB, with the errors of docs/adr/0009. All but `dense` need the C++ kernels."""

@@ -4,6 +4,9 @@ import importlib.util
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from shoal.protocol.errors import InsecureTelemetry, InvalidRequest
 
@@ -17,7 +20,7 @@ class MqttSettings:
     host: str
     """The broker."""
 
-    port: int = 8883
+    port: Annotated[int, Meta(ge=1, le=65535)] = 8883
     """TCP port. Default: MQTT over TLS; 1883 is usual without."""
 
     tls: bool = True
@@ -38,7 +41,7 @@ class MqttSettings:
     discovery_prefix: str = "homeassistant"
     """Where Home Assistant looks for devices. Empty: none are told."""
 
-    period_s: float = 30.0
+    period_s: Annotated[float, Meta(ge=MIN_PERIOD_S)] = 30.0
     """Between two states: a dashboard needs no more, and a month of it is 40 MB."""
 
 

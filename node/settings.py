@@ -2,27 +2,33 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from shoal.experts.choose_backend import KernelChoice
 from shoal.node.mqtt_settings import MqttSettings
 from shoal.protocol.membership import Membership
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
     """What a node may take of its owner's machine, and when. Memory and threads are in NodeSettings."""
 
-    up_bytes_per_s: int | None = None
+    up_bytes_per_s: Count | None = None
     """Bytes per second that we send, all clients together. None: no limit, right for a LAN; at home a third of the
     uplink leaves room for calls."""
 
-    down_bytes_per_s: int | None = None
+    down_bytes_per_s: Count | None = None
     """Bytes per second that we receive. None: no limit."""
 
-    monthly_bytes: int | None = None
+    monthly_bytes: Count | None = None
     """Bytes per calendar month, both directions; then the node pauses until the next. None: no cap."""
 
-    disk_bytes: int | None = None
+    disk_bytes: Count | None = None
     """What our cache and state directories may hold. None: no limit; manifests take kilobytes, logs 20 MB at most."""
 
     low_priority: bool = True
@@ -32,7 +38,7 @@ class GuestSettings:
     """Work only while nobody uses keyboard or mouse. Judged by input, not by load: our own load would look like use.
     Default off: at low priority a node yields anyway, and on servers nobody can tell."""
 
-    idle_after_s: float = 300.0
+    idle_after_s: Annotated[float, Meta(ge=0)] = 300.0
     """So long after the last input the machine counts as idle: people read and think for minutes."""
 
     on_battery: bool = False
@@ -48,7 +54,7 @@ class GuestSettings:
     """Pause while the hottest processor is above this. Default: ten degrees below where most throttle themselves. None:
     no limit. Machines without a sensor never pause for it."""
 
-    max_power_w: float | None = None
+    max_power_w: Annotated[float, Meta(gt=0)] | None = None
     """Pause while the machine's power sensors (hwmon) add up to more. None: no limit."""
 
 
@@ -63,7 +69,7 @@ class NodeSettings:
     """What to hold, e.g. `all`, `0-15` (of every layer), `3:0-31,4:0-31`. None: chosen by rarity within
     `share_bytes`."""
 
-    share_bytes: int | None = None
+    share_bytes: Count | None = None
     """Memory for experts, in bytes, when `experts` is None. None: everything, if it fits half of the free memory."""
 
     join: tuple[str, ...] = ()
@@ -72,10 +78,10 @@ class NodeSettings:
     host: str = "127.0.0.1"
     """Address to listen on. Default loopback: nothing is offered to a network unasked."""
 
-    port: int = 0
+    port: Port = 0
     """TCP port of the direct channel. 0: any free one, so that two nodes never collide."""
 
-    p2p_port: int = 0
+    p2p_port: Port = 0
     """TCP port of libp2p (directory and relayed channel). 0: any free one."""
 
     identity: Path | None = None
@@ -84,22 +90,22 @@ class NodeSettings:
     cache_dir: Path | None = None
     """Where manifests that we computed are kept. None: the platform's user cache."""
 
-    threads: int = 0
+    threads: Count = 0
     """Kernel threads. 0: half of the cores, so that the machine stays its owner's; idle threads of torch spin."""
 
     kernel: KernelChoice = KernelChoice.AUTO
     """What runs experts. auto: the C++ kernels where they were built, else the torch reference."""
 
-    max_queue_macs: int = 200_000_000_000
+    max_queue_macs: Count = 200_000_000_000
     """Multiply-accumulates admitted and unfinished; beyond it BUSY. Default: about 4 s of a 50 GMAC/s desktop."""
 
-    drain_grace_s: float = 5.0
+    drain_grace_s: Annotated[float, Meta(ge=0)] = 5.0
     """What SIGTERM gives to requests in flight."""
 
     name: str = "node"
     """Which node of this machine this is: the name of its control socket, log and transfer count."""
 
-    log_level: str = "info"
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     """Least level of what is logged: debug, info, warning or error. debug has a line per request, never its content."""
 
     membership: Membership | None = None

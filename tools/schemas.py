@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.cli.settings_layers import ShownSettings
 from shoal.node.doctor import Diagnosis
 from shoal.node.service import ServiceStatus
 from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
@@ -19,6 +20,7 @@ VERBS: dict[str, tuple[str, type]] = {
     "coverage": ("shoal coverage", Coverage),
     "logs": ("shoal logs: one object a line", LogLine),
     "doctor": ("shoal doctor", Diagnosis),
+    "config-show": ("shoal config show", ShownSettings),
     "service-status": ("shoal service status", ServiceStatus),
 }
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Annotated
+
+from msgspec import Meta
 
 from shoal.protocol.errors import InvalidRequest
 
@@ -22,7 +25,7 @@ class ApiSettings:
     host: str = "127.0.0.1"
     """Address to listen on."""
 
-    port: int = DEFAULT_PORT
+    port: Annotated[int, Meta(ge=0, le=65535)] = DEFAULT_PORT
     """0: any free one."""
 
     api_key: str | None = None
@@ -34,10 +37,10 @@ class ApiSettings:
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call, e.g. https://chat.example. A browser's Origin that is not named is refused."""
 
-    max_running: int = 8
+    max_running: Annotated[int, Meta(ge=1, le=256)] = 8
     """Sequences that generate at the same time; the others wait."""
 
-    max_queue: int = 64
+    max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 64
     """Requests that may wait; one more is refused with 429."""
 
     def __post_init__(self) -> None:
