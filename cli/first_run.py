@@ -12,7 +12,7 @@ import psutil
 import typer
 
 from shoal.cli.options import parse_size
-from shoal.cli.settings_file import settings_path, write_node_table
+from shoal.cli.settings_file import read_document, settings_path, write_node_table
 from shoal.client.translate import _
 from shoal.node.schedule import parse_schedule
 from shoal.node.sensors import idle_seconds, run_program
@@ -45,12 +45,12 @@ class Answers:
 
 
 def first_run(is_yes: bool, is_share_given: bool) -> None:
-    """Unless there is a settings file: ask on a terminal, say the defaults elsewhere, keep what was answered.
+    """Unless the settings file has `[node]`: ask on a terminal, say the defaults elsewhere, keep what was answered.
 
     Raises:
         InvalidRequest, typer.BadParameter: an answer that can not be understood; nothing is kept.
     """
-    if settings_path().exists():
+    if "node" in read_document(settings_path()):
         return
     answers = measured_defaults()
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()

@@ -82,16 +82,19 @@ def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettin
 
 
 def write_node_table(path: Path, own: Table, guest: Table) -> None:
-    """Make the file; what is None is left out. Values: numbers, booleans, plain words."""
-    document = {"version": VERSION, "node": {**_said(own), "guest": _said(guest)}}
-    write_document(path, document, "# Made by the first `shoal node`; edit it as you like.\n")
+    """Make the file, or add to one without `[node]`; what is None is left out. Values: numbers, booleans, words."""
+    tables: Table = {"node": {**_said(own), "guest": _said(guest)}}
+    if path.exists():
+        write_document(path, tables, path.read_text(encoding="utf-8").rstrip() + "\n\n")
+    else:
+        write_document(path, {"version": VERSION, **tables}, "# Made by the first `shoal node`; edit it as you like.\n")
 
 
-def write_document(path: Path, document: Table, comment: str = "") -> None:
+def write_document(path: Path, document: Table, above: str = "") -> None:
     """Put a whole new file in the place of the old one, or leave that as it is; its mode stays, a new one has 0600."""
     path.parent.mkdir(parents=True, exist_ok=True)
     target = path.resolve()  # a link to a file that is kept elsewhere stays one
-    text = comment + "\n".join(_lines(document, "")).strip() + "\n"
+    text = above + "\n".join(_lines(document, "")).strip() + "\n"
     descriptor, unfinished = tempfile.mkstemp(prefix=".shoal-", dir=target.parent)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:

@@ -125,6 +125,14 @@ def test_yes_takes_the_measured_defaults_and_keeps_them_once(
     assert capsys.readouterr().err == ""
 
 
+def test_the_first_run_adds_to_a_file_that_says_nothing_of_the_node_and_keeps_its_comments(own_config: Path) -> None:
+    own_config.parent.mkdir(parents=True)
+    own_config.write_text('# mine\n[client]\ndtype = "bf16"\n')
+    first_run(is_yes=True, is_share_given=False)
+    assert own_config.read_text().startswith('# mine\n[client]\ndtype = "bf16"\n\n[node]\nshare_bytes = ')
+    assert "share_bytes" in read_node_table(own_config, {})
+
+
 @pytest.mark.parametrize(
     ("words", "seconds"), [("2h", 7200), ("1h30m", 5400), ("45s", 45), ("1d", 86_400), ("90min", 5400), (None, None)]
 )
