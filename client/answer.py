@@ -17,7 +17,7 @@ class Answer:
     generation: Generation
     """Text, tokens, times."""
     failovers: int
-    """Calls that a replica answered because their first holder failed."""
+    """Calls that a replica answered because their first holder failed or was late."""
     holders_used: int
     bytes_sent: int
     bytes_received: int

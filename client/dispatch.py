@@ -158,12 +158,12 @@ class SwarmExperts:
 
     def _note_backup(self, request: "_Request", has_won: bool, call_s: float) -> None:
         """What a race tells of the holder that was asked first."""
+        if has_won:
+            self._holders.overtaken(request.peer, call_s, self._exchange.macs(request.call, request.experts))
         if request.is_hedged:
             self._observe(Hedged(request.peer, request.call.layer, request.experts, has_won, call_s))
-        if has_won:
-            macs = self._exchange.macs(request.call, request.experts)
-            if self._holders.overtaken(request.peer, call_s, macs):
-                self._note_failover(request, DeadlineExceeded, call_s)
+        elif has_won:
+            self._note_failover(request, DeadlineExceeded, call_s)
 
     def _note_failover(self, request: "_Request", reason: type[ShoalError], call_s: float) -> None:
         request.call.failed.append(request.peer)

@@ -154,21 +154,19 @@ class Health:
             self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
         self._recent_s.append(rtt_s)
 
-    def was_overtaken(self, waited_s: float, macs: int, now: float, chance: float) -> bool:
-        """Another holder answered first what this one was asked. Returns whether that was a stall: past its timeout.
+    def was_overtaken(self, waited_s: float, macs: int, now: float, chance: float) -> None:
+        """Another holder answered first what this one was asked; past its timeout that is a stall.
 
         Before it, the holder is left alone for one timeout, or each layer of the token would spend a hedge on it; again
         and again without an answer of its own, for twice as long each time. The time waited is less than its answer
         would have taken, but the best we know of it.
         """
-        has_stalled = waited_s >= self.rto_s(macs)
-        if has_stalled:
+        if waited_s >= self.rto_s(macs):
             self._doubt(STALL_BACKOFF * self.rto_s(macs), now, chance)
         else:
             self._recent_s.append(waited_s)
             self.doubted_until = now + self.rto_s(macs) * 2.0 ** min(self.times_overtaken, 16)
         self.times_overtaken += 1
-        return has_stalled
 
     def failed(self, error: ShoalError, now: float, chance: float) -> None:
         """Learn from a failure: what it was decides for how long the holder is left alone. chance: in 0..1."""

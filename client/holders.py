@@ -159,16 +159,13 @@ class Holders:
         held = self._holders[peer].experts
         held[layer] = held.get(layer, frozenset()) - frozenset(experts)
 
-    def overtaken(self, peer: PeerId, waited_s: float, macs: int) -> bool:
-        """Another holder answered first: ping this one until it answers, so that no token is the probe.
-
-        Returns whether it had stalled (`Health.was_overtaken`).
-        """
+    def overtaken(self, peer: PeerId, waited_s: float, macs: int) -> None:
+        """Another holder answered first: ping this one until it answers, so that no token is the probe."""
         holder = self._holders[peer]
         if not holder.health.is_silent:
             holder.health.is_silent = True
             self._probes.start(self._probe(holder), f"probe of {peer}")
-        return holder.health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
+        holder.health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
 
     async def _probe(self, holder: Holder) -> None:
         pause_s = holder.health.rto_s(0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from shoal.protocol.events import Event, FailedOver, Observer, ReplyReceived
+from shoal.protocol.events import Event, FailedOver, Hedged, Observer, ReplyReceived
 from shoal.protocol.ids import PeerId
 
 MAX_SAMPLES = 100_000
@@ -33,7 +33,8 @@ class Tally:
 
     exchanges_s: list[float] = field(default_factory=list)
     """Seconds from send to receive, the holder's work included."""
-    failovers: list[FailedOver] = field(default_factory=list)
+    failovers: list[FailedOver | Hedged] = field(default_factory=list)
+    """Calls that a replica answered because their holder failed, or was late and lost the race."""
     holders: set[PeerId] = field(default_factory=set)
 
     def __call__(self, event: Event) -> None:
@@ -41,5 +42,5 @@ class Tally:
             self.holders.add(event.peer)
             if len(self.exchanges_s) < MAX_SAMPLES:
                 self.exchanges_s.append(event.exchange_s)
-        elif isinstance(event, FailedOver):
+        elif isinstance(event, FailedOver) or (isinstance(event, Hedged) and event.has_won):
             self.failovers.append(event)

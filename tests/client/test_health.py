@@ -121,11 +121,11 @@ def test_without_experience_a_hedge_waits_for_the_timeout() -> None:
 
 def test_who_is_overtaken_is_left_alone_for_a_timeout_and_for_longer_if_it_had_stalled() -> None:
     late, stalled = answering(1.0), answering(1.0)
-    assert not late.was_overtaken(late.rto_s(0) - 0.01, 0, now=0.0, chance=1.0)
+    late.was_overtaken(late.rto_s(0) - 0.01, 0, now=0.0, chance=1.0)
     assert late.standing(0.0) is Standing.DOUBTED
     assert late.standing(late.rto_s(0)) is Standing.USABLE
     assert late.failures == 0
-    assert stalled.was_overtaken(stalled.rto_s(0), 0, now=0.0, chance=1.0)
+    stalled.was_overtaken(stalled.rto_s(0), 0, now=0.0, chance=1.0)
     assert stalled.standing(0.0) is Standing.DOUBTED
     assert stalled.standing(health.STALL_BACKOFF * stalled.rto_s(0)) is Standing.USABLE
 
