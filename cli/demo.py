@@ -149,5 +149,5 @@ def _conclude(result: "DemoResult") -> None:
     print("\n" + _("Next:"))
     print(f"  {program()} demo --nodes 6 --replicas 3 --channel libp2p   " + _("another swarm, through libp2p"))
     print(f"  {program()} node --experts all                             " + _("hold experts; prints how others join"))
-    print(f"  {program()} run 'Once upon a time' --join TOKEN            " + _("use a swarm that is up"))
+    print(f"  {program()} run 'Once upon a time'                         " + _("use a swarm that is up"))
     sys.stdout.flush()

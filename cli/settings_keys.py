@@ -192,4 +192,4 @@ def path_hook(kind: type, value: object) -> object:
     """For msgspec: a path from its words."""
     if kind is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
-    raise NotImplementedError
+    raise NotImplementedError  # msgspec's way to be told that a hook does not know a type
