@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from socket import SO_RCVBUF, SOL_SOCKET
 
 import uvloop
 
@@ -103,12 +104,22 @@ async def memory_pair(handler: Handler) -> AsyncIterator[Pair]:
     await listener.aclose()
 
 
+async def open_small_stream(host: str, port: int) -> Streams:
+    """A TLS stream whose kernel keeps little of what its client leaves unread.
+
+    Without the bound Linux may let the receive buffer grow to 32 MiB (`tcp_rmem`), and nothing would ever be held up.
+    """
+    reader, writer = await open_stream(client_context(), SERVER.peer, host, port)
+    writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_RCVBUF, 64 * 1024)
+    return reader, writer
+
+
 @asynccontextmanager
 async def direct_pair(handler: Handler) -> AsyncIterator[Pair]:
     listener = await listen_direct(SERVER, "127.0.0.1", 0, handler, os.urandom)
     connector = DirectConnector(CLIENT, os.urandom)
     host, port = parse_address(listener.addresses[0])
-    yield Pair(listener, connector, lambda: open_stream(client_context(), SERVER.peer, host, port))
+    yield Pair(listener, connector, lambda: open_small_stream(host, port))
     await connector.aclose()
     await listener.aclose()
 
