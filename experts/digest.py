@@ -39,13 +39,13 @@ _PARALLEL_FROM_BYTES = 4 * 1024 * 1024
 """Below it, starting BLAKE3's threads costs more than they give."""
 
 
-def digest_tensors(tensors: Iterable[StoredTensor]) -> bytes:
-    """BLAKE3 of the canonical encodings of tensors, in the order given; 32 bytes."""
+def digest_tensors(tensors: Iterable[StoredTensor], *, is_alone: bool = True) -> bytes:
+    """BLAKE3 of the canonical encodings of tensors, in the order given; 32 bytes. `is_alone`: it may use all cores."""
     tensors = list(tensors)
     is_large = sum(tensor.data.nbytes for tensor in tensors) >= _PARALLEL_FROM_BYTES
-    hasher = blake3(max_threads=blake3.AUTO if is_large else 1)
+    hasher = blake3(max_threads=blake3.AUTO if is_large and is_alone else 1)
     for tensor in tensors:
-        hasher.update(_encode_head(tensor))
+        hasher.update(encode_head(tensor))
         hasher.update(tensor.raw)
     return hasher.digest()
 
@@ -77,7 +77,8 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
     return level[0]
 
 
-def _encode_head(tensor: StoredTensor) -> bytes:
+def encode_head(tensor: StoredTensor) -> bytes:
+    """What stands before a tensor's bytes in its canonical encoding."""
     name, dtype, shape = tensor.name.encode("utf-8"), tensor.dtype.encode("ascii"), tensor.shape
     words = struct.pack(f"<B{len(shape)}QQ", len(shape), *shape, tensor.data.nbytes)
     return struct.pack("<H", len(name)) + name + struct.pack("<B", len(dtype)) + dtype + words

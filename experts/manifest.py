@@ -73,21 +73,38 @@ class Manifest:
     """Merkle root, 32 bytes: the model's identity on the wire."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", merkle_root(self._leaves()))
+        object.__setattr__(self, "root", merkle_root(self.leaves()))
 
     @property
     def num_experts(self) -> int:
         """Experts over all layers."""
         return sum(len(digests) for digests in self.experts.values())
 
-    def _leaves(self) -> list[bytes]:
+    def expert_digest(self, layer: LayerId, expert: ExpertId) -> bytes:
+        """What an expert must hash to; 32 bytes.
+
+        Raises:
+            InvalidRequest: the manifest knows no such expert.
+        """
+        digests = self.experts.get(layer, ())
+        if not 0 <= expert < len(digests):
+            raise InvalidRequest(f"the manifest has no expert {expert} in layer {layer}")
+        return digests[expert]
+
+    def leaves(self) -> list[bytes]:
+        """What the root is over, in order."""
         model = f"{FORMAT_VERSION} {self.model_type} {self.weight_format.name} ".encode() + self.config_digest
         leaves = [leaf_hash(b"model", blake3(model).digest())]
         leaves += [self.trunk[name].hash(name) for name in sorted(self.trunk)]
         for layer in sorted(self.experts):
             for expert, digest in enumerate(self.experts[layer]):
-                leaves.append(leaf_hash(f"expert/{layer}/{expert}".encode(), digest))
+                leaves.append(leaf_hash(expert_key(layer, expert), digest))
         return leaves
+
+
+def expert_key(layer: LayerId, expert: int) -> bytes:
+    """The key of an expert's leaf."""
+    return f"expert/{layer}/{expert}".encode()
 
 
 def verify_expert(manifest: Manifest, layer: LayerId, expert: ExpertId, tensors: Sequence[StoredTensor]) -> None:
@@ -96,10 +113,7 @@ def verify_expert(manifest: Manifest, layer: LayerId, expert: ExpertId, tensors:
     Raises:
         InvalidRequest: the manifest knows no such expert. CheckpointError: they are not what it says.
     """
-    digests = manifest.experts.get(layer, ())
-    if not 0 <= expert < len(digests):
-        raise InvalidRequest(f"the manifest has no expert {expert} in layer {layer}")
-    if digest_tensors(tensors) != digests[expert]:
+    if digest_tensors(tensors) != manifest.expert_digest(layer, expert):
         first = tensors[0] if tensors else None
         files = " and ".join(sorted({tensor.file for tensor in tensors})) or "nothing"
         prefix = first.name.rsplit(".", 2)[0] + ".*" if first else None

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from blake3 import blake3
@@ -16,11 +17,12 @@ from shoal.experts.checkpoint import INDEX_FILE, Checkpoint
 from shoal.experts.digest import digest_config, digest_tensors
 from shoal.experts.family import CONFIG_FILE, ModelSpec, model_spec, read_config
 from shoal.experts.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, TrunkLeaf, load_manifest, write_manifest
+from shoal.experts.parallel import mapped
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.shard import ExpertShard, expert_tensor_names, format_of, read_shard, spec_in
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 from shoal.protocol.ids import ExpertId, LayerId
-from shoal.protocol.messages import Rounding
+from shoal.protocol.messages import Rounding, WeightFormat
 
 Progress = Callable[[int, int], None]
 """Called as work goes on with (bytes done, bytes in all)."""
@@ -69,15 +71,28 @@ def open_manifest(directory: Path, cache_dir: Path) -> Manifest:
         return manifest_of(files, cache_dir)
 
 
-def make_manifest(directory: Path, progress: Progress | None = None, *, is_probed: bool = True) -> Manifest:
-    """Read a model directory, every tensor once, and hash it; `is_probed` adds known-answer probes.
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a manifest is made."""
+
+    is_probed: bool = True
+    """Known-answer probes too: clients ask holders for them (`probe.py`). They take longer than the hashing."""
+    num_jobs: int = 1
+    """Threads, each with one expert in memory."""
+
+
+DEFAULT_MAKING = Making()
+
+
+def make_manifest(directory: Path, progress: Progress | None = None, making: Making = DEFAULT_MAKING) -> Manifest:
+    """Read a model directory, every tensor once, and hash it. Memory: one expert, or trunk tensor, per job.
 
     Raises:
-        As `open_manifest`; CheckpointError also where a weight is not finite, if `is_probed`.
+        As `open_manifest`; CheckpointError also where a weight is not finite, if probes are made.
     """
     files = ModelFiles.open(directory)
     with files.checkpoint:
-        return _make(files, progress, is_probed=is_probed)
+        return _make(files, progress, making)
 
 
 def manifest_of(files: ModelFiles, cache_dir: Path, progress: Progress | None = None) -> Manifest:
@@ -119,44 +134,67 @@ def check_manifest(manifest: Manifest, files: ModelFiles) -> None:
         raise CheckpointError(MANIFEST_FILE, odd[0], where)
 
 
-def _make(files: ModelFiles, progress: Progress | None, *, is_probed: bool = True) -> Manifest:
-    meter = _Meter(files, progress)
-    experts: dict[LayerId, tuple[bytes, ...]] = {}
-    probes: dict[LayerId, tuple[bytes, ...]] = {}
-    backend = ReferenceBackend()
+def _make(files: ModelFiles, progress: Progress | None, making: Making = DEFAULT_MAKING) -> Manifest:
+    meter = Meter(files, progress)
     weight_format = format_of(files.checkpoint, files.spec, files.spec.moe_layers[0], ExpertId(0))
-    for layer in files.spec.moe_layers:
-        digests, answers = [], []
-        for expert in map(ExpertId, range(files.spec.router.num_experts)):
-            shard = read_shard(files.checkpoint, files.spec, layer, expert)
-            if shard.format is not weight_format:
-                raise CheckpointError(
-                    shard.tensors[0].file, shard.name, f"{shard.format.name} in a model of {weight_format.name}"
-                )
-            digests.append(digest_tensors(shard.tensors))
-            if is_probed:
-                answers.append(_probe(backend, files.spec, layer, expert, shard))
-            meter.advance(shard.size_bytes)
-        experts[layer] = tuple(digests)
-        if is_probed:
-            probes[layer] = tuple(answers)
+    ids = [(layer, ExpertId(i)) for layer in files.spec.moe_layers for i in range(files.spec.router.num_experts)]
+    experts: dict[LayerId, list[bytes]] = {layer: [] for layer in files.spec.moe_layers}
+    probes: dict[LayerId, list[bytes]] = {layer: [] for layer in files.spec.moe_layers if making.is_probed}
+
+    def hash_one(place: tuple[LayerId, ExpertId]) -> _Hashed:
+        return _hash_expert(files, *place, weight_format, making)
+
+    for (layer, _), hashed in zip(ids, mapped(hash_one, ids, making.num_jobs), strict=True):
+        experts[layer].append(hashed.digest)
+        if making.is_probed:
+            probes[layer].append(hashed.probe)
+        meter.advance(hashed.size_bytes)
     return Manifest(
         model_type=files.spec.model_type,
         weight_format=weight_format,
         config_digest=digest_config(files.config),
-        trunk=dict(_trunk_leaves(files, meter)),
-        experts=experts,
-        probes=probes,
+        trunk=dict(_trunk_leaves(files, meter, making.num_jobs)),
+        experts={layer: tuple(digests) for layer, digests in experts.items()},
+        probes={layer: tuple(answers) for layer, answers in probes.items()},
     )
 
 
-def _trunk_leaves(files: ModelFiles, meter: "_Meter") -> Iterator[tuple[str, TrunkLeaf]]:
+class _Hashed(NamedTuple):
+    digest: bytes
+    probe: bytes
+    size_bytes: int
+
+
+def _hash_expert(
+    files: ModelFiles, layer: LayerId, expert: ExpertId, weight_format: WeightFormat, making: Making
+) -> _Hashed:
+    shard = read_shard(files.checkpoint, files.spec, layer, expert)
+    if shard.format is not weight_format:
+        file = shard.tensors[0].file
+        raise CheckpointError(file, shard.name, f"{shard.format.name} in a model of {weight_format.name}")
+    digest = digest_tensors(shard.tensors, is_alone=making.num_jobs <= 1)
+    answer = _probe(ReferenceBackend(), files.spec, layer, expert, shard) if making.is_probed else b""
+    return _Hashed(digest, answer, shard.size_bytes)
+
+
+def _trunk_leaves(files: ModelFiles, meter: "Meter", num_jobs: int) -> Iterator[tuple[str, TrunkLeaf]]:
     checkpoint = files.checkpoint
-    names = checkpoint.names - _expert_names(files)
-    for name in sorted(names, key=lambda name: (checkpoint.file_of(name), checkpoint.entry(name).begin, name)):
+    names = trunk_names(files)
+
+    def hash_one(name: str) -> tuple[TrunkLeaf, int]:
         tensor = checkpoint.read(name)
-        yield name, TrunkLeaf(tensor.dtype, tensor.shape, digest_tensors([tensor]))
-        meter.advance(tensor.data.nbytes)
+        digest = digest_tensors([tensor], is_alone=num_jobs <= 1)
+        return TrunkLeaf(tensor.dtype, tensor.shape, digest), tensor.data.nbytes
+
+    for name, (leaf, size_bytes) in zip(names, mapped(hash_one, names, num_jobs), strict=True):
+        yield name, leaf
+        meter.advance(size_bytes)
+
+
+def trunk_names(files: ModelFiles) -> list[str]:
+    """Names of the tensors outside the routed experts, in the order of the files."""
+    checkpoint, names = files.checkpoint, files.checkpoint.names - _expert_names(files)
+    return sorted(names, key=lambda name: (checkpoint.file_of(name), checkpoint.entry(name).begin, name))
 
 
 def _expert_names(files: ModelFiles) -> set[str]:
@@ -192,7 +230,7 @@ def _fingerprint(files: ModelFiles) -> bytes:
     return hasher.digest()
 
 
-class _Meter:
+class Meter:
     """Counts bytes for a progress callback."""
 
     def __init__(self, files: ModelFiles, progress: Progress | None) -> None:

@@ -32,3 +32,6 @@ SEAL_CONTEXT = b"shoal sealed record v1\x00"
 
 TAG_CONTEXT = b"shoal swarm tag v1\x00"
 """Domain separation of the tag in the names of a private swarm's directory RPCs."""
+
+MANIFEST_CONTEXT = b"shoal manifest v1\x00"
+"""Domain separation of a signature over a model's root."""

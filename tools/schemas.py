@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.cli.manifest import ShownCheck, ShownManifest, ShownProof
 from shoal.cli.settings_layers import ShownSettings
 from shoal.node.doctor import Diagnosis
 from shoal.node.service import ServiceStatus
@@ -20,6 +21,9 @@ VERBS: dict[str, tuple[str, type]] = {
     "coverage": ("shoal coverage", Coverage),
     "logs": ("shoal logs: one object a line", LogLine),
     "doctor": ("shoal doctor", Diagnosis),
+    "manifest-show": ("shoal manifest show, make, sign", ShownManifest),
+    "manifest-verify": ("shoal manifest verify", ShownCheck),
+    "manifest-proof": ("shoal manifest show --proof", ShownProof),
     "config-show": ("shoal config show", ShownSettings),
     "service-status": ("shoal service status", ServiceStatus),
 }

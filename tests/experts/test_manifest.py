@@ -25,7 +25,7 @@ from shoal.experts.manifest import (
     verify_trunk_tensor,
     write_manifest,
 )
-from shoal.experts.manifest_maker import make_manifest, open_manifest
+from shoal.experts.manifest_maker import Making, make_manifest, open_manifest
 from shoal.experts.shard import read_shard
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound, ShoalError
 from shoal.protocol.ids import ExpertId, LayerId
@@ -109,7 +109,7 @@ def test_the_root_covers_every_value(model: Path, name: str) -> None:
 
 
 def test_probes_are_not_part_of_the_root(model: Path) -> None:
-    without = make_manifest(model, is_probed=False)
+    without = make_manifest(model, making=Making(is_probed=False))
     assert without.probes == {}
     assert without.root == make_manifest(model).root
 
