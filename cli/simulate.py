@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors
-from shoal.cli.options import program
+from shoal.cli.options import parse_size, program
 
 simulate_app = typer.Typer(no_args_is_help=True, help="Try a swarm's bad days on this machine.")
 
@@ -95,3 +95,30 @@ def recovery(
             f"one call in a hundred ten times as long: p99 / median token time {tail.p99_to_median:.2f}"
             f" over {tail.num_tokens} tokens, {100 * tail.hedges_per_request:.1f} % of requests hedged"
         )
+
+
+@simulate_app.command()
+def placement(
+    nodes: Annotated[int | None, typer.Option(help="Nodes. Default: a table of several swarms.", min=1)] = None,
+    share: Annotated[str, typer.Option(help="What the median node gives, e.g. 4GB.")] = "4GB",
+    hours: Annotated[float, typer.Option(help="Simulated hours.", min=0.1, max=1000)] = 24.0,
+    exodus: Annotated[float, typer.Option(help="Share that leaves for good, half-way.", min=0, max=0.9)] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """How well volunteers that come and go cover DeepSeek-V3, beside a random choice of experts."""
+    with reporting_errors():
+        from dataclasses import asdict
+
+        from shoal.simulations.placement import PlacementSettings, Policy, simulate_placement
+        from shoal.simulations.placement_table import SWARMS, table_lines
+
+        own = PlacementSettings(nodes or 0, parse_size(share) or 0, hours, exodus=exodus)
+        rows = [
+            (settings, simulate_placement(settings, policy))
+            for settings in (SWARMS if nodes is None else (own,))
+            for policy in Policy
+        ]
+        if as_json:
+            print(json.dumps([asdict(settings) | asdict(result) for settings, result in rows]))
+        else:
+            print("\n".join(table_lines(rows)))

@@ -10,7 +10,8 @@ import psutil
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
-from shoal.node.assignment import Holding, assign
+from shoal.node.assignment import Holding
+from shoal.node.placement import HolderFacts, Shape, choose, look
 from shoal.node.server import Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest
@@ -59,12 +60,14 @@ async def choose_holding(
     num_experts = share // backend.resident_bytes(store.spec.expert, store.weight_format)
     if num_experts < 1:
         raise InvalidRequest(f"a share of {share} bytes holds no expert of this model")
-    counts: dict[tuple[LayerId, ExpertId], int] = {}
-    for layer, records in (await directory.lookup(store.manifest.root, store.spec.moe_layers)).items():
-        for record in records:
-            for expert in record.experts:
-                counts[layer, expert] = counts.get((layer, expert), 0) + 1
-    return assign(store.spec, counts, num_experts, peer)
+    shape = Shape.of(store.spec)
+    found = await directory.lookup(store.manifest.root, store.spec.moe_layers)
+    holders = [
+        HolderFacts(layer, record.experts, 0.0, True, record.capacity_mmacs)
+        for layer, records in found.items()
+        for record in records
+    ]
+    return shape.holding(choose(shape, look(shape, holders), num_experts, peer))
 
 
 async def load(
