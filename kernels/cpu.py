@@ -15,6 +15,7 @@ import torch
 
 from shoal.kernels.activation import SILU, Activation
 from shoal.kernels.reference import Biases
+from shoal.kernels.scale_search import Grid
 
 if TYPE_CHECKING:
     from shoal.kernels import _native
@@ -53,9 +54,6 @@ class Isa(StrEnum):
     AMX_EMULATED = "amx_emulated"
     """The loops of AMX on tiles of plain C++: runs everywhere, slowly, for tests. Never chosen unless it is named."""
 
-
-PANEL_ROWS = 64
-"""As in csrc/layout.h: rows are padded to a multiple of it."""
 
 DATA_DTYPES = {
     Format.FP8_BLOCK: torch.float8_e4m3fn,
@@ -110,6 +108,26 @@ def packed_bytes(weight_format: Format, rows: int, columns: int) -> int:
 def bias_bytes(inter: int, hidden: int) -> int:
     """Memory that an expert's three biases take, in bytes: fp32, padded to 64."""
     return 4 * sum(-(-rows // PANEL_ROWS) * PANEL_ROWS for rows in (inter, inter, hidden))
+
+
+def quantize_groups(
+    weight: torch.Tensor, group_size: int, grid: Grid, isa: Isa | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `scale_search.quantize_groups`, the same bytes on every path, with one thread. `isa` None: the fastest.
+
+    weight: f32[out, in], contiguous, as `scale_search.check_weight` wants it. group_size: 32 or 128.
+    Returns codes: i8[out, in] and scales: f32[out, ceil(in / group_size)].
+
+    Raises:
+        ValueError: another dtype, shape, stride or group size. RuntimeError: the extension is not there.
+    """
+    _check_dtype("weight", weight, torch.float32)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty((weight.shape[0], -(-weight.shape[-1] // group_size)))
+    numbers = (grid.low, grid.high, grid.scale_bits, grid.num_steps, grid.is_signed)
+    path = isa or available_isas()[-1]
+    _module().quantize_groups(path.value, weight.detach().numpy(), group_size, numbers, codes.numpy(), scales.numpy())
+    return codes, scales
 
 
 class PackedMatrix:

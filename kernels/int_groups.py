@@ -19,16 +19,9 @@ apply the scale to each group's fp32 sum.
 
 import torch
 
+from shoal.kernels import cpu
 from shoal.kernels.nibbles import pack_nibbles, unpack_nibbles
-from shoal.kernels.scale_search import (
-    CHUNK_VALUES,
-    Grid,
-    as_matrix,
-    in_groups,
-    search_scale,
-    significant_bits_at_most,
-    to_grid,
-)
+from shoal.kernels.scale_search import Grid, check_weight, quantize_groups, significant_bits_at_most
 
 INT8_GROUP = 128
 INT4_GROUPS = (32, 128)
@@ -106,15 +99,12 @@ def dequantize_int4(data: torch.Tensor, scale: torch.Tensor, group_size: int) ->
 
 
 def _quantize(weight: torch.Tensor, group_size: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    groups = in_groups(weight, group_size)
-    codes, scales = [], []
-    for part in torch.split(groups, CHUNK_VALUES // group_size, dim=1):
-        part = part.contiguous()
-        scale = search_scale(part, grid)
-        scales.append(scale)
-        codes.append(to_grid(part, scale, grid))
-    num_rows = weight.shape[0]
-    return as_matrix(torch.cat(codes, dim=1), *weight.shape), torch.cat(scales).bfloat16().view(num_rows, -1)
+    check_weight(weight)
+    if cpu.is_available():
+        codes, scales = cpu.quantize_groups(weight.float().contiguous(), group_size, grid)
+    else:
+        codes, scales = quantize_groups(weight, group_size, grid)
+    return codes, scales.bfloat16()
 
 
 def _expand(scale: torch.Tensor, group_size: int, num_columns: int) -> torch.Tensor:

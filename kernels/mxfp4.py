@@ -13,7 +13,7 @@ import torch
 
 from shoal.kernels.formats import decode_scale, encode_e8m0
 from shoal.kernels.nibbles import pack_nibbles, unpack_nibbles
-from shoal.kernels.scale_search import CHUNK_VALUES, as_matrix, in_groups
+from shoal.kernels.scale_search import CHUNK_VALUES, as_matrix, check_weight, in_groups
 
 GROUP = 32
 
@@ -43,6 +43,7 @@ def quantize_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         ValueError: not a matrix, an odd number of columns, or values that are not finite or above 2^100.
     """
+    check_weight(weight)
     codes, exponents = [], []
     for part in torch.split(in_groups(weight, GROUP), CHUNK_VALUES // GROUP, dim=1):
         exponent = _choose_exponent(part)

@@ -16,6 +16,7 @@
 #include <tuple>
 
 #include "moe.h"
+#include "quantize.h"
 
 namespace nb = nanobind;
 
@@ -194,6 +195,39 @@ void linear(Runner& runner, const Matrix& matrix, const Array& x, int64_t num_gr
   runner.linear(matrix, static_cast<const uint8_t*>(x.data()), x_type, num_all / num_groups, num_groups, checked, y.data());
 }
 
+Grid checked_grid(std::tuple<int, int, int, int, bool> numbers) {
+  const auto [low, high, scale_bits, num_steps, is_signed] = numbers;
+  if (high < 1 || high > 127 || low < -128 || low > -1) refuse("a grid that int8 does not hold, or without zero");
+  if (scale_bits < 1 || scale_bits > 8 || num_steps < 1 || num_steps > (1 << scale_bits)) refuse("no such grid of scales");
+  return {low, high, scale_bits, num_steps, is_signed};
+}
+
+void check_written(const nb::ndarray<nb::device::cpu>& array, const char* name, nb::dlpack::dtype dtype, int64_t rows,
+                   int64_t columns) {
+  if (array.dtype() != dtype) refuse(std::string(name) + " has another dtype");
+  check_matrix(Array(array), name, dtype.bits, rows, columns);
+}
+
+void quantize_groups(const std::string& isa_name, const nb::ndarray<nb::ro, nb::device::cpu>& weight, int group,
+                     std::tuple<int, int, int, int, bool> numbers, const nb::ndarray<nb::device::cpu>& codes,
+                     const nb::ndarray<nb::device::cpu>& scales) {
+  if (weight.ndim() != 2 || weight.dtype() != nb::dtype<float>()) refuse("weight must be float32[rows, columns]");
+  if (group != 32 && group != 128) refuse("groups of " + std::to_string(group) + "; 32 or 128");
+  const auto rows = static_cast<int64_t>(weight.shape(0)), columns = static_cast<int64_t>(weight.shape(1));
+  check_size(rows, columns);
+  check_contiguous(weight, "weight");
+  check_written(codes, "codes", nb::dtype<int8_t>(), rows, columns);
+  check_written(scales, "scales", nb::dtype<float>(), rows, (columns + group - 1) / group);
+  for (const void* data : {weight.data(), static_cast<const void*>(scales.data())}) {
+    if (reinterpret_cast<uintptr_t>(data) % alignof(float)) refuse("weight or scales are misaligned");
+  }
+  const QuantizeArgs args{static_cast<const float*>(weight.data()), rows, columns, group, checked_grid(numbers),
+                          static_cast<int8_t*>(codes.data()), static_cast<float*>(scales.data())};
+  const Isa isa = isa_named(isa_name);
+  const nb::gil_scoped_release release;
+  quantize(isa, args);
+}
+
 constexpr int64_t kMaxProbeBytes = int64_t{1} << 36;
 
 double probe_read(Runner& runner, int64_t num_bytes) {
@@ -244,6 +278,8 @@ NB_MODULE(_native, module) {
   module.def("runner", &make_runner, nb::arg("isa"), nb::arg("threads"));
   module.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),
              nb::arg("scale").noconvert().none());
+  module.def("quantize_groups", &quantize_groups, nb::arg("isa"), nb::arg("weight").noconvert(), nb::arg("group"),
+             nb::arg("grid"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert());
   module.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("columns"));
   module.def("expert", &make_expert, nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("activation"),
              nb::arg("biases").none());
