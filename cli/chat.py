@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption
+from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -50,6 +50,7 @@ def chat(
     replicas: Annotated[int, typer.Option(help="Holders of every expert of --demo.", min=1)] = 2,
     dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
+    lan: LanUseOption = LanOption.MEMBERS,
 ) -> None:
     """Chat with a model: in a swarm, or at any OpenAI-compatible endpoint."""
     with reporting_errors():
@@ -58,12 +59,15 @@ def chat(
         from shoal.cli.swarms import words_to_join
 
         words_in = words_to_join(join) if join or not (demo or api is not None) else ()
-        if sum((bool(words_in), demo, api is not None)) != 1:
-            raise typer.BadParameter("give one of --join TOKEN, --demo and --api URL, or type `shoal join` first")
-        words = _swarm_words(model, words_in, dtype, channel)
+        is_elsewhere = demo or api is not None
+        if sum((bool(words_in) or (lan is LanOption.ANY and not is_elsewhere), demo, api is not None)) != 1:
+            raise typer.BadParameter(
+                "give one of --join TOKEN, --demo, --api URL and --lan any, or type `shoal join` first"
+            )
+        words = _swarm_words(model, words_in, dtype, channel, lan)
         if web:
             options = {"--api": api, "--api-model": api_model, "--model": model, "--node-name": node_name}
-            arguments = _arguments(options | {"--dtype": dtype.value, "--channel": channel.value})
+            arguments = _arguments(options | {"--dtype": dtype.value, "--channel": channel.value, "--lan": lan.value})
             _run_web(web_port, arguments, words, api_key, (nodes, replicas) if demo else None)
             return
         with _noise_to(_log_path()):
@@ -118,11 +122,11 @@ def _arguments(options: dict[str, str | Path | None]) -> list[str]:
     return [word for name, value in options.items() if value for word in (name, str(value))]
 
 
-def _swarm_words(model: Path | None, join: tuple[str, ...], dtype: str, channel: str) -> "SwarmWords":
+def _swarm_words(model: Path | None, join: tuple[str, ...], dtype: str, channel: str, lan: LanOption) -> "SwarmWords":
     from shoal.cli.chat_connections import SwarmWords
     from shoal.simulations.demo_model import MODEL_DIRECTORY
 
-    return SwarmWords(model or MODEL_DIRECTORY, model.name if model else DEMO_NAME, join, dtype, channel)
+    return SwarmWords(model or MODEL_DIRECTORY, model.name if model else DEMO_NAME, join, dtype, channel, lan.value)
 
 
 def _fork_server() -> "ForkServerContext":

@@ -26,6 +26,7 @@ class SwarmWords:
     join: tuple[str, ...]
     dtype: str
     channel: str
+    lan: str = "members"
     threads: int = 0
 
 
@@ -90,7 +91,7 @@ async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, t
     from shoal.client.swarm import Swarm
 
     tell(_("joining the swarm"))
-    settings = SwarmSettings(words.model, join, words.dtype, words.channel, threads=words.threads)
+    settings = SwarmSettings(words.model, join, words.dtype, words.channel, threads=words.threads, lan=words.lan)
     async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
         yield Connection(SwarmChat(swarm, words.model_name), swarm)
 

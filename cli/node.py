@@ -30,6 +30,9 @@ def node(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the direct channel; 0: any.", min=0, max=65535)] = None,
     p2p_port: Annotated[int | None, typer.Option(help="Port of libp2p; 0: any free one.", min=0, max=65535)] = None,
+    lan: Annotated[
+        bool | None, typer.Option(help="Find peers on the LAN, and be found there. Default: yes, unless on loopback.")
+    ] = None,
     identity: Annotated[
         Path | None, typer.Option(help="Key file, made when missing. Default: a new key for this run.")
     ] = None,
@@ -64,7 +67,7 @@ def node(
 
         flags = {
             "model": model, "experts": experts, "share_bytes": parse_size(share), "join": join or None, "host": host,
-            "port": port, "p2p_port": p2p_port, "identity": identity, "threads": threads,
+            "port": port, "p2p_port": p2p_port, "lan": lan, "identity": identity, "threads": threads,
             "kernel": kernel.value if kernel else None, "name": name, "log_level": log_level,
         }  # fmt: skip
         guest_flags = {

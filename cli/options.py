@@ -54,6 +54,19 @@ class ChannelOption(StrEnum):
     LIBP2P = "libp2p"
 
 
+class LanOption(StrEnum):
+    """Whether a client looks for peers on the LAN: `LAN_USES`."""
+
+    MEMBERS = "members"
+    ANY = "any"
+    OFF = "off"
+
+
+LanUseOption = Annotated[
+    LanOption, typer.Option(help="Look on the LAN: for members of our private swarm; for any open swarm too; or off.")
+]
+
+
 def parse_size(words: str | None) -> int | None:
     """`2GB` or `512MiB` to bytes."""
     if words is None:

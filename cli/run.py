@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption, parse_ids
+from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption, TrunkFormatOption, parse_ids
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(
         TrunkFormatOption, typer.Option(help="How the trunk's linears are held; as-published keeps fp8 at one byte.")
     ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
+    lan: LanUseOption = LanOption.MEMBERS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
@@ -50,15 +51,18 @@ def run(
         if (prompt is None) == (ids is None):
             raise InvalidRequest("give either a prompt or --prompt-ids")
         words_in = words_to_join(join)
-        if not words_in:
-            raise InvalidRequest("no swarm is known; try `shoal join`, or `shoal demo`, which needs none")
+        if not words_in and lan is not LanOption.ANY:
+            raise InvalidRequest(
+                "no swarm is known; try `shoal join`, or `shoal demo`, which needs none, or --lan any for an open swarm"
+                " of this LAN, whose holders could read the prompt"
+            )
         sampling = Sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
             seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()),
         )  # fmt: skip
         settings = SwarmSettings(
             model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
-            trunk_format=trunk_format.value,
+            trunk_format=trunk_format.value, lan=lan.value,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""
         run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption
+from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption, TrunkFormatOption
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def serve(
         TrunkFormatOption, typer.Option(help="How the trunk's linears are held; as-published keeps fp8 at one byte.")
     ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
+    lan: LanUseOption = LanOption.MEMBERS,
 ) -> None:
     """Serve an OpenAI-compatible API until SIGTERM or Ctrl-C."""
     with reporting_errors():
@@ -70,15 +71,18 @@ def serve(
         from shoal.simulations.local import LocalSwarmSettings
 
         words_in = () if demo and not join else words_to_join(join)
-        if bool(words_in) == demo:
-            raise InvalidRequest("no swarm is known; try `shoal join`, or --demo to start one on this machine")
+        if (bool(words_in) or lan is LanOption.ANY) == demo:
+            raise InvalidRequest(
+                "no swarm is known; try `shoal join`, --demo to start one on this machine, or --lan any for an open one"
+                " of this LAN, whose holders could read the prompts"
+            )
         settings = ApiSettings(
             host=host, port=port, api_key=_api_key(api_key_file), allowed_hosts=tuple(allowed_host or ()),
             cors_origins=tuple(cors_origin or ()), max_running=max_running, max_queue=max_queue,
         )  # fmt: skip
         swarm = SwarmSettings(
             model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
-            trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False,
+            trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False, lan=lan.value,
         )  # fmt: skip
         shown_name = name or (DEMO_NAME if model is None else model.resolve().name)
         with ProgressBar() as bar:

@@ -9,6 +9,7 @@ from msgspec import Meta
 DTYPES = ("fp32", "bf16")
 TRUNK_FORMATS = ("dense", "as-published", "fp8_block", "bf16", "int8_g128", "int4_g32", "int4_g128", "mxfp4")
 CHANNELS = ("direct", "libp2p")
+LAN_USES = ("members", "any", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class SwarmSettings:
     """Checkpoint directory: the trunk is read from it and the swarm must hold its experts."""
 
     join: tuple[str, ...]
-    """Multiaddrs of peers, or one invite token."""
+    """Multiaddrs of peers, or one invite token. Empty: whom the LAN has, if `lan` is any."""
 
     dtype: Annotated[str, Meta(pattern=f"^({'|'.join(DTYPES)})$")] = "fp32"
     """Arithmetic of trunk and experts: `fp32` (rounding 0) or `bf16` (rounding 1)."""
@@ -58,3 +59,8 @@ class SwarmSettings:
     max_wait_s: float = 30.0
     """How long a token may wait for experts whose holders are all busy or gone before it is an error; then the answer
     goes on at the same token. Most restarts are shorter. 0: not at all."""
+
+    lan: Annotated[str, Meta(pattern=f"^({'|'.join(LAN_USES)})$")] = "members"
+    """Whether to look on the LAN, by multicast DNS, if no peer of `join` answers. `members`: for the private swarm that
+    we have a token of. `any`: for open swarms of this model too, without `join`; their holders are strangers, who could
+    read the prompts, so nobody joins them by accident. `off`: never."""

@@ -25,7 +25,7 @@ from shoal.client.logprobs import TokenScore
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.peers import PeerSnapshot, snapshot
 from shoal.client.sampler import Sampling
-from shoal.client.settings import CHANNELS, DTYPES, TRUNK_FORMATS, SwarmSettings
+from shoal.client.settings import CHANNELS, DTYPES, LAN_USES, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
 from shoal.client.swarm_health import SwarmHealth, swarm_health
 from shoal.client.tally import Observers
@@ -36,15 +36,18 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
-from shoal.protocol.errors import CoverageGap, InvalidRequest
+from shoal.protocol.errors import ConnectFailed, CoverageGap, InvalidRequest
 from shoal.protocol.events import Observer, ignore
 from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.invite import memberships
 from shoal.protocol.messages import Rounding
 from shoal.protocol.net.channel import Connector
 from shoal.protocol.net.direct import DirectConnector
+from shoal.protocol.net.discovery import Discover
 from shoal.protocol.net.entry import Entry, enter_swarm
 from shoal.protocol.net.libp2p import Libp2pConnector
+from shoal.protocol.net.mdns import lan_discovery
 
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
 """Text to continue, token ids, or chat messages for the model's template."""
@@ -105,7 +108,9 @@ class Swarm:
             rounding = ROUNDINGS[settings.dtype]
             model = model_id(store, rounding)
             entry = await stack.enter_async_context(
-                enter_swarm(identity, settings.join, model.root, time.time, is_client=True)
+                enter_swarm(
+                    identity, settings.join, model.root, time.time, is_client=True, discover=_discover(settings)
+                )
             )
             connector = _connector(settings, identity, entry)
             stack.push_async_callback(connector.aclose)
@@ -268,8 +273,23 @@ def _check(settings: SwarmSettings) -> None:
     if settings.channel not in CHANNELS:
         raise InvalidRequest(f"channel {settings.channel!r} is not one of {', '.join(CHANNELS)}")
     EngineSettings(settings.max_streams, settings.max_waiting, settings.kv_cache_bytes or 1)
-    if not settings.join:
+    if settings.lan not in LAN_USES:
+        raise InvalidRequest(f"lan {settings.lan!r} is not one of {', '.join(LAN_USES)}")
+    if not settings.join and settings.lan != "any":
         raise InvalidRequest("join is empty: name a peer's address or an invite token")
+
+
+def _discover(settings: SwarmSettings) -> Discover | None:
+    """The LAN, as far as the settings allow it.
+
+    Raises:
+        ConnectFailed: there is nothing else to join by, and this machine has no LAN.
+    """
+    is_wanted = settings.lan == "any" or (settings.lan == "members" and memberships(settings.join))
+    discover = lan_discovery("0.0.0.0", os.urandom) if is_wanted else None
+    if discover is None and not settings.join:
+        raise ConnectFailed("no peer is named, and this machine is on no LAN (a private IPv4 network)")
+    return discover
 
 
 def _identity(settings: SwarmSettings) -> Identity:

@@ -41,6 +41,7 @@ from shoal.protocol.net.direct import listen_direct
 from shoal.protocol.net.directory import Directory
 from shoal.protocol.net.entry import Entry, enter_swarm
 from shoal.protocol.net.libp2p import listen_libp2p
+from shoal.protocol.net.mdns import lan_discovery
 from shoal.protocol.net.p2pd import P2pdSettings
 from shoal.protocol.net.throttle import Throttle
 from shoal.protocol.revocations import Revocations
@@ -165,6 +166,7 @@ async def running_node(
                 time.time,
                 P2pdSettings(settings.host, settings.p2p_port),
                 membership=settings.membership,
+                discover=lan_discovery(settings.host, os.urandom) if settings.lan else None,
             )
         )
         if holding is None:

@@ -84,6 +84,10 @@ class NodeSettings:
     p2p_port: Port = 0
     """TCP port of libp2p (directory and relayed channel). 0: any free one."""
 
+    lan: bool = True
+    """Find peers of our swarm on the LAN by multicast DNS, and be found by them; only while `host` is a private IPv4
+    address, or 0.0.0.0, and then on private networks alone. What it tells strangers: PROTOCOL.md §7.1."""
+
     identity: Path | None = None
     """Key file (0600), created when missing. None: a new identity for this run only."""
 

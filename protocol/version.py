@@ -35,3 +35,9 @@ TAG_CONTEXT = b"shoal swarm tag v1\x00"
 
 MANIFEST_CONTEXT = b"shoal manifest v1\x00"
 """Domain separation of a signature over a model's root."""
+
+LAN_CONTEXT = b"shoal lan announcement v1\x00"
+"""Domain separation of the key under which a private swarm's LAN announcements are sealed."""
+
+REVOCATION_CONTEXT = b"shoal revocation list v1\x00"
+"""Domain separation of the founder's signature over a revocation list, and of the list's name in the directory."""

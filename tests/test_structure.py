@@ -21,6 +21,7 @@ OWNERS = {
     "textual_serve": ("client/tui/web.py",),
     "aiohttp": ("client/tui/web.py",),
     "triton": ("kernels/cuda/programs.py",),
+    "zeroconf": ("protocol/net/mdns.py",),
     "pickle": (),
     "marshal": (),
     "shelve": (),

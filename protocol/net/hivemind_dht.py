@@ -219,6 +219,22 @@ class HivemindDirectory:
         if not self.num_neighbours:
             raise ConnectFailed(f"no directory of ours at {', '.join(self._initial_peers)}")
 
+    async def meet(self, address: str) -> None:
+        """Get to know the peer at a multiaddr, unless we do already: what joins two swarms that began apart.
+
+        Raises:
+            ConnectFailed: it does not answer, or is somebody else.
+        """
+        from hivemind.p2p import PeerID
+
+        peer = _owner(address)
+        known = self._node.protocol.routing_table.peer_id_to_uid
+        if peer == self._identity.peer or PeerID.from_base58(peer) in known:
+            return
+        await _dial_any(self._p2pd, [address])
+        if await self._node.protocol.call_ping(PeerID.from_base58(peer)) is None:
+            raise ConnectFailed(f"no directory of ours at {address}")
+
     async def aclose(self) -> None:
         """Leave the DHT; p2pd goes on. Our records stay with their keepers until they expire."""
         from hivemind.p2p import P2PDaemonError

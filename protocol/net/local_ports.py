@@ -1,8 +1,12 @@
 """What this machine's network is like from inside: its addresses, and whether a port is free."""
 
 import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Interface
 
 import psutil
+
+from shoal.protocol.lan import NetworkCard
 
 
 def is_port_free(host: str, port: int) -> bool:
@@ -20,3 +24,13 @@ def local_addresses() -> tuple[str, ...]:
     """The IP addresses of all network cards."""
     found = psutil.net_if_addrs().values()
     return tuple(each.address for card in found for each in card if each.family in (socket.AF_INET, socket.AF_INET6))
+
+
+def network_cards() -> Iterator[NetworkCard]:
+    """Every IPv4 address of this machine, with its network and the flags of its card."""
+    stats = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        flags = frozenset(stats[name].flags.split(",")) if name in stats else frozenset()
+        for each in addresses:
+            if each.family == socket.AF_INET and each.netmask:
+                yield NetworkCard(IPv4Interface(f"{each.address}/{each.netmask}"), flags)
