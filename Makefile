@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check bench bench-peers test-clients soak soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan check bench bench-peers test-clients soak soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+# Three machines on a LAN without an uplink, as network namespaces: needs root and ip (iproute2), else it skips.
+test-lan: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q tests/swarm/lan_without_internet.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

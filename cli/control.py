@@ -42,10 +42,25 @@ def status(name: NameOption = None, as_json: JsonOption = False) -> None:
 
 
 def peers(name: NameOption = None, as_json: JsonOption = False) -> None:
-    """List the peers that the node knows: holders by the directory, clients by connection."""
+    """List the peers that the node knows, holders and clients; without a node, who of our swarm is on the LAN."""
     from shoal.cli.reports import peer_lines
+    from shoal.protocol.errors import NodeNotRunning
 
-    _show(name, GetPeers(), Peers, peer_lines, as_json)
+    with reporting_errors():
+
+        async def show() -> None:
+            from shoal.cli.lan import announced_peers
+
+            try:
+                said = await _answer(name, GetPeers(), Peers)
+            except NodeNotRunning:
+                on_lan = await announced_peers() if name is None else None
+                if on_lan is None:
+                    raise
+                said = on_lan
+            print(json.dumps(to_json(said)) if as_json else "\n".join(peer_lines(said)))
+
+        run_coroutine(show)
 
 
 def coverage(name: NameOption = None, as_json: JsonOption = False) -> None:
@@ -104,15 +119,20 @@ def _show(
     with reporting_errors():
 
         async def show() -> None:
-            from shoal.protocol.errors import Malformed
-            from shoal.protocol.net.control_socket import ask, runtime_dir
-
-            reply: ControlReply = await ask(runtime_dir(), _name(name), request)
-            if not isinstance(reply, kind):
-                raise Malformed(f"the node answered with {type(reply).__name__}")
+            reply = await _answer(name, request, kind)
             print(json.dumps(to_json(reply)) if is_json else "\n".join(words(reply)))
 
         run_coroutine(show)
+
+
+async def _answer(name: str | None, request: ControlRequest, kind: type[Reply]) -> Reply:
+    from shoal.protocol.errors import Malformed
+    from shoal.protocol.net.control_socket import ask, runtime_dir
+
+    reply: ControlReply = await ask(runtime_dir(), _name(name), request)
+    if not isinstance(reply, kind):
+        raise Malformed(f"the node answered with {type(reply).__name__}")
+    return reply
 
 
 async def _follow(name: str, request: FollowLogs, is_json: bool) -> None:

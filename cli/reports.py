@@ -135,6 +135,10 @@ def _peer_line(peer: Peer) -> str:
         return _("{peer} client, {connections} connections, {requests} requests served").format(
             peer=peer.peer, connections=peer.num_connections, requests=peer.requests_served
         )
+    if peer.role is PeerRole.ANNOUNCED:
+        return _(
+            "{peer} announces itself on the LAN at {address}; no node runs here that could ask what it holds"
+        ).format(peer=peer.peer, address=peer.addresses[0])
     is_ours = peer.role is PeerRole.SELF
     words = N_("{peer} holder (this node), {experts} experts in {layers} layers, {address}") if is_ours else N_(
         "{peer} holder, {experts} experts in {layers} layers, {address}"

@@ -16,7 +16,8 @@ from shoal.node.sensors import RunProgram, idle_seconds, run_program
 from shoal.node.settings import NodeSettings
 from shoal.protocol.control import Coverage
 from shoal.protocol.errors import ShoalError
-from shoal.protocol.net.local_ports import is_port_free, local_addresses
+from shoal.protocol.lan import lan_cards
+from shoal.protocol.net.local_ports import is_port_free, local_addresses, network_cards, why_no_mdns
 from shoal.protocol.net.p2pd import find_p2pd
 
 TIMEDATECTL = ("timedatectl", "show", "--property=NTPSynchronized", "--value")
@@ -38,6 +39,7 @@ def gather(
     cache_dir = settings.cache_dir or default_cache_dir()
     torch_error, can_cuda = _torch()
     has_native, isa = _kernels()
+    networks = lan_cards(network_cards(), settings.host)
     return Facts(
         now_s=now_s,
         is_clock_synchronized={"yes": True, "no": False}.get((run(TIMEDATECTL) or "").strip()),
@@ -50,6 +52,9 @@ def gather(
         taken_ports=() if is_node_running else _taken(settings),
         host=settings.host,
         local_addresses=local_addresses(),
+        is_lan_wanted=settings.lan,
+        lan_networks=tuple(str(each) for each in networks),
+        lan_error=why_no_mdns() if settings.lan and networks else "",
         cache_dir=str(cache_dir),
         free_disk_bytes=shutil.disk_usage(_existing(cache_dir)).free,
         free_ram_bytes=psutil.virtual_memory().available,

@@ -66,6 +66,11 @@ class Facts:
     """Ports of the settings that another program has, while no node of ours runs."""
     host: str
     local_addresses: tuple[str, ...]
+    is_lan_wanted: bool
+    lan_networks: tuple[str, ...]
+    """Our addresses on the networks on which the node announces itself, `192.168.1.7/24`."""
+    lan_error: str
+    """Why multicast DNS can not be used; empty if it can."""
     cache_dir: str
     free_disk_bytes: int
     free_ram_bytes: int
@@ -144,6 +149,17 @@ def check_reachability(facts: Facts) -> Finding:
             "open the node's ports in the router, or stay within the LAN",
         )  # fmt: skip
     return _ok("network", "has a public address; whether a firewall is before it, only others can tell")
+
+
+def check_lan(facts: Facts) -> Finding:
+    """Whether the machines of this LAN find the node without an address."""
+    if not facts.is_lan_wanted:
+        return _ok("lan", "not announced: the settings say so")
+    if not facts.lan_networks:
+        return _ok("lan", "not announced: listens on no private IPv4 network")
+    if facts.lan_error:
+        return _warn("lan", f"nobody finds this node by multicast DNS: {facts.lan_error}", "shoal node --no-lan")
+    return _ok("lan", f"announced on {', '.join(facts.lan_networks)}, if no firewall stops UDP port 5353")
 
 
 def check_disk(facts: Facts) -> Finding:
@@ -243,9 +259,9 @@ def check_coverage(facts: Facts) -> Finding:
 
 
 CHECKS: Sequence[Callable[[Facts], Finding]] = (
-    check_settings, check_clock, check_runtime_dir, check_key_file, check_ports, check_reachability, check_disk,
-    check_ram, check_model, check_torch, check_kernels, check_p2pd, check_gpu, check_idle, check_tcp, check_files,
-    check_node, check_coverage,
+    check_settings, check_clock, check_runtime_dir, check_key_file, check_ports, check_reachability, check_lan,
+    check_disk, check_ram, check_model, check_torch, check_kernels, check_p2pd, check_gpu, check_idle, check_tcp,
+    check_files, check_node, check_coverage,
 )  # fmt: skip
 
 

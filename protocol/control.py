@@ -178,6 +178,8 @@ class PeerRole(StrEnum):
     SELF = "self"
     HOLDER = "holder"
     CLIENT = "client"
+    ANNOUNCED = "announced"
+    """no node of ours runs; it says that it is on the LAN, and nothing of it is proved"""
 
 
 @dataclass(frozen=True, slots=True)

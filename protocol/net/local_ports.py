@@ -20,6 +20,23 @@ def is_port_free(host: str, port: int) -> bool:
     return True
 
 
+MDNS_PORT = 5353
+"""RFC 6762 §3; every program that speaks it listens there, side by side."""
+
+
+def why_no_mdns() -> str:
+    """Why we could not listen for multicast DNS; empty if we could."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            if hasattr(socket, "SO_REUSEPORT"):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(("", MDNS_PORT))
+        except OSError as error:
+            return f"UDP port {MDNS_PORT}: {error.strerror or error}"
+    return ""
+
+
 def local_addresses() -> tuple[str, ...]:
     """The IP addresses of all network cards."""
     found = psutil.net_if_addrs().values()

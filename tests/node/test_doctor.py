@@ -18,7 +18,8 @@ from shoal.simulations.demo_model import MODEL_DIRECTORY
 HEALTHY = Facts(
     now_s=1_796_000_000.0, is_clock_synchronized=True, settings_error="", settings_file="/c/shoal.toml",
     runtime_dir="/run/user/1000/shoal", runtime_dir_mode=0o700, key_file="/k", key_file_mode=0o600, taken_ports=(),
-    host="0.0.0.0", local_addresses=("127.0.0.1", "8.8.8.8"), cache_dir="/c", free_disk_bytes=50 * 10**9,
+    host="0.0.0.0", local_addresses=("127.0.0.1", "8.8.8.8"), is_lan_wanted=True,
+    lan_networks=("192.168.1.7/24",), lan_error="", cache_dir="/c", free_disk_bytes=50 * 10**9,
     free_ram_bytes=8 * 10**9, share_bytes=4 * 10**9, model="/m", model_error="", torch_error="",
     has_native_kernels=True, kernel_isa="avx2", p2pd_error="", nvidia_gpus=0, can_torch_use_cuda=False,
     idle_only=False, idle_s=None, has_slow_start_after_idle=False, max_file_descriptors=4096, is_node_running=True,
@@ -38,6 +39,7 @@ FAULTS: list[tuple[dict[str, object], str, Level, str]] = [
     ({"host": "127.0.0.1"}, "network", Level.WARN, "shoal node --host 0.0.0.0"),
     ({"local_addresses": ("127.0.0.1", "192.168.1.7", "fe80::1%eth0")}, "network", Level.WARN,
      "open the node's ports in the router, or stay within the LAN"),
+    ({"lan_error": "UDP port 5353: Address already in use"}, "lan", Level.WARN, "shoal node --no-lan"),
     ({"free_disk_bytes": 10**8}, "disk", Level.FAIL, "du -sh /c ~/.cache/* | sort -h | tail"),
     ({"free_ram_bytes": 10**8}, "ram", Level.FAIL, "ps aux --sort=-rss | head"),
     ({"share_bytes": 16 * 10**9, "is_node_running": False}, "ram", Level.FAIL, "shoal node --share 4000MB"),

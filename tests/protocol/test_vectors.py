@@ -2,6 +2,7 @@
 
 import json
 import re
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from shoal.protocol import limits, version
 from shoal.protocol.errors import WireCode
 from shoal.protocol.frames import FrameDecoder
 from shoal.protocol.handshake import ServerHandshake, signed_bytes
+from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import MemberGate
 from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Field, IntField, IntsField, Message
 from shoal.protocol.net.refusals import ERROR_TYPES
@@ -20,7 +22,7 @@ from tests.protocol import wire_examples as examples
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
 VECTORS: dict[str, str] = json.loads((ROOT / "tests/vectors/wire.json").read_text(encoding="utf-8"))
-PRIVATE = ("founder_key", "directory_secret", "token_seed", "token_id", "private_directory_key")
+PRIVATE = ("founder_key", "directory_secret", "token_seed", "token_id", "private_directory_key", "lan_sealed")
 FENCED = re.findall(r"^```hex (\w+)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 BLOCKS = {name: "".join(text.split()) for name, text in FENCED}
 
@@ -86,6 +88,13 @@ def test_the_documents_member_hello_opens_the_door_of_its_founder_alone():
     assert (admitted.peer, admitted.session) == (examples.CLIENT.peer, examples.SESSION)
     opened = examples.SEAL.open(bytes.fromhex(VECTORS["sealed_record"]), examples.SERVER.peer)
     assert opened.hex() == BLOCKS["holder_record"]
+
+
+def test_the_documents_lan_announcement_leads_its_members_to_the_server():
+    ours = LanSwarm(examples.MODEL_ROOT, bytes.fromhex(VECTORS["directory_secret"]))
+    said = {b"v": b"1", b"s": bytes.fromhex(VECTORS["lan_sealed"])}
+    found = ours.read(said, ["192.168.1.9"], examples.LAN_PORT, [IPv4Interface("192.168.1.7/24")])
+    assert found == (f"/ip4/192.168.1.9/tcp/4001/p2p/{examples.SERVER.peer}",)
 
 
 def test_what_a_client_signs_has_the_parts_that_the_document_lists():

@@ -11,6 +11,7 @@ from shoal.protocol.frames import Frame, encode_frame, encode_header
 from shoal.protocol.handshake import ClientHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import Founder, token_id
 from shoal.protocol.messages import (
     Cancel,
@@ -42,6 +43,7 @@ HELLO = ClientHandshake(CLIENT, SERVER.peer, CLIENT_NONCE, SESSION, Lane.ACT).an
 FOUNDER_SECRET, SERIAL = b"\x66" * 32, b"\x77" * 16
 MEMBERSHIP = Founder(FOUNDER_SECRET).member(SERIAL)
 MEMBER_HELLO = ClientHandshake(CLIENT, SERVER.peer, CLIENT_NONCE, SESSION, Lane.ACT, MEMBERSHIP).answer(CHALLENGE)
+LAN_PORT, LAN_NONCE = 4001, b"\x88" * 12
 SEAL = RecordSeal(MEMBERSHIP.directory_secret)
 DISPATCH = Dispatch(
     MODEL_ROOT, 3, Rounding.BF16, WeightFormat.FP8_BLOCK, DType.BF16,
@@ -92,6 +94,9 @@ def vectors() -> dict[str, str]:
         "token_seed": MEMBERSHIP.token_seed.hex(),
         "token_id": token_id(MEMBERSHIP.token_key),
         "private_directory_key": SEAL.name(MODEL_ROOT, LayerId(3)).hex(),
+        "lan_sealed": LanSwarm(MODEL_ROOT, MEMBERSHIP.directory_secret)
+        .announce(SERVER.public_key, LAN_PORT, LAN_NONCE)["s"]
+        .hex(),
         "sealed_record": SEAL.seal(encode_record(RECORD, SERVER), SERVER.peer).hex(),
     }
 
