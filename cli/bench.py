@@ -1,6 +1,7 @@
 """`shoal bench`: measurements that anyone can repeat."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -150,3 +151,19 @@ def formats(
             raise typer.BadParameter(f"{', '.join(unknown)}; formats: {', '.join(known)}")
         result = bench_formats([known[name] for name in names or known], num_documents=documents)
         print(json.dumps(result) if as_json else table(result))
+
+
+@bench_app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The file to write, for `shoal simulate --virtual` and `shoal plan`.")],
+    threads: Annotated[int, typer.Option(help="Threads of the kernels; 0: one per core.", min=0)] = 0,
+    exchanges: Annotated[int, typer.Option(help="Exchanges per size and channel.", min=10)] = 300,
+) -> None:
+    """Measure what forecasts need to know of this machine: its limits, the experts' times, an exchange's own cost."""
+    with reporting_errors():
+        from shoal.simulations.forecast.calibrate import calibrate as measure
+        from shoal.simulations.forecast.compute import calibration_text
+
+        text = calibration_text(measure(exchanges, threads))
+        out.write_text(text, encoding="utf-8")
+        print(text, end="")

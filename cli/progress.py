@@ -2,13 +2,15 @@
 
 import sys
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -19,8 +21,15 @@ from rich.progress import (
 class ProgressBar:
     """Bytes, rate and time left of one or more stages; call it with (stage, bytes done, bytes in all)."""
 
+    _COLUMNS: ClassVar[tuple[type[ProgressColumn], ...]] = (
+        BarColumn,
+        DownloadColumn,
+        TransferSpeedColumn,
+        TimeRemainingColumn,
+    )
+
     def __init__(self) -> None:
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = [column() for column in self._COLUMNS]
         console = Console(file=sys.stderr)
         self._progress = Progress(
             TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not console.is_terminal
@@ -44,3 +53,9 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class StepBar(ProgressBar):
+    """The same for what is counted in steps, not in bytes."""
+
+    _COLUMNS = (BarColumn, MofNCompleteColumn, TimeRemainingColumn)

@@ -1,14 +1,28 @@
 """`shoal simulate`: swarms that exist only here, to see what breaks them."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from shoal.cli.boundary import reporting_errors
 from shoal.cli.options import parse_size, program
+from shoal.cli.simulate_virtual import virtual
 
-simulate_app = typer.Typer(no_args_is_help=True, help="Try a swarm's bad days on this machine.")
+
+class ModesAsFlags(typer.core.TyperGroup):
+    """Lets `shoal simulate --virtual 50` be said for `shoal simulate virtual 50`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `TyperGroup.parse_args`."""
+        if args and args[0] == "--virtual":
+            args[0] = "virtual"
+        return super().parse_args(ctx, args)
+
+
+simulate_app = typer.Typer(cls=ModesAsFlags, no_args_is_help=True, help="Try a swarm's bad days on this machine.")
+simulate_app.command()(virtual)
 
 
 @simulate_app.callback()

@@ -21,6 +21,7 @@ MUST_HAVE = (
     "shoal/simulations/demo_model/model/config.json",
     "shoal/simulations/demo_model/model/tokenizer.json",
     "shoal/simulations/demo_model/ATTRIBUTION.md",
+    "shoal/simulations/forecast/calibration.json",
     "shoal/simulations/demo_model/held_out_en.jsonl.gz",
 )
 NATIVE_SUFFIX = ".so"

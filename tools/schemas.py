@@ -11,6 +11,7 @@ from shoal.cli.settings_layers import ShownSettings
 from shoal.node.doctor import Diagnosis
 from shoal.node.service import ServiceStatus
 from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
+from shoal.simulations.forecast.report import SimulationReport
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -25,6 +26,7 @@ VERBS: dict[str, tuple[str, type]] = {
     "manifest-verify": ("shoal manifest verify", ShownCheck),
     "manifest-proof": ("shoal manifest show --proof", ShownProof),
     "config-show": ("shoal config show", ShownSettings),
+    "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
     "service-status": ("shoal service status", ServiceStatus),
 }
 
