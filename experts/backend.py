@@ -68,6 +68,10 @@ class ExpertBackend(Protocol):
     def kernel_class(self) -> int:
         """As in holder records: 0 reference, 1 cpu, 2 cuda."""
 
+    @property
+    def is_row_exact(self) -> bool:
+        """Whether a row's answer has the same bits whatever other rows and experts are in the call."""
+
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes."""
 

@@ -46,6 +46,10 @@ class CpuBackend(ExpertBackend):
     def kernel_class(self) -> int:
         return 1
 
+    @property
+    def is_row_exact(self) -> bool:
+        return True  # sums are made in one order whatever the batch (ADR 0006)
+
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes: as stored, padded to 64 rows and 128 columns."""
         wide = packed_bytes(Format(weight_format), spec.inter, spec.hidden)

@@ -82,6 +82,10 @@ class CudaBackend(ExpertBackend):
     def kernel_class(self) -> int:
         return 2
 
+    @property
+    def is_row_exact(self) -> bool:
+        return False  # not promised: untested on a device
+
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Device memory that one packed expert will take, in bytes: as stored, fp8 scales and biases as fp32."""
         return stored_bytes(spec, weight_format)

@@ -44,6 +44,10 @@ class ReferenceBackend(ExpertBackend):
     def kernel_class(self) -> int:
         return 0
 
+    @property
+    def is_row_exact(self) -> bool:
+        return False  # torch sums one row otherwise than four
+
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes: fp32 whatever the stored format."""
         return stored_bytes(spec, WeightFormat.F32)

@@ -20,7 +20,7 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced
-from shoal.node.admission import Admission, no_backlog
+from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
 from shoal.node.gate import WorkGate
@@ -173,9 +173,10 @@ async def running_node(
             holding = await choose_holding(settings, store, backend, entry.directory, identity.peer)
         held = await load(store, backend, worker, holding, progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
-        up = throttle.up
-        admission = Admission(settings.max_queue_macs, (lambda: up.backlog_s) if up else no_backlog)
+        limits = AdmissionLimits(settings.max_queue_s, settings.max_queue_bytes, settings.share_burst_s)
+        admission = Admission(limits, time.monotonic, _wire_of(throttle))
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
+        stack.push_async_callback(server.aclose)
         gate = _member_gate(entry, settings)
         direct = await listen_direct(
             identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle, gate=gate
@@ -201,6 +202,15 @@ async def running_node(
             renewing.cancel()
             admission.drain()
             await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
+
+
+def _wire_of(throttle: Throttle) -> Wire:
+    """The owner's limits on bytes as admission sees them."""
+    up, down = throttle.up, throttle.down
+    return Wire(
+        (lambda: up.backlog_s) if up else no_backlog, up.bytes_per_s if up else None,
+        down.bytes_per_s if down else None,
+    )  # fmt: skip
 
 
 def _member_gate(entry: Entry, settings: NodeSettings) -> MemberGate | None:

@@ -12,6 +12,11 @@ class NodeMetrics:
     rows_computed: int = 0
     """(token, expert) pairs."""
     compute_s: float = 0.0
+    kernel_calls: int = 0
+    requests_joined: int = 0
+    """Requests that shared another one's kernel call."""
+    requests_expired: int = 0
+    """Requests that were dropped because their deadline passed while they waited for the kernel."""
 
     def snapshot(self) -> dict[str, float]:
         """All counters by name."""

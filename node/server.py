@@ -1,9 +1,10 @@
-"""One request's way through a node: check it against what we hold, admit it, compute, answer.
+"""One request's way through a node: check it against what we hold, admit it, compute it alone or in company, answer.
 
 Between the channel (which has authenticated the peer and checked the frame) and the kernel. Knows no sockets; the
 same `ExpertServer.handle` serves every kind of channel.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,14 +13,16 @@ import torch
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.family import ExpertSpec
 from shoal.experts.worker import Worker
-from shoal.node.admission import Admission
+from shoal.node.admission import Admission, Demand
+from shoal.node.batch_rows import Call
+from shoal.node.batcher import Batcher, Computed, Job
 from shoal.node.log_events import RequestRefused, RequestServed, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.protocol.errors import Draining, Malformed, NotHeld, PeerFailed, ShoalError, WrongModel
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Dispatch, DType, Partial, Rounding, WeightFormat
 from shoal.protocol.net.channel import Reply, Request
-from shoal.protocol.tensors import Rows, read_dispatch_body, tensor_bytes
+from shoal.protocol.tensors import read_dispatch_body, tensor_bytes
 
 DTYPE_OF_ROUNDING = {Rounding.FP32: DType.F32, Rounding.BF16: DType.BF16}
 
@@ -43,15 +46,21 @@ class ExpertServer:
         """clock: seconds, for durations; the loop's own has milliseconds only under uvloop."""
         self._held = held
         self._backend = backend
-        self._worker = worker
+        self._batcher = Batcher(worker, self._compute, is_joining=backend.is_row_exact)
         self._admission = admission
         self._clock = clock
         self._is_refusing_queued = False
         self.metrics = NodeMetrics()
 
     def refuse_queued(self, is_refusing: bool) -> None:
-        """Whether requests that were let in and still wait for the kernel are refused when their turn comes."""
+        """Whether requests that were let in and still wait for the kernel are refused."""
         self._is_refusing_queued = is_refusing
+        if is_refusing:
+            self._batcher.refuse_waiting()
+
+    async def aclose(self) -> None:
+        """Refuse what waits for the kernel, and end; call it when no channel brings requests any more."""
+        await self._batcher.aclose()
 
     async def handle(self, request: Request) -> Reply:
         """Compute the weighted partial sum that a request asks for.
@@ -71,53 +80,70 @@ class ExpertServer:
 
     async def _serve(self, request: Request) -> Reply:
         message = request.message
-        experts = self._find(message)
-        macs = message.num_pairs * self._held.spec.macs_per_row
-        with self._admission.admit(macs):
+        self._check(message)
+        with self._admission.admit(self._demand(request)):
             arrived = self._clock()
             rows = read_dispatch_body(message, request.body)
-            result, compute_s = await self._worker.run(self._compute, experts, rows, message.rounding)
+            call = Call(message.layer, message.rounding, message.experts, rows)
+            computed = await self._batcher.run(Job(request.peer, call, request.deadline))
             elapsed_s = self._clock() - arrived
-        self._admission.observe(macs, compute_s)
-        self._count(request, compute_s)
-        if not bool(torch.isfinite(result).all()):
+        self._count(request, computed)
+        if not bool(torch.isfinite(computed.result).all()):
             raise PeerFailed("the result of a kernel is not finite")
         reply = Partial(
             request.request_hash, message.num_tokens, message.hidden,
-            _microseconds(max(0.0, elapsed_s - compute_s)), _microseconds(compute_s),
+            _microseconds(max(0.0, elapsed_s - computed.compute_s)), _microseconds(computed.compute_s),
         )  # fmt: skip
-        return Reply(reply, tensor_bytes(result))
+        return Reply(reply, tensor_bytes(computed.result))
 
-    def _find(self, message: Dispatch) -> list[PackedExpert]:
-        """The packed experts that a request names, in its order."""
+    def _demand(self, request: Request) -> Demand:
+        message = request.message
+        return Demand(
+            request.peer,
+            self._macs(message),
+            len(request.body),
+            4 * message.num_tokens * message.hidden,
+            request.deadline - asyncio.get_running_loop().time(),
+        )
+
+    def _macs(self, message: Dispatch) -> int:
+        return message.num_pairs * self._held.spec.macs_per_row
+
+    def _check(self, message: Dispatch) -> None:
+        """Whether we hold what a request asks for."""
         held = self._held
         if message.model_root != held.model_root or message.weight_format != held.weight_format:
             raise WrongModel("another model or another weight format")
         if message.hidden != held.spec.hidden or message.dtype != DTYPE_OF_ROUNDING[Rounding(message.rounding)]:
             raise Malformed("hidden size or dtype does not fit the model and the rounding")
         layer = held.experts.get(LayerId(message.layer), {})
-        try:
-            return [layer[ExpertId(expert)] for expert in message.experts]
-        except KeyError as error:
-            raise NotHeld(f"expert {error} of layer {message.layer} is not held here") from error
+        missing = [expert for expert in message.experts if ExpertId(expert) not in layer]
+        if missing:
+            raise NotHeld(f"expert {missing[0]} of layer {message.layer} is not held here")
 
-    def _compute(self, experts: list[PackedExpert], rows: Rows, rounding: int) -> tuple[torch.Tensor, float]:
-        """On the worker: the sum, and the seconds it took."""
+    def _compute(self, call: Call) -> tuple[torch.Tensor, float]:
+        """On the worker: the sums, and the seconds they took."""
         if self._is_refusing_queued:
             raise Draining("this node pauses")
+        layer, rows = self._held.experts[LayerId(call.layer)], call.rows
+        experts = [layer[ExpertId(expert)] for expert in call.experts]
         started = self._clock()
         run = self._backend.run
-        result = run(experts, rows.x, rows.row_idx, rows.offsets, rows.topk_weights, Rounding(rounding))
+        result = run(experts, rows.x, rows.row_idx, rows.offsets, rows.topk_weights, Rounding(call.rounding))
         return result, self._clock() - started
 
-    def _count(self, request: Request, compute_s: float) -> None:
-        message = request.message
+    def _count(self, request: Request, computed: Computed) -> None:
+        message, counts, compute_s = request.message, self._batcher.counts, computed.compute_s
+        self._admission.observe(self._macs(message), compute_s)
         log_event(
             RequestServed(request.peer, message.layer, len(message.experts), message.num_tokens, compute_s * 1000)
         )
         self.metrics.requests_served += 1
         self.metrics.rows_computed += message.num_pairs
         self.metrics.compute_s += compute_s
+        self.metrics.kernel_calls = counts.num_calls
+        self.metrics.requests_joined = counts.num_joined
+        self.metrics.requests_expired = counts.num_expired
 
 
 def _microseconds(seconds: float) -> int:

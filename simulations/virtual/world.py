@@ -23,7 +23,7 @@ from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import InlineWorker
-from shoal.node.admission import Admission
+from shoal.node.admission import Admission, AdmissionLimits
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding
 from shoal.node.server import ExpertServer, Held
@@ -43,7 +43,8 @@ EPOCH_S = 1_790_000_000.0
 ROW_COST_S = 0.0002
 """Virtual seconds that an expert takes for a row: of the order of DeepSeek-V3's on a volunteer's computer."""
 
-MAX_BACKLOG_MACS = 10**9
+MAX_QUEUE_S = 1.0
+"""What a node lets in: short, so that seeds with slow nodes see BUSY."""
 
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
@@ -113,6 +114,7 @@ class SimulatedNode:
     slowness: float = 1.0
     """How many times longer than usual its kernels take."""
     admission: Admission | None = None
+    server: ExpertServer | None = None
     num_jobs: int = 0
     """Kernel calls that wait or run."""
     _listener: Listener | None = None
@@ -131,8 +133,8 @@ class SimulatedNode:
         model, loop = world.model, asyncio.get_running_loop()
         experts = {layer: {e: model.packed[layer, e] for e in ids} for layer, ids in self.holding.items()}
         held = Held(world.model.id.root, model.store.weight_format, model.store.spec.expert, experts)
-        self.admission = Admission(MAX_BACKLOG_MACS)
-        server = ExpertServer(held, model.backend, SlowWorker(self), self.admission, loop.time)
+        self.admission = Admission(AdmissionLimits(MAX_QUEUE_S), loop.time)
+        self.server = server = ExpertServer(held, model.backend, SlowWorker(self), self.admission, loop.time)
         handler = world.wrap(self.place, server.handle)
         self._listener = await world.network.listen(self.identity, handler, world.entropy.randbytes)
         claim = Claim(
@@ -157,7 +159,9 @@ class SimulatedNode:
                 await self._announcing
         if self._listener is not None:
             await self._listener.aclose()
-        self._listener = self._announcing = self.admission = None
+        if self.server is not None:
+            await self.server.aclose()
+        self._listener = self._announcing = self.admission = self.server = None
 
     async def aclose(self) -> None:
         """End it at the end of a run."""

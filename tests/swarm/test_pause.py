@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.client.sampler import Sampling
-from shoal.node.admission import Admission
+from shoal.node.admission import Admission, AdmissionLimits, Demand, Wire
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.decision import Sensors
 from shoal.node.gate import WorkGate
@@ -24,6 +24,11 @@ from tests.swarm.world import World, memory_swarm
 
 PROMPT = [5, 17, 3]
 SAMPLING = Sampling(max_tokens=12, ignore_eos=True)
+DEMAND = Demand(PeerId("a client"), 5)
+
+
+def an_admission(wire: Wire = Wire()) -> Admission:  # noqa: B008
+    return Admission(AdmissionLimits(), lambda: 0.0, wire)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +126,7 @@ class Switch(WorkGate):
     def __init__(self) -> None:
         claim = Claim(PeerId("x"), b"", {}, 1, 0, ())
         announcer = Announcer(None, claim, lambda: Load(0, 0), lambda: 0.0)  # type: ignore[arg-type]
-        super().__init__(None, Admission(1), (), announcer)  # type: ignore[arg-type]
+        super().__init__(None, Admission(AdmissionLimits(), lambda: 0.0), (), announcer)  # type: ignore[arg-type]
 
     def open(self) -> None:
         self._is_open = True
@@ -161,17 +166,17 @@ def test_the_guest_follows_the_owner_at_once_and_the_machine_at_the_next_look(tm
 def test_what_is_in_flight_is_finished_and_what_waits_too_long_is_refused(model: Path, tmp_path: Path) -> None:
     async def main() -> None:
         async with memory_swarm(model, ["all"], tmp_path) as world:
-            server, admission = world.servers[world.peers[0]], Admission(10**12)
+            server, admission = world.servers[world.peers[0]], an_admission()
             gate = WorkGate(server, admission, [], world.announcers[world.peers[0]])
-            with admission.admit(5):
+            with admission.admit(DEMAND):
                 closing = asyncio.create_task(gate.close())
                 await asyncio.sleep(0)
-                with pytest.raises(Draining), admission.admit(1):
+                with pytest.raises(Draining), admission.admit(DEMAND):
                     pass
                 assert not closing.done()
             await closing
             gate.open()
-            with admission.admit(1):
+            with admission.admit(DEMAND):
                 pass
 
     asyncio.run(main())
@@ -181,9 +186,9 @@ def test_a_node_that_sends_slower_than_it_computes_says_busy_instead_of_queueing
     from shoal.protocol.errors import Busy
 
     backlog = [0.0]
-    admission = Admission(10**12, lambda: backlog[0])
-    with admission.admit(1):
+    admission = an_admission(Wire(lambda: backlog[0]))
+    with admission.admit(DEMAND):
         backlog[0] = 3.0
-        with pytest.raises(Busy) as caught, admission.admit(1):
+        with pytest.raises(Busy) as caught, admission.admit(DEMAND):
             pass
     assert caught.value.retry_after_s == 3.0

@@ -25,7 +25,7 @@ from shoal.experts.backend import PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import InlineWorker
-from shoal.node.admission import Admission
+from shoal.node.admission import Admission, AdmissionLimits
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import parse_holding
 from shoal.node.gate import WorkGate
@@ -114,9 +114,10 @@ async def memory_swarm(
         for place, words in enumerate(holdings):
             identity = Identity.from_seed(entropy.randbytes(32))
             weights = stack.enter_context(ModelStore.open(impostors.get(place, model), cache_dir))
-            admission = Admission(10**12)
+            admission = Admission(AdmissionLimits(), time.monotonic)
             server = expert_server(weights, words, store.manifest.root, admission)
             servers[identity.peer], handlers[identity.peer] = server, server.handle
+            stack.push_async_callback(server.aclose)
 
             async def handle(request: Request, peer: PeerId = identity.peer) -> Reply:
                 return await handlers[peer](request)
