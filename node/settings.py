@@ -100,7 +100,7 @@ class NodeSettings:
     kernel: KernelChoice = KernelChoice.AUTO
     """What runs experts. auto: the C++ kernels where they were built, else the torch reference."""
 
-    max_queue_s: Annotated[float, Meta(gt=0, le=60)] = 4.0
+    max_queue_s: Annotated[float, Meta(gt=0)] = 4.0
     """Seconds of computing that are let in and unfinished, at the speed that was measured; beyond it BUSY with the time
     until there is room. One client gets half of it at most. Default: what a client waits for a sole holder."""
 
@@ -108,7 +108,7 @@ class NodeSettings:
     """Memory for requests that are let in, their rows and answers; beyond it BUSY. Default: a prefill of eight clients
     of DeepSeek-V3's size."""
 
-    share_burst_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    share_burst_s: Annotated[float, Meta(gt=0)] = 1.0
     """Seconds of this node that one client may take ahead of others who wait, once; then its fair share counts. One
     that is alone is never limited. Default: a prompt of some hundred tokens before somebody else's next word."""
 
