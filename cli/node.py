@@ -24,6 +24,7 @@ def node(
         str | None, typer.Option(help="What to hold: all, 0-15 (of every layer), 3:0-31,4:5. Default: what is rarest.")
     ] = None,
     share: Annotated[str | None, typer.Option(help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")] = None,
+    vram: Annotated[str | None, typer.Option(help="Most memory of a CUDA device, in all, e.g. 6GB.")] = None,
     join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on Default: 127.0.0.1.", envvar="SHOAL_HOST")
@@ -44,9 +45,19 @@ def node(
     up: Annotated[str | None, typer.Option(help="Most bytes per second to send, e.g. 500KB.")] = None,
     down: Annotated[str | None, typer.Option(help="Most bytes per second to receive.")] = None,
     monthly: Annotated[str | None, typer.Option(help="Most bytes per month, both ways, e.g. 100GB.")] = None,
+    lan_unlimited: Annotated[
+        bool | None, typer.Option(help="Neither limit nor count traffic with private addresses.")
+    ] = None,
+    pause_when: Annotated[
+        list[str] | None, typer.Option(help="Pause while such a program runs, e.g. game.exe; repeatable.")
+    ] = None,
+    max_other_load: Annotated[
+        float | None, typer.Option(help="Pause while others keep a larger share of the processors busy, e.g. 0.5.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="When to work, e.g. 22:00-06:00.")] = None,
     idle_only: Annotated[bool | None, typer.Option(help="Work only while nobody uses this machine.")] = None,
     on_battery: Annotated[bool | None, typer.Option(help="Work on battery power too.")] = None,
+    on_metered: Annotated[bool | None, typer.Option(help="Work on a metered connection too.")] = None,
     low_priority: Annotated[bool | None, typer.Option(help="Yield to everything else. Default: yes.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     is_open: Annotated[
@@ -66,14 +77,16 @@ def node(
         from shoal.simulations.demo_model import MODEL_DIRECTORY
 
         flags = {
-            "model": model, "experts": experts, "share_bytes": parse_size(share), "join": join or None, "host": host,
+            "model": model, "experts": experts, "share_bytes": parse_size(share),
+            "vram_bytes": parse_size(vram), "join": join or None, "host": host,
             "port": port, "p2p_port": p2p_port, "lan": lan, "identity": identity, "threads": threads,
             "kernel": kernel.value if kernel else None, "name": name, "log_level": log_level,
         }  # fmt: skip
         guest_flags = {
             "up_bytes_per_s": parse_size(up), "down_bytes_per_s": parse_size(down),
             "monthly_bytes": parse_size(monthly), "schedule": schedule, "idle_only": idle_only,
-            "on_battery": on_battery, "low_priority": low_priority,
+            "on_battery": on_battery, "on_metered": on_metered, "low_priority": low_priority,
+            "lan_unlimited": lan_unlimited, "pause_when": pause_when or None, "max_other_load": max_other_load,
         }  # fmt: skip
         first_run(yes, is_share_given=share is not None or experts is not None)
         table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path(), os.environ)}

@@ -14,6 +14,9 @@ REASONS = {
     PauseReason.TEMPERATURE: N_("too hot"),
     PauseReason.POWER: N_("draws too much power"),
     PauseReason.MONTHLY_CAP: N_("the month's transfer is used up"),
+    PauseReason.METERED: N_("the connection is metered"),
+    PauseReason.PROGRAM: N_("a program of pause_when runs"),
+    PauseReason.LOAD: N_("other programs need the processors"),
 }
 
 STATES = {
@@ -61,8 +64,16 @@ def status_lines(status: NodeStatus) -> list[str]:
             total=size(status.bytes_down), rate=rate(status.down_bytes_per_s), limit=limit(limits.down_bytes_per_s)
         ),
         f"{status.month}:   {month}",
+        *_lan_lines(status),
         _("threads:   {number}").format(number=limits.threads),
     ]
+
+
+def _lan_lines(status: NodeStatus) -> list[str]:
+    if not status.limits.lan_unlimited:
+        return []
+    up, down = size(status.lan_bytes_up), size(status.lan_bytes_down)
+    return [_("lan:       {up} up, {down} down, neither limited nor counted").format(up=up, down=down)]
 
 
 def state_line(status: NodeStatus) -> str:

@@ -75,12 +75,15 @@ class ExpertBackend(Protocol):
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes."""
 
+    def free_bytes(self) -> int:
+        """Memory that packed experts may still take where this back end keeps them, in bytes."""
+
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> PackedExpert:
         """Bring an expert into this back end's layout.
 
         Raises:
             CheckpointError: shapes or dtypes do not fit `spec` and the format, a value is not finite, or there are
-            biases where `spec` has none, or the other way round.
+            biases where `spec` has none, or the other way round. InvalidRequest: it does not fit the device's memory.
         """
 
     def run(
@@ -99,5 +102,5 @@ class ExpertBackend(Protocol):
         rows that no pair names are zero. Arithmetic: DESIGN §7, rounding 0 or 1.
 
         Raises:
-            InvalidRequest: shapes or indices that contradict each other.
+            InvalidRequest: shapes or indices that contradict each other. Busy: no memory for this call.
         """

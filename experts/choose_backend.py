@@ -27,15 +27,16 @@ class KernelChoice(StrEnum):
     REFERENCE = "reference"
 
 
-def choose_backend(choice: KernelChoice, threads: int) -> ExpertBackend:
-    """The back end for `choice`. `threads` 0: one per core that this process may use.
+def choose_backend(choice: KernelChoice, threads: int, device_limit_bytes: int | None = None) -> ExpertBackend:
+    """The back end for `choice`. `threads` 0: one per core that this process may use. `device_limit_bytes`: what it may
+    take of a CUDA device; None: what is free.
 
     Raises:
         InvalidRequest: the C++ kernels are asked for and were not built, or more threads than they can have; a CUDA
         device is asked for and is not there.
     """
     if choice is KernelChoice.CUDA:
-        return CudaBackend(torch.device("cuda"))
+        return CudaBackend(torch.device("cuda"), limit_bytes=device_limit_bytes)
     if choice is KernelChoice.REFERENCE:
         return ReferenceBackend()
     if cpu.is_available():

@@ -7,6 +7,7 @@ Knows experts and rows; knows no peers and no files.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert, QuantizedWeight
@@ -55,6 +56,10 @@ class CpuBackend(ExpertBackend):
         wide = packed_bytes(Format(weight_format), spec.inter, spec.hidden)
         biases = bias_bytes(spec.inter, spec.hidden) if spec.has_biases else 0
         return 2 * wide + packed_bytes(Format(weight_format), spec.hidden, spec.inter) + biases
+
+    def free_bytes(self) -> int:
+        """Free main memory."""
+        return int(psutil.virtual_memory().available)
 
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> CpuExpert:
         weight_format, wide, tall = Format(weights.format), (spec.inter, spec.hidden), (spec.hidden, spec.inter)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert, QuantizedWeight
+from shoal.experts.device_memory import CudaMemory, DeviceMemory, ExpertRoom, HostMemory
 from shoal.experts.family import ExpertSpec
 from shoal.experts.row_checks import check_rows
 from shoal.experts.weight_formats import checked_biases, dequantize_expert, stored_bytes
@@ -19,7 +20,7 @@ from shoal.kernels.cuda.grouped_swiglu import DeviceExperts, grouped_swiglu
 from shoal.kernels.cuda.layout import Codes, Layout
 from shoal.kernels.formats import decode_scale
 from shoal.kernels.reference import Biases
-from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.errors import Busy, InvalidRequest
 from shoal.protocol.messages import Rounding, WeightFormat
 
 LAYOUTS = {
@@ -32,6 +33,9 @@ LAYOUTS = {
     WeightFormat.MXFP4: Layout(Codes.E2M1, 32),
 }
 """How each format's bytes are read on the device."""
+
+FULL_RETRY_S = 1.0
+"""When a call finds the device full: by then other calls in flight have given their buffers back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,21 @@ class CudaBackend(ExpertBackend):
     """`ExpertBackend` on one CUDA device, for every format of `weight_formats.py`.
 
     `is_interpreted` is for tests: the programs run on the CPU in Triton's interpreter, which the environment variable
-    TRITON_INTERPRET=1 must have switched on before the first call.
+    TRITON_INTERPRET=1 must have switched on before the first call. `limit_bytes`: what this process may take of the
+    device, experts and work buffers together; None: what is free. `memory`: the device's, unless a test has another.
 
     Raises:
         InvalidRequest: no such CUDA device, or Triton is not installed.
     """
 
-    def __init__(self, device: torch.device, *, is_interpreted: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        is_interpreted: bool = False,
+        limit_bytes: int | None = None,
+        memory: DeviceMemory | None = None,
+    ) -> None:
         if not is_interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
             raise InvalidRequest(
                 f"the CUDA back end on {device}: this machine or this build of torch has no such device"
@@ -73,6 +85,7 @@ class CudaBackend(ExpertBackend):
         if find_spec("triton") is None:
             raise InvalidRequest("the CUDA back end needs triton, which is not installed: pip install 'shoal[cuda]'")
         self._device = device
+        self._room = ExpertRoom(memory or (HostMemory() if is_interpreted else CudaMemory(device)), limit_bytes)
 
     @property
     def name(self) -> str:
@@ -90,11 +103,19 @@ class CudaBackend(ExpertBackend):
         """Device memory that one packed expert will take, in bytes: as stored, fp8 scales and biases as fp32."""
         return stored_bytes(spec, weight_format)
 
+    def free_bytes(self) -> int:
+        """Device memory that experts may still take, within the limit."""
+        return max(0, self._room.left_bytes())
+
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> CudaExpert:
         dequantize_expert(spec, weights)  # for its checks: a NaN on the device would be found by a client
         biases = checked_biases(spec, weights)
-        packed = tuple(self._move(weight, weights.format) for weight in (weights.gate, weights.up, weights.down))
-        on_device = None if biases is None else Biases(*(self._copy(bias) for bias in biases))
+        self._room.claim(stored_bytes(spec, weights.format))
+        try:
+            packed = tuple(self._move(weight, weights.format) for weight in (weights.gate, weights.up, weights.down))
+            on_device = None if biases is None else Biases(*(self._copy(bias) for bias in biases))
+        except torch.OutOfMemoryError:  # another program took what was free, or fragments did
+            raise InvalidRequest("the device has no room for another expert") from None
         return CudaExpert(spec, weights.format, (packed[0], packed[1], packed[2]), on_device)
 
     def run(
@@ -120,8 +141,11 @@ class CudaBackend(ExpertBackend):
             packed[0].spec.has_biases,
         )
         is_rounded = Rounding(rounding) is Rounding.BF16
-        with torch.no_grad():
-            return grouped_swiglu(on_device, x, row_idx, offsets, topk_weights, is_rounded=is_rounded).cpu()
+        try:
+            with torch.no_grad():
+                return grouped_swiglu(on_device, x, row_idx, offsets, topk_weights, is_rounded=is_rounded).cpu()
+        except torch.OutOfMemoryError:  # this call is too large for what is left: a replica may have more
+            raise Busy("the device has no memory left for this call", FULL_RETRY_S) from None
 
     def _move(self, weight: QuantizedWeight, weight_format: WeightFormat) -> QuantizedWeight:
         """A copy on the device, in memory of its own."""

@@ -8,6 +8,7 @@ the C++ and CUDA back ends keep the stored format. Knows experts and rows; knows
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from shoal.experts.backend import ExpertBackend, ExpertWeights, PackedExpert
@@ -51,6 +52,10 @@ class ReferenceBackend(ExpertBackend):
     def resident_bytes(self, spec: ExpertSpec, weight_format: WeightFormat) -> int:
         """Memory that one packed expert will take, in bytes: fp32 whatever the stored format."""
         return stored_bytes(spec, WeightFormat.F32)
+
+    def free_bytes(self) -> int:
+        """Free main memory."""
+        return int(psutil.virtual_memory().available)
 
     def pack(self, spec: ExpertSpec, weights: ExpertWeights) -> ReferenceExpert:
         matrices, biases = dequantize_expert(spec, weights), checked_biases(spec, weights)

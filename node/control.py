@@ -53,6 +53,7 @@ class NodeControl:
     guest: Guest
     meter: TransferMeter
     traffic: Traffic
+    lan_traffic: Traffic
     memory: LogMemory
     stop: asyncio.Event
     clock: Callable[[], float]
@@ -127,6 +128,8 @@ class NodeControl:
             month_bytes=self.meter.month_bytes,
             limits=limits_of(settings),
             addresses=node.info.addresses if node else (),
+            lan_bytes_up=self.lan_traffic.bytes_sent,
+            lan_bytes_down=self.lan_traffic.bytes_received,
         )
 
     def _state(self) -> NodeState:
@@ -200,6 +203,8 @@ def limits_of(settings: NodeSettings) -> NodeLimits:
         up_bytes_per_s=guest.up_bytes_per_s,
         down_bytes_per_s=guest.down_bytes_per_s,
         monthly_bytes=guest.monthly_bytes,
+        vram_bytes=settings.vram_bytes,
+        lan_unlimited=guest.lan_unlimited,
     )
 
 

@@ -145,7 +145,7 @@ async def running_node(
     threads = settings.threads or default_threads()
     torch.set_num_threads(threads)
     identity = _identity(settings)
-    backend = choose_backend(settings.kernel, threads)
+    backend = choose_backend(settings.kernel, threads, settings.vram_bytes)
     throttle = throttle or Throttle()
     async with AsyncExitStack() as stack:
         worker = ComputeWorker("kernel")

@@ -16,6 +16,10 @@ POWER_DOWN = 0.9
 """The same for power: it works again below this share of the limit."""
 
 
+LOAD_DOWN = 0.8
+"""The same for others' load, which jumps more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sensors:
     """One look at the machine. None: it can not be known here."""
@@ -28,6 +32,12 @@ class Sensors:
     temperature_c: float | None = None
     """The hottest processor."""
     power_w: float | None = None
+    is_metered: bool | None = None
+    """Whether the connection to the internet is paid by the byte."""
+    program: str | None = None
+    """A program that the owner gives way to and that runs now; None too if there is none."""
+    other_load: float | None = None
+    """The share of all processors that other programs keep busy."""
     month_bytes: int = 0
     """Both directions, this month."""
 
@@ -66,8 +76,14 @@ def decide(
         return Verdict(PauseReason.POWER)
     if sensors.is_on_battery and not settings.on_battery:
         return Verdict(PauseReason.BATTERY)
+    if sensors.is_metered and not settings.on_metered:
+        return Verdict(PauseReason.METERED)
     if not schedule.is_open(now_s):
         return Verdict(PauseReason.SCHEDULE, schedule.next_change_s(now_s))
+    if sensors.program is not None:
+        return Verdict(PauseReason.PROGRAM)
+    if _is_busy_elsewhere(settings, sensors, before):
+        return Verdict(PauseReason.LOAD)
     return _by_input(settings, sensors)
 
 
@@ -83,6 +99,13 @@ def _takes_too_much(settings: GuestSettings, sensors: Sensors, before: PauseReas
         return False
     share = POWER_DOWN if before is PauseReason.POWER else 1.0
     return sensors.power_w >= settings.max_power_w * share
+
+
+def _is_busy_elsewhere(settings: GuestSettings, sensors: Sensors, before: PauseReason | None) -> bool:
+    if settings.max_other_load is None or sensors.other_load is None:
+        return False
+    share = LOAD_DOWN if before is PauseReason.LOAD else 1.0
+    return sensors.other_load > settings.max_other_load * share
 
 
 def _by_input(settings: GuestSettings, sensors: Sensors) -> Verdict:

@@ -12,7 +12,7 @@ import psutil
 
 from shoal.experts.locations import default_cache_dir
 from shoal.node.doctor import Facts
-from shoal.node.sensors import RunProgram, idle_seconds, run_program
+from shoal.node.sensors import RunProgram, idle_seconds, is_metered, run_program
 from shoal.node.settings import NodeSettings
 from shoal.protocol.control import Coverage
 from shoal.protocol.errors import ShoalError
@@ -69,6 +69,8 @@ def gather(
         can_torch_use_cuda=can_cuda,
         idle_only=settings.guest.idle_only,
         idle_s=idle_seconds(now_s, run),
+        on_metered=settings.guest.on_metered,
+        is_metered=None if settings.guest.on_metered else is_metered(run),
         has_slow_start_after_idle=SLOW_START.read_text().strip() == "1" if SLOW_START.exists() else None,
         max_file_descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         is_node_running=is_node_running,

@@ -85,6 +85,8 @@ class Facts:
     can_torch_use_cuda: bool
     idle_only: bool
     idle_s: float | None
+    on_metered: bool
+    is_metered: bool | None
     has_slow_start_after_idle: bool | None
     max_file_descriptors: int
     is_node_running: bool
@@ -218,7 +220,7 @@ def check_gpu(facts: Facts) -> Finding:
         return _ok("gpu", "none; experts run on the processor")
     if not facts.can_torch_use_cuda:
         return _warn("gpu", f"{facts.nvidia_gpus} NVIDIA GPUs, but torch can not use CUDA", "nvidia-smi")
-    return _ok("gpu", f"{facts.nvidia_gpus} NVIDIA GPUs, CUDA works; this version's nodes use the processor")
+    return _ok("gpu", f"{facts.nvidia_gpus} NVIDIA GPUs, CUDA works; `shoal node --kernel cuda` uses it")
 
 
 def check_idle(facts: Facts) -> Finding:
@@ -226,6 +228,20 @@ def check_idle(facts: Facts) -> Finding:
     if facts.idle_only and facts.idle_s is None:
         return _fail("idle", "idle_only is set and nothing says when this machine is idle", "shoal node --no-idle-only")
     return _ok("idle", "not asked for" if not facts.idle_only else "the session says when nobody is there")
+
+
+def check_metered(facts: Facts) -> Finding:
+    """A node pauses on a metered connection, if somebody says that it is one."""
+    if facts.on_metered:
+        return _ok("metered", "not asked for: on_metered is set")
+    if facts.is_metered is None:
+        return _warn(
+            "metered", "nothing here says whether the connection is metered (no NetworkManager); the node works",
+            "shoal node --monthly 50GB",
+        )  # fmt: skip
+    if facts.is_metered:
+        return _warn("metered", "the connection is metered: the node pauses", "shoal node --on-metered")
+    return _ok("metered", "the connection is not metered")
 
 
 def check_tcp(facts: Facts) -> Finding:
@@ -260,7 +276,8 @@ def check_coverage(facts: Facts) -> Finding:
 
 CHECKS: Sequence[Callable[[Facts], Finding]] = (
     check_settings, check_clock, check_runtime_dir, check_key_file, check_ports, check_reachability, check_lan,
-    check_disk, check_ram, check_model, check_torch, check_kernels, check_p2pd, check_gpu, check_idle, check_tcp,
+    check_disk, check_ram, check_model, check_torch, check_kernels, check_p2pd, check_gpu, check_idle, check_metered,
+    check_tcp,
     check_files, check_node, check_coverage,
 )  # fmt: skip
 

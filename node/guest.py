@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from shoal.node.decision import Sensors, UserPause, Verdict, decide
 from shoal.node.gate import WorkGate
-from shoal.node.log_events import NodePaused, NodeResumed, TransferNotCounted, log_event
+from shoal.node.log_events import NodePaused, NodeResumed, PauseNotKept, TransferNotCounted, log_event
+from shoal.node.pause_file import PauseFile
 from shoal.node.schedule import parse_schedule
 from shoal.node.settings import GuestSettings
 from shoal.node.transfer_meter import TransferMeter
@@ -26,10 +27,15 @@ ReadSensors = Callable[[float, int], Sensors]
 
 
 class Guest:
-    """Decides for one node whether it works. clock: Unix time in seconds."""
+    """Decides for one node whether it works. clock: Unix time in seconds; kept: the pause of the run before."""
 
     def __init__(
-        self, settings: GuestSettings, read_sensors: ReadSensors, meter: TransferMeter, clock: Callable[[], float]
+        self,
+        settings: GuestSettings,
+        read_sensors: ReadSensors,
+        meter: TransferMeter,
+        kept: PauseFile,
+        clock: Callable[[], float],
     ) -> None:
         """
         Raises:
@@ -40,7 +46,8 @@ class Guest:
         self._read_sensors = read_sensors
         self._meter = meter
         self._clock = clock
-        self._pause: UserPause | None = None
+        self._kept = kept
+        self._pause = kept.read(clock())
         self._sensors: Sensors | None = None
         self._gate: WorkGate | None = None
         self._acting = asyncio.Lock()
@@ -60,14 +67,19 @@ class Guest:
             await self._look()
 
     async def pause(self, duration_s: float | None) -> None:
-        """The owner wants the machine: returns within a second, when nothing is computed for others."""
-        self._pause = UserPause(None if duration_s is None else self._clock() + duration_s)
-        self._decide()
-        await self._act()
+        """The owner wants the machine: returns within a second, when nothing is computed for others. Outlives us."""
+        await self._set(UserPause(None if duration_s is None else self._clock() + duration_s))
 
     async def resume(self) -> None:
         """The owner's pause is over; other reasons stay."""
-        self._pause = None
+        await self._set(None)
+
+    async def _set(self, pause: UserPause | None) -> None:
+        self._pause = pause
+        try:
+            self._kept.write(pause)
+        except OSError as error:
+            log_event(PauseNotKept(type(error).__name__))
         self._decide()
         await self._act()
 

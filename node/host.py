@@ -22,8 +22,9 @@ from shoal.node.loading import StageProgress
 from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
 from shoal.node.mqtt_settings import check_mqtt
+from shoal.node.pause_file import PauseFile
 from shoal.node.schedule import month_of, parse_schedule
-from shoal.node.sensors import read_sensors
+from shoal.node.sensors import MachineSensors
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.node.telemetry import send_telemetry
 from shoal.node.transfer_meter import TransferMeter
@@ -41,9 +42,10 @@ async def serve_until_stopped(
     settings: NodeSettings,
     on_ready: Callable[[NodeInfo], None],
     progress: StageProgress = no_progress,
-    read: ReadSensors = read_sensors,
+    read: ReadSensors | None = None,
 ) -> None:
-    """Run a node until SIGTERM, SIGINT or `Drain`, then drain; a second signal ends it at once.
+    """Run a node until SIGTERM, SIGINT or `Drain`, then drain; a second signal ends it at once. read: None has this
+    machine's sensors.
 
     Raises:
         ShoalError: it could not start.
@@ -59,7 +61,7 @@ async def serve_until_stopped(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     with suppress(asyncio.CancelledError):
-        await host(settings, stop, on_ready, progress, read)
+        await host(settings, stop, on_ready, progress, read or MachineSensors(settings.guest))
 
 
 async def host(
@@ -80,17 +82,17 @@ async def host(
         check_mqtt(settings.mqtt)
     if settings.guest.low_priority:
         yield_to_others()
-    traffic = Traffic()
+    traffic, lan_traffic = Traffic(), Traffic()
     guest_settings = settings.guest
     zone = parse_schedule("", guest_settings.time_zone).zone
     meter = TransferMeter(
         states / f"{settings.name}.transfer.json", traffic, lambda: month_of(time.time(), zone),
         guest_settings.monthly_bytes,
     )  # fmt: skip
-    guest = Guest(guest_settings, read, meter, time.time)
+    guest = Guest(guest_settings, read, meter, PauseFile(states / f"{settings.name}.pause.json"), time.time)
     try:
         with logging_to(log_path(states, settings.name), settings.log_level, loop) as memory:
-            control = NodeControl(settings, guest, meter, traffic, memory, stop, time.time, time.time())
+            control = NodeControl(settings, guest, meter, traffic, lan_traffic, memory, stop, time.time, time.time())
             async with control_server(runtime_dir(), settings.name, control):
                 await _run(settings, control, on_ready, progress)
     finally:
@@ -102,7 +104,7 @@ async def _run(
 ) -> None:
     """The node from its start to its end, which is logged."""
     notify, stop, error = sd_notifier(os.environ), control.stop, "Cancelled"
-    throttle = _throttle(settings.guest, control.traffic)
+    throttle = _throttle(settings.guest, control)
 
     async def serve(is_ready: asyncio.Event) -> None:
         verdict = await control.guest.first_verdict()
@@ -187,10 +189,11 @@ def _size_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
-def _throttle(guest: GuestSettings, traffic: Traffic) -> Throttle:
+def _throttle(guest: GuestSettings, control: NodeControl) -> Throttle:
     clock = asyncio.get_running_loop().time
     bucket = partial(_bucket, clock=clock)
-    return Throttle(bucket(guest.up_bytes_per_s), bucket(guest.down_bytes_per_s), traffic)
+    up, down = bucket(guest.up_bytes_per_s), bucket(guest.down_bytes_per_s)
+    return Throttle(up, down, control.traffic, control.lan_traffic if guest.lan_unlimited else None)
 
 
 def _bucket(bytes_per_s: int | None, clock: Callable[[], float]) -> TokenBucket | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import psutil
 
 from shoal.experts.backend import ExpertBackend, PackedExpert
+from shoal.experts.choose_backend import KernelChoice
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
 from shoal.node.assignment import Holding
@@ -39,11 +40,22 @@ def check_memory(settings: NodeSettings, store: ModelStore, backend: ExpertBacke
     """
     count = sum(len(experts) for experts in holding.values())
     needed = count * backend.resident_bytes(store.spec.expert, store.weight_format)
-    limit = settings.share_bytes if settings.share_bytes is not None else psutil.virtual_memory().available
+    limit = _limit_bytes(settings, backend)
     if needed > limit:
         raise InvalidRequest(
             f"{count} experts take {needed / 1e6:,.0f} MB here and {limit / 1e6:,.0f} MB are to be had"
         )
+
+
+def _limit_bytes(settings: NodeSettings, backend: ExpertBackend) -> int:
+    """What experts may take: `--share`, and where a device has a limit of its own, within that; else what is free."""
+    if settings.share_bytes is None:
+        return backend.free_bytes()
+    return min(settings.share_bytes, backend.free_bytes()) if _has_device_limit(settings) else settings.share_bytes
+
+
+def _has_device_limit(settings: NodeSettings) -> bool:
+    return settings.vram_bytes is not None and settings.kernel is KernelChoice.CUDA
 
 
 async def choose_holding(
@@ -54,9 +66,9 @@ async def choose_holding(
     Raises:
         InvalidRequest: not even one expert fits.
     """
-    share = settings.share_bytes
-    if share is None:
-        share = int(psutil.virtual_memory().available * DEFAULT_SHARE_OF_FREE_MEMORY)
+    share = _limit_bytes(settings, backend)
+    if settings.share_bytes is None and not _has_device_limit(settings):
+        share = int(share * DEFAULT_SHARE_OF_FREE_MEMORY)
     num_experts = share // backend.resident_bytes(store.spec.expert, store.weight_format)
     if num_experts < 1:
         raise InvalidRequest(f"a share of {share} bytes holds no expert of this model")

@@ -136,6 +136,14 @@ class TransferNotCounted(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class PauseNotKept(LogEvent):
+    """The pause, or its end, can not be written: after a restart the node does as before."""
+
+    LEVEL = logging.WARNING
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConnected(LogEvent):
     """The broker takes our figures."""
 
@@ -166,7 +174,8 @@ class LibrarySaid(LogEvent):
 
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
-    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | TelemetryConnected | TelemetryLost | LibrarySaid
+    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | TelemetryConnected | TelemetryLost
+    | LibrarySaid
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

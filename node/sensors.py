@@ -1,6 +1,7 @@
-"""One look at the machine: is somebody at it, is it on battery, how hot is it, what does it draw.
+"""One look at the machine: is somebody at it, what else runs, is it on battery or a metered line, how hot is it.
 
-What can not be known is None and never a guess. Blocking (files, and one short program); call it from a thread.
+What can not be known is None and never a guess. Blocking (files, and short programs); call it from a thread. Only what
+the settings ask for is looked at: an idle node is not to be felt.
 """
 
 import re
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import psutil
 
 from shoal.node.decision import Sensors
+from shoal.node.other_programs import OtherLoad, cpu_times, first_match, process_names
+from shoal.node.settings import GuestSettings
 
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
 """hwmon's names of processors: Intel, AMD, ARM boards, and ACPI's zone. Disks and radios run hotter and say nothing."""
@@ -22,6 +25,15 @@ PROGRAM_TIMEOUT_S = 2.0
 
 LOGIND = ("loginctl", "show-session", "--property=IdleHint", "--property=IdleSinceHint")
 """Of all sessions together. Desktops set it from X11 or Wayland input, logind itself from terminals."""
+
+METERED = (
+    "busctl", "get-property", "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager",
+    "org.freedesktop.NetworkManager", "Metered",
+)  # fmt: skip
+"""Of the connection that traffic leaves by. NMMetered: 0 unknown, 1 yes, 2 no, 3 perhaps (a phone), 4 hardly."""
+
+METERED_LOOK_S = 60.0
+"""Between two questions to NetworkManager: people change networks seldom."""
 
 IOREG = ("ioreg", "-c", "IOHIDSystem", "-d", "4")
 """macOS: nanoseconds since the last input."""
@@ -37,16 +49,35 @@ class Temperature(NamedTuple):
     current: float
 
 
-def read_sensors(now_s: float, month_bytes: int, run: RunProgram | None = None) -> Sensors:
-    """Read all of them. now_s: Unix time; month_bytes: the transfer meter's."""
-    return Sensors(
-        now_s=now_s,
-        idle_s=idle_seconds(now_s, run or run_program),
-        is_on_battery=is_on_battery(),
-        temperature_c=hottest(_temperatures()),
-        power_w=power_watts(HWMON),
-        month_bytes=month_bytes,
-    )
+class MachineSensors:
+    """Reads this machine as often as it is called; keeps what is too dear to ask for each time."""
+
+    def __init__(self, settings: GuestSettings, run: RunProgram | None = None) -> None:
+        self._settings = settings
+        self._run = run or run_program
+        self._other_load = OtherLoad(cpu_times)
+        self._is_metered: bool | None = None
+        self._metered_at_s = float("-inf")
+
+    def __call__(self, now_s: float, month_bytes: int) -> Sensors:
+        """now_s: Unix time; month_bytes: the transfer meter's."""
+        settings = self._settings
+        return Sensors(
+            now_s=now_s,
+            idle_s=idle_seconds(now_s, self._run) if settings.idle_only else None,
+            is_on_battery=is_on_battery(),
+            temperature_c=hottest(_temperatures()),
+            power_w=power_watts(HWMON),
+            is_metered=None if settings.on_metered else self._metered(now_s),
+            program=first_match(settings.pause_when, process_names()) if settings.pause_when else None,
+            other_load=None if settings.max_other_load is None else self._other_load(),
+            month_bytes=month_bytes,
+        )
+
+    def _metered(self, now_s: float) -> bool | None:
+        if not 0 <= now_s - self._metered_at_s < METERED_LOOK_S:
+            self._is_metered, self._metered_at_s = is_metered(self._run), now_s
+        return self._is_metered
 
 
 def run_program(command: Sequence[str]) -> str | None:
@@ -73,6 +104,12 @@ def idle_seconds(now_s: float, run: RunProgram, platform: str = sys.platform) ->
     if hint is None or since is None:
         return None
     return max(0.0, now_s - int(since[1]) / 1e6) if hint[1] == "yes" else 0.0
+
+
+def is_metered(run: RunProgram) -> bool | None:
+    """Whether NetworkManager calls the connection metered; None: it does not know, or is not there."""
+    said = re.fullmatch(r"u (\d+)", (run(METERED) or "").strip())
+    return {"1": True, "2": False, "3": True, "4": False}.get(said[1]) if said else None
 
 
 def is_on_battery() -> bool | None:

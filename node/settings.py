@@ -25,6 +25,11 @@ class GuestSettings:
     down_bytes_per_s: Count | None = None
     """Bytes per second that we receive. None: no limit."""
 
+    lan_unlimited: bool = False
+    """Neither limit nor count what the direct channel sends to and receives from private addresses (10/8, 172.16/12,
+    192.168/16, fc00::/7, link-local, this machine). Default off: behind a proxy or a container's NAT strangers come
+    from such addresses too, and a limit is a limit until its owner says otherwise. libp2p's traffic always counts."""
+
     monthly_bytes: Count | None = None
     """Bytes per calendar month, both directions; then the node pauses until the next. None: no cap."""
 
@@ -43,6 +48,18 @@ class GuestSettings:
 
     on_battery: bool = False
     """Work on battery power too. Default off: it would empty in an hour."""
+
+    on_metered: bool = False
+    """Work on a connection that NetworkManager calls metered, or guesses to be. Default off: somebody pays by the byte.
+    Where nothing tells, the node works, and `shoal doctor` says that nothing tells."""
+
+    pause_when: tuple[str, ...] = ()
+    """Programs before which the node gives way while they run, e.g. `game.exe, steam_app_*`: names as the system's list
+    of processes has them, with * and ?, case aside."""
+
+    max_other_load: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """Pause while other programs keep more than this share of all processors busy, 0 to 1. Our own load does not count.
+    None: no limit, for at the lowest priority others go first anyway."""
 
     schedule: str = ""
     """Local times in which to work, e.g. `22:00-06:00` or `mon-fri 18:00-08:00, sat-sun 00:00-24:00`. Empty: always."""
@@ -71,6 +88,10 @@ class NodeSettings:
 
     share_bytes: Count | None = None
     """Memory for experts, in bytes, when `experts` is None. None: everything, if it fits half of the free memory."""
+
+    vram_bytes: Count | None = None
+    """What the process may take of a CUDA device's memory, experts and work buffers together; for `kernel` cuda.
+    None: what is free."""
 
     join: tuple[str, ...] = ()
     """Multiaddrs of peers, or an invite token. Empty: the first node of a new swarm."""

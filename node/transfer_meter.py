@@ -6,12 +6,12 @@ bytes come in.
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.node.durable_file import replace_file
 from shoal.protocol.net.channel import Traffic
 
 RESERVE_BYTES = 16 * 1024 * 1024
@@ -100,12 +100,5 @@ class TransferMeter:
             self._month_bytes = max(0, month_bytes)
 
     def _write(self, reserved_bytes: int) -> None:
-        """Whole or not at all."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"month": self._month, "bytes": reserved_bytes}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps({"month": self._month, "bytes": reserved_bytes}))
         self._reserved_bytes = reserved_bytes

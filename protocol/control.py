@@ -57,6 +57,12 @@ class PauseReason(StrEnum):
     TEMPERATURE = "temperature"
     POWER = "power"
     MONTHLY_CAP = "monthly_cap"
+    METERED = "metered"
+    """the connection is paid by the byte"""
+    PROGRAM = "program"
+    """a program that the owner gives way to runs"""
+    LOAD = "load"
+    """other programs keep the processors busy"""
 
 
 # ---- what the owner asks -------------------------------------------------------------------------------------------
@@ -128,6 +134,10 @@ class NodeLimits:
     down_bytes_per_s: Count | None
     monthly_bytes: Count | None
     """both directions together"""
+    vram_bytes: Count | None = None
+    """of a CUDA device, in all"""
+    lan_unlimited: bool = False
+    """private addresses know no limit and are not counted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +180,9 @@ class NodeStatus:
     month_bytes: Count
     limits: NodeLimits
     addresses: tuple[str, ...]
+    lan_bytes_up: Count = 0
+    """with `lan_unlimited`: what went to private addresses, not in `bytes_up`"""
+    lan_bytes_down: Count = 0
 
 
 class PeerRole(StrEnum):

@@ -54,5 +54,8 @@ def pause_word(reason: PauseReason) -> str:
         PauseReason.TEMPERATURE: _("too warm"),
         PauseReason.POWER: _("too much power"),
         PauseReason.MONTHLY_CAP: _("the month's transfer is used up"),
+        PauseReason.METERED: _("metered connection"),
+        PauseReason.PROGRAM: _("a program you named runs"),
+        PauseReason.LOAD: _("others need the processors"),
     }
     return words[reason]

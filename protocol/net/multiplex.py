@@ -27,7 +27,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.membership import MemberGate, Membership
 from shoal.protocol.messages import Challenge, Hello, Lane, MemberHello, Message, Refusal, Welcome
 from shoal.protocol.net.admission import Admission
-from shoal.protocol.net.channel import Channel, ClientCount, Handler
+from shoal.protocol.net.channel import Channel, ClientCount, Handler, Traffic
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.refusals import error_of, refusal_of
@@ -147,13 +147,14 @@ class LaneServer:
         On a proper end the client has closed first, as p2pd needs it.
         """
         expected = HANDSHAKE_FROM_CLIENT if self._gate is None else HANDSHAKE_FROM_MEMBER
-        lane = LaneStream(reader, writer, expected, self._throttle)
+        throttle = self._throttle.of_connection(writer)
+        lane = LaneStream(reader, writer, expected, throttle)
         if self._is_closed:
             lane.abort()
             return
         self._lanes.add(lane)
         try:
-            await self._serve(lane, proven_peer)
+            await self._serve(lane, proven_peer, throttle.traffic)
         except ChannelClosed:
             lane.close()
             await lane.wait_closed()
@@ -205,7 +206,7 @@ class LaneServer:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _serve(self, lane: LaneStream, proven_peer: PeerId | None) -> None:
+    async def _serve(self, lane: LaneStream, proven_peer: PeerId | None, traffic: Traffic) -> None:
         with ExitStack() as place:
             with self.admission.half_open():
                 hello, admitted = await self._receive_hello(lane, proven_peer)
@@ -213,7 +214,7 @@ class LaneServer:
                     session = self._enter(place, lane, admitted)
                 except CapacityError as error:
                     await _send_away(lane, error)
-            lane.begin(FROM_CLIENT, self._throttle.traffic)
+            lane.begin(FROM_CLIENT, traffic)
             lane.write(0, _welcome(hello))
             await session.serve(lane)
 

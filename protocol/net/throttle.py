@@ -2,7 +2,8 @@
 
 A token bucket per direction. What we send is paced in small pieces between the lane and the connection; what we receive
 is read no faster than allowed, and TCP's window tells the sender. A connection's buffers still take a first burst of at
-most `READ_BYTES` and the kernel's. Counts what lanes carry: not TLS's own 0.2 %, nor the directory's traffic.
+most `READ_BYTES` and the kernel's. Counts what lanes carry: not TLS's own 0.2 %, nor the directory's traffic. An owner
+may let his own network be outside the limits: `of_connection` tells it by the other end's address.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 
 from shoal.protocol.frames import Buffer
 from shoal.protocol.net.channel import Traffic
@@ -26,6 +28,15 @@ INNER_HIGH_WATER_BYTES = 256 * 1024
 """Beyond it the network is slower than the limit, and pieces wait here instead of there."""
 
 INNER_RETRY_S = 0.02
+
+LAN_NETWORKS = tuple(
+    ip_network(words)
+    for words in (
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7",  # RFC 1918, RFC 4193
+        "169.254.0.0/16", "fe80::/10", "127.0.0.0/8", "::1",  # link-local, this machine
+    )
+)  # fmt: skip
+"""Not 100.64.0.0/10, which providers put between themselves and their customers (RFC 6598)."""
 
 UNBOUNDED = 2**31 - 1
 """The connection's own high-water mark under pacing: it may never pause the protocol, which we do."""
@@ -68,6 +79,14 @@ class Throttle:
     up: TokenBucket | None = None
     down: TokenBucket | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    lan_traffic: Traffic | None = None
+    """Counts what goes to and comes from private addresses, which then know no limit. None: they are as all others."""
+
+    def of_connection(self, writer: StreamWriter) -> "Throttle":
+        """What holds for one connection, by where its other end is."""
+        if self.lan_traffic is None or not is_local(writer.get_extra_info("peername")):
+            return self
+        return Throttle(traffic=self.lan_traffic)
 
     def paced(self, reader: StreamReader, writer: StreamWriter) -> StreamWriter:
         """The writer to use instead of `writer`."""
@@ -86,6 +105,21 @@ class Throttle:
     def read_size(self, wanted_bytes: int) -> int:
         """How much to read at a time."""
         return wanted_bytes if self.down is None else min(wanted_bytes, self.down.piece_bytes)
+
+
+def is_local(peername: object) -> bool:
+    """Whether a socket's other end is on this machine or a private network.
+
+    A Unix socket is libp2p's, whose peer may be anywhere: it is not.
+    """
+    if not isinstance(peername, tuple) or not peername:
+        return False
+    try:
+        address = ip_address(str(peername[0]).split("%")[0])
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in LAN_NETWORKS)
 
 
 class PacedTransport(asyncio.Transport):

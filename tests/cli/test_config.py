@@ -45,7 +45,7 @@ def values(key: str) -> st.SearchStrategy[Plain]:
     elif "bool" in kind:
         some = st.booleans()
     elif "float" in kind:
-        some = st.floats(1, 1e12)
+        some = st.floats(0.01, 1) if key.endswith("_load") else st.floats(1, 1e12)
     elif "int" in kind:
         some = st.integers(1, 256 if "serve" in key else 65535 if "port" in key else 2**63 - 1)
     else:

@@ -13,7 +13,8 @@ NOON = 1_795_348_800.0  # 2026-11-22 12:00 UTC
 QUIET = Sensors(NOON, idle_s=10_000.0, is_on_battery=False, temperature_c=50.0, power_w=80.0, month_bytes=0)
 ALWAYS = parse_schedule("", "UTC")
 STRICT = GuestSettings(
-    idle_only=True, idle_after_s=300, max_temperature_c=80.0, max_power_w=200.0, monthly_bytes=10**9
+    idle_only=True, idle_after_s=300, max_temperature_c=80.0, max_power_w=200.0, monthly_bytes=10**9,
+    max_other_load=0.5,
 )  # fmt: skip
 
 
@@ -34,6 +35,11 @@ def test_a_quiet_machine_works() -> None:
         ({"temperature_c": 80.0}, PauseReason.TEMPERATURE),
         ({"power_w": 200.0}, PauseReason.POWER),
         ({"month_bytes": 10**9}, PauseReason.MONTHLY_CAP),
+        ({"is_metered": True}, PauseReason.METERED),
+        ({"program": "game.exe"}, PauseReason.PROGRAM),
+        ({"other_load": 0.51}, PauseReason.LOAD),
+        ({"is_metered": None, "other_load": None}, None),
+        ({"is_metered": False, "other_load": 0.5}, None),
         ({"idle_s": 300.0}, None),
         ({"is_on_battery": None}, None),
         ({"temperature_c": None, "power_w": None}, None),
@@ -81,6 +87,7 @@ def test_somebody_at_the_keyboard_gets_five_minutes_after_the_last_key() -> None
     ("reason", "field", "values"),
     [
         (PauseReason.TEMPERATURE, "temperature_c", [(79.0, False), (80.0, True), (76.0, True), (74.9, False)]),
+        (PauseReason.LOAD, "other_load", [(0.5, False), (0.6, True), (0.45, True), (0.39, False)]),
         (PauseReason.POWER, "power_w", [(199.0, False), (200.0, True), (181.0, True), (179.0, False)]),
     ],
 )

@@ -22,7 +22,8 @@ HEALTHY = Facts(
     lan_networks=("192.168.1.7/24",), lan_error="", cache_dir="/c", free_disk_bytes=50 * 10**9,
     free_ram_bytes=8 * 10**9, share_bytes=4 * 10**9, model="/m", model_error="", torch_error="",
     has_native_kernels=True, kernel_isa="avx2", p2pd_error="", nvidia_gpus=0, can_torch_use_cuda=False,
-    idle_only=False, idle_s=None, has_slow_start_after_idle=False, max_file_descriptors=4096, is_node_running=True,
+    idle_only=False, idle_s=None, on_metered=False, is_metered=False,
+    has_slow_start_after_idle=False, max_file_descriptors=4096, is_node_running=True,
     num_missing_experts=0, num_holders=3,
 )  # fmt: skip
 
@@ -50,6 +51,8 @@ FAULTS: list[tuple[dict[str, object], str, Level, str]] = [
     ({"p2pd_error": "is not there"}, "libp2p", Level.FAIL, "pip install --force-reinstall --no-deps hivemind"),
     ({"nvidia_gpus": 1}, "gpu", Level.WARN, "nvidia-smi"),
     ({"idle_only": True}, "idle", Level.FAIL, "shoal node --no-idle-only"),
+    ({"is_metered": None}, "metered", Level.WARN, "shoal node --monthly 50GB"),
+    ({"is_metered": True}, "metered", Level.WARN, "shoal node --on-metered"),
     ({"has_slow_start_after_idle": True}, "tcp", Level.WARN, "sudo sysctl net.ipv4.tcp_slow_start_after_idle=0"),
     ({"max_file_descriptors": 256}, "files", Level.WARN, "ulimit -n 4096"),
     ({"is_node_running": False}, "node", Level.WARN, "shoal node"),

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from shoal.node.sensors import Temperature, hottest, idle_seconds, power_watts, read_sensors, run_program
+from shoal.node.sensors import (
+    METERED_LOOK_S,
+    MachineSensors,
+    Temperature,
+    hottest,
+    idle_seconds,
+    is_metered,
+    power_watts,
+    run_program,
+)
+from shoal.node.settings import GuestSettings
 
 NOW_S = 1_795_348_800.0
 
@@ -66,5 +76,32 @@ def test_a_program_that_is_not_there_or_fails_says_nothing() -> None:
     assert run_program(["echo", "hello"]) == "hello\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "metered"),
+    [("u 1\n", True), ("u 3\n", True), ("u 2\n", False), ("u 4\n", False), ("u 0\n", None), ("u 9\n", None),
+     ("", None), (None, None)],
+)  # fmt: skip
+def test_network_manager_says_whether_the_line_is_metered(text: str | None, metered: bool | None) -> None:
+    assert is_metered(says(text)) is metered
+
+
 def test_this_machine_can_be_looked_at() -> None:
-    assert read_sensors(NOW_S, 7).month_bytes == 7
+    everything = GuestSettings(idle_only=True, pause_when=("*",), max_other_load=0.5)
+    seen = MachineSensors(everything)(NOW_S, 7)
+    assert seen.month_bytes == 7
+    assert seen.program
+
+
+def test_only_what_the_owner_asked_for_is_looked_at_and_the_line_once_a_minute() -> None:
+    asked: list[str] = []
+
+    def run(command: Sequence[str]) -> str | None:
+        asked.append(command[0])
+        return "u 1" if command[0] == "busctl" else None
+
+    look = MachineSensors(GuestSettings(), run)
+    assert [look(NOW_S + passed_s, 0).is_metered for passed_s in (0, 5, METERED_LOOK_S)] == [True] * 3
+    assert asked == ["busctl", "busctl"]
+    quiet = MachineSensors(GuestSettings(on_metered=True), run)(NOW_S, 0)
+    assert (quiet.is_metered, quiet.program, quiet.other_load, quiet.idle_s) == (None, None, None, None)
+    assert asked == ["busctl", "busctl"]

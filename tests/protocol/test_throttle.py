@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.protocol.net.channel import Traffic
 from shoal.protocol.net.direct import DirectConnector, listen_direct
-from shoal.protocol.net.throttle import BURST_S, PacedTransport, Throttle, TokenBucket
+from shoal.protocol.net.throttle import BURST_S, PacedTransport, Throttle, TokenBucket, is_local
 from tests.protocol.networks import CLIENT, SERVER, body_of, dispatch, echo, run
 
 TEN_S = 10.0
@@ -148,6 +149,40 @@ def test_requests_over_a_limited_node_get_their_answers_and_are_counted(directio
         answers = 6 * replies[0].message.body_size()
         assert throttle.traffic.bytes_sent >= answers
         assert throttle.traffic.bytes_received >= 6 * message.body_size()
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    ("address", "is_ours"),
+    [
+        (("10.1.2.3", 5), True), (("192.168.0.7", 5), True), (("172.31.0.1", 5), True), (("127.0.0.1", 5), True),
+        (("169.254.3.3", 5), True), (("fe80::1%eth0", 5, 0, 2), True), (("fd12::1", 5, 0, 0), True),
+        (("::ffff:10.0.0.1", 5, 0, 0), True), (("::1", 5, 0, 0), True),
+        (("172.32.0.1", 5), False), (("100.64.0.1", 5), False), (("8.8.8.8", 5), False), (("203.0.113.5", 5), False),
+        (("::ffff:8.8.8.8", 5, 0, 0), False), (("2001:db8::1", 5, 0, 0), False), (("0.0.0.0", 5), False),
+        ("", False), (None, False), ("/run/streams.sock", False), (("a.name", 5), False), ((), False),
+    ],
+)  # fmt: skip
+def test_private_addresses_are_the_owners_network_and_a_unix_socket_may_be_anybody(
+    address: object, is_ours: bool
+) -> None:
+    assert is_local(address) is is_ours
+
+
+@pytest.mark.parametrize("is_free", [True, False], ids=["lan_unlimited", "limited"])
+def test_the_owners_network_is_outside_the_limits_if_he_says_so(is_free: bool) -> None:
+    async def scene() -> None:
+        bucket = TokenBucket(1_000_000, asyncio.get_running_loop().time)
+        throttle = Throttle(up=bucket, down=bucket, lan_traffic=Traffic() if is_free else None)
+        message = dispatch(num_tokens=4, hidden=1024)
+        async with limited(throttle) as channel:
+            await channel.request(message, body_of(message, 1))
+        counted, other = (throttle.lan_traffic, throttle.traffic) if is_free else (throttle.traffic, Traffic())
+        assert counted is not None
+        assert counted.bytes_received >= message.body_size()
+        assert (other.bytes_sent, other.bytes_received) == (0, 0)
+        assert (bucket.backlog_s == 0.0 and bucket._due == float("-inf")) is is_free  # never asked
 
     run(scene())
 

@@ -140,6 +140,20 @@ def test_a_pause_in_mid_answer_is_not_noticed_by_the_one_who_reads(environment: 
         assert printed(environment, "resume", "--name", busy)["state"] == "serving"
 
 
+def test_a_pause_outlives_a_node_that_is_killed(environment: Environment) -> None:  # noqa: F811
+    named = ("--experts", "0", "--name", "first")
+    with running_node(environment, *named) as (node, _):
+        until_s = printed(environment, "pause", "2h", "--name", "first")["paused_until_s"]
+        node.kill()
+    with running_node(environment, *named) as (node, _):
+        again = printed(environment, "status", "--name", "first")
+        assert (again["state"], again["pause_reason"], again["paused_until_s"]) == ("paused", "user", until_s)
+        assert printed(environment, "resume", "--name", "first")["state"] == "serving"
+        node.kill()
+    with running_node(environment, *named):
+        assert printed(environment, "status", "--name", "first")["state"] == "serving"
+
+
 def test_a_second_sigterm_does_not_wait_for_a_client_that_sleeps(environment: Environment) -> None:  # noqa: F811
     with running_node(environment, "--experts", "all") as (node, token), answering(environment, token) as answer:
         os.kill(answer.pid, signal.SIGSTOP)

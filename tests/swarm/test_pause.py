@@ -10,9 +10,10 @@ import pytest
 from shoal.client.sampler import Sampling
 from shoal.node.admission import Admission, AdmissionLimits, Demand, Wire
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.decision import Sensors
+from shoal.node.decision import Sensors, Verdict
 from shoal.node.gate import WorkGate
 from shoal.node.guest import Guest
+from shoal.node.pause_file import PauseFile
 from shoal.node.settings import GuestSettings
 from shoal.node.transfer_meter import TransferMeter
 from shoal.protocol.control import PauseReason
@@ -117,7 +118,7 @@ class Machine:
 
 def guest_of(machine: Machine, tmp_path: Path, traffic: Traffic, settings: GuestSettings) -> Guest:
     meter = TransferMeter(tmp_path / "t.json", traffic, lambda: "2026-11", settings.monthly_bytes)
-    return Guest(settings, machine.read, meter, machine.clock)
+    return Guest(settings, machine.read, meter, PauseFile(tmp_path / "p.json"), machine.clock)
 
 
 class Switch(WorkGate):
@@ -159,6 +160,35 @@ def test_the_guest_follows_the_owner_at_once_and_the_machine_at_the_next_look(tm
         await guest._look()
         assert guest.verdict.reason is PauseReason.MONTHLY_CAP
         guarding.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_pause_outlives_its_node_and_ends_when_it_was_to_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        machine = Machine()
+        await guest_of(machine, tmp_path, Traffic(), GuestSettings()).pause(7200)
+        until_s = machine.now_s + 7200
+        machine.now_s += 3600
+        again = guest_of(machine, tmp_path, Traffic(), GuestSettings())
+        assert await again.first_verdict() == Verdict(PauseReason.USER, until_s)
+        machine.now_s = until_s
+        assert await guest_of(machine, tmp_path, Traffic(), GuestSettings()).first_verdict() == Verdict()
+        await again.pause(None)
+        forever = guest_of(machine, tmp_path, Traffic(), GuestSettings())
+        assert await forever.first_verdict() == Verdict(PauseReason.USER)
+        await forever.resume()
+        assert await guest_of(machine, tmp_path, Traffic(), GuestSettings()).first_verdict() == Verdict()
+
+    asyncio.run(main())
+
+
+def test_a_pause_that_can_not_be_kept_is_a_pause_all_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "p.new").mkdir()  # where the file would be written first
+        guest = guest_of(Machine(), tmp_path, Traffic(), GuestSettings())
+        await guest.pause(None)
+        assert guest.verdict.reason is PauseReason.USER
 
     asyncio.run(main())
 
