@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan check bench bench-peers test-clients soak soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients soak soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -38,6 +38,10 @@ bench-peers: $(VENV)/.installed
 # openai-python 2 and 3, langchain, litellm, llm, lm-eval, openai-node and the AI SDK against `shoal serve --demo`; needs node and npm.
 test-clients: $(VENV)/.installed
 	$(BIN)/python tests/clients/run.py
+
+# Telemetry against amqtt (in an environment of its own) and, where it is installed, Debian's mosquitto.
+test-mqtt: $(VENV)/.installed-dev
+	$(BIN)/python tests/mqtt/run.py
 
 # Ten minutes of eight clients at the gateway while nodes are killed, leave and come back.
 soak-serve: $(VENV)/.installed
@@ -72,4 +76,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers .links build dist
+	rm -rf $(VENV) .venv-peers .venv-clients .venv-mqtt .links build dist
