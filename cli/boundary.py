@@ -3,7 +3,6 @@
 Knows nothing of what a verb does.
 """
 
-import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -41,6 +40,8 @@ def reporting_errors() -> Iterator[None]:
 
 def run_coroutine(make: Callable[[], Coroutine[None, None, None]]) -> None:
     """Run a verb in a fresh uvloop; Ctrl-C cancels it and lets it clean up first (before, it just ends the process)."""
+    import asyncio
+
     import uvloop
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the only one that asyncio's runner replaces

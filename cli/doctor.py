@@ -12,11 +12,11 @@ import typer
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import JsonOption, NameOption
 from shoal.client.translate import N_, _
-from shoal.protocol.control import Coverage, GetCoverage
 
 if TYPE_CHECKING:
     from shoal.node.doctor import Diagnosis, Finding
     from shoal.node.settings import NodeSettings
+    from shoal.protocol.control import Coverage
 
 SIGNS = {"ok": N_("ok  "), "warn": N_("WARN"), "fail": N_("FAIL")}
 
@@ -77,8 +77,9 @@ def _settings(model: Path | None) -> "tuple[NodeSettings, str]":
         return node_settings(base, {}, {}), str(error)
 
 
-async def _coverage(name: str) -> tuple[bool, Coverage | None]:
+async def _coverage(name: str) -> "tuple[bool, Coverage | None]":
     """Whether a node runs, and what it says of its swarm."""
+    from shoal.protocol.control import Coverage, GetCoverage
     from shoal.protocol.errors import NodeNotRunning, ShoalError
     from shoal.protocol.net.control_socket import ask, runtime_dir
 

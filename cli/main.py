@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich costs as much time as all else, and boxes are noise to a screen reader
     help="Run DeepSeek-class Mixture-of-Experts models on many small machines.",
 )
 
@@ -48,11 +49,10 @@ def _shoal(
     ] = None,
 ) -> None:
     """Before any verb; `language.py` has taken the language already. Flags' defaults come from settings, if any."""
-    from shoal.cli.settings_file import settings_path
-
     verb = context.invoked_subcommand
     if verb in CLIENT_VERBS and "--help" not in sys.argv:
         with reporting_errors():
+            from shoal.cli.settings_file import settings_path
             from shoal.cli.settings_layers import flag_defaults
 
             context.default_map = {verb: flag_defaults(verb, settings_path(), os.environ)}

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,8 @@ from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOptio
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
     from shoal.cli.progress import ProgressBar
     from shoal.client import SwarmSettings
     from shoal.client.api.settings import ApiSettings
@@ -83,6 +84,7 @@ def serve(
         swarm = SwarmSettings(
             model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False, lan=lan.value,
+            max_streams=settings.max_running, max_waiting=settings.max_running,
         )  # fmt: skip
         shown_name = name or (DEMO_NAME if model is None else model.resolve().name)
         with ProgressBar() as bar:
@@ -116,7 +118,7 @@ async def _serve(swarm_settings: "SwarmSettings", settings: "ApiSettings", name:
 
 
 async def _serve_demo(
-    context: ForkServerContext,
+    context: "ForkServerContext",
     nodes: "LocalSwarmSettings",
     swarm: "SwarmSettings",
     settings: "ApiSettings",
@@ -129,7 +131,7 @@ async def _serve_demo(
 
 @asynccontextmanager
 async def _demo_swarm(
-    context: ForkServerContext, nodes: "LocalSwarmSettings", bar: "ProgressBar"
+    context: "ForkServerContext", nodes: "LocalSwarmSettings", bar: "ProgressBar"
 ) -> AsyncIterator[str]:
     """Four nodes on this machine, as `shoal demo` has them; gives their invite."""
     from shoal.experts.locations import default_cache_dir

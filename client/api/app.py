@@ -28,6 +28,9 @@ CORS_HEADERS = ["authorization", "content-type"]
 CLIENT_GONE_STATUS = 499
 """nginx's; nobody reads it."""
 
+NOT_OFFERED = ("/v1/responses", "/v1/messages", "/api/chat", "/api/generate")
+"""What other servers have and clients try first: told what to use instead of a bare 404."""
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -78,6 +81,9 @@ def _bounded(services: Services, endpoint: Endpoint) -> Endpoint:
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such path, or not with this method."""
+    if request.url.path.rstrip("/") in NOT_OFFERED:
+        words = f"this gateway has no {request.url.path}; use /v1/chat/completions, or /v1/completions"
+        return ApiError(404, "not_offered", words).response()
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
     code, words = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "not with this method")}.get(

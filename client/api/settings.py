@@ -38,10 +38,11 @@ class ApiSettings:
     """Origins whose pages may call, e.g. https://chat.example. A browser's Origin that is not named is refused."""
 
     max_running: Annotated[int, Meta(ge=1, le=256)] = 8
-    """Sequences that generate at the same time; the others wait."""
+    """Sequences that generate at the same time, each choice of `n` one; the others wait in the gateway's line. The
+    engine gets the same number, so that nobody waits, or is refused, in a second place."""
 
     max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 64
-    """Requests that may wait; one more is refused with 429."""
+    """Requests that may wait; one more is refused with 429 and Retry-After."""
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):

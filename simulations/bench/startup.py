@@ -25,7 +25,7 @@ def _verbs() -> list[str]:
     """As the program lists them in its help; simulations may not import the command line."""
     said = subprocess.run([sys.executable, "-m", "shoal.cli", "--help"], capture_output=True, text=True, check=True)
     commands = said.stdout[said.stdout.index("Commands") :]
-    return re.findall(r"^│ ([a-z]+) ", commands, flags=re.MULTILINE)
+    return re.findall(r"^  ([a-z]+) ", commands, flags=re.MULTILINE)
 
 
 def main() -> None:

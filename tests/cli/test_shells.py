@@ -54,9 +54,11 @@ def test_bash_itself_completes_with_the_script() -> None:
     assert done.stdout.split() == ["status"], done.stderr
 
 
-def test_colours_are_left_out_for_who_wants_none() -> None:
-    assert COLOUR.search(shoal(["--help"], {"FORCE_COLOR": "1", "TERM": "xterm-256color"}))
-    assert not COLOUR.search(shoal(["--help"], {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": "1"}))
+@pytest.mark.parametrize("wish", [{"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}, {}], ids=str)
+def test_help_has_no_colours_and_fits_every_code_page(wish: dict[str, str]) -> None:
+    said = shoal(["--help"], {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "LANGUAGE": "en", **wish})
+    assert not COLOUR.search(said)
+    assert said.isascii()
 
 
 def test_language_does_not_change_what_is_completed() -> None:

@@ -123,12 +123,20 @@ def test_every_answer_has_a_name_and_refusals_the_envelope() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
-    [("DELETE", "/v1/models", 405), ("GET", "/v1/chat/completions", 405), ("POST", "/v1/responses", 404)],
+    [("DELETE", "/v1/models", 405), ("GET", "/v1/chat/completions", 405), ("POST", "/v1/embeddings", 404)],
 )
 def test_paths_and_methods_that_are_not_there_are_told_in_the_envelope(method: str, path: str, expected: int) -> None:
     told = answer(LOOPBACK, method, path)
     assert told.status_code == expected
     assert told.json()["error"]["code"] in ("not_found", "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/", "/v1/messages", "/api/chat"])
+def test_what_other_servers_have_is_told_what_to_use_instead(path: str) -> None:
+    told = answer(LOOPBACK, "POST", path)
+    error = told.json()["error"]
+    assert (told.status_code, error["code"], error["type"]) == (404, "not_offered", "invalid_request_error")
+    assert "/v1/chat/completions" in error["message"]
 
 
 def test_nothing_of_a_prompt_is_logged_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
