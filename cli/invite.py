@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 SwarmOption = Annotated[str | None, typer.Option("--swarm", help="Which swarm. Default: $SHOAL_SWARM, else default.")]
 
-REVOKED = N_("""revoked: nodes on this machine refuse it from the next handshake on.
-Not reached: connections that are open, nodes on other machines, and the directory secret in that token, which still
-reads who holds what. To be rid of a member for certain, begin a new swarm and invite the others again.""")
+REVOKED = N_("""revoked: nodes on this machine refuse it and cut its connections within seconds, and tell the swarm;
+members' nodes elsewhere follow within a minute, or when one of yours runs again.
+Not reached: the directory secret in that token, which still reads and announces who holds what. To be rid of a
+member for certain, begin a new swarm and invite the others again.""")
 
 
 def invite(

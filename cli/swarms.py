@@ -1,7 +1,8 @@
 """The swarms of this user: tokens and founders' secrets, in `swarms/` of the configuration directory, files 0600.
 
 `NAME.token` is what we join by; `NAME.founder` the secret of a swarm that began here, with the list of its tokens;
-`NAME.revoked` the ids that our nodes refuse; `NAME.key` the key of the founder's node, so that its address stays.
+`NAME.revoked` the ids that our nodes refuse; `KEY.revocations` the list that the founder with this key has signed;
+`NAME.key` the key of the founder's node, so that its address stays.
 Knows no network. No function here prints a token or puts one into an error.
 """
 
@@ -19,6 +20,7 @@ from shoal.cli.settings_file import settings_path
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.invite import PRIVATE_PREFIX, Invite, decode_invite, encode_invite
 from shoal.protocol.membership import SECRET_BYTES, SERIAL_BYTES, Founder, Membership, token_id
+from shoal.protocol.revocation_list import list_name, sign_revocations
 
 SWARM_VARIABLE = "SHOAL_SWARM"
 DEFAULT_SWARM = "default"
@@ -170,15 +172,20 @@ def revoked_ids(swarm: str) -> list[str]:
 
 
 def revoke(swarm: str, identifier: str) -> None:
-    """Let our nodes refuse a token from their next handshake on.
+    """Sign the list with which our nodes, and by them all others of the swarm, refuse a token.
 
     Raises:
-        InvalidRequest: no token of ours.
+        InvalidRequest: no token of ours, or more than a list can name.
     """
-    if identifier not in [token.id for token in _founder(swarm).tokens]:
+    founder = _founder(swarm)
+    made = [token.id for token in founder.tokens]
+    if identifier not in made:
         raise InvalidRequest(f"no token {identifier!r} was made here; try: shoal invite --list")
     ids = sorted({*revoked_ids(swarm), identifier})
     write_private(swarm_path(swarm, "revoked"), "".join(f"{each}\n" for each in ids).encode("ascii"))
+    identity = Founder(founder.secret).identity
+    signed = sign_revocations([each for each in ids if each in made], identity)
+    write_private(swarm_path(list_name(identity.public_key), "revocations"), signed.encoded)
 
 
 def _founder(swarm: str) -> FounderFile:

@@ -27,6 +27,7 @@ from shoal.node.gate import WorkGate
 from shoal.node.loading import StageProgress, check_memory, choose_holding, default_threads, load
 from shoal.node.log_events import NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
+from shoal.node.revocation_watch import RevocationWatch
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
@@ -44,6 +45,7 @@ from shoal.protocol.net.libp2p import listen_libp2p
 from shoal.protocol.net.mdns import lan_discovery
 from shoal.protocol.net.p2pd import P2pdSettings
 from shoal.protocol.net.throttle import Throttle
+from shoal.protocol.revocation_list import list_name
 from shoal.protocol.revocations import Revocations
 
 
@@ -178,6 +180,12 @@ async def running_node(
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         stack.push_async_callback(server.aclose)
         gate = _member_gate(entry, settings)
+
+        watch = _revocation_watch(entry, settings)
+        gate = None
+        if watch is not None and entry.membership is not None:
+            await watch.look()
+            gate = MemberGate(entry.membership.founder_key, watch)
         direct = await listen_direct(
             identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle, gate=gate
         )
@@ -192,14 +200,17 @@ async def running_node(
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open)
         if is_open:
             await announcer.announce()
-        renewing = asyncio.create_task(announcer.run(), name="announcer")
+        tasks = [asyncio.create_task(announcer.run(), name="announcer")]
+        if watch is not None:
+            tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:
             yield Node(
                 _info(claim, entry, held), _model(settings, store, backend), holding, server.metrics, admission,
                 work_gate, (direct, libp2p), entry.directory,
             )  # fmt: skip
         finally:
-            renewing.cancel()
+            for task in tasks:
+                task.cancel()
             admission.drain()
             await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
 
@@ -214,11 +225,15 @@ def _wire_of(throttle: Throttle) -> Wire:
 
 
 def _member_gate(entry: Entry, settings: NodeSettings) -> MemberGate | None:
+
+def _revocation_watch(entry: Entry, settings: NodeSettings) -> RevocationWatch | None:
+    """What knows the revoked tokens of a private swarm; the founder's list is kept beside this machine's own."""
     if entry.membership is None:
         return None
-    return MemberGate(
-        entry.membership.founder_key, Revocations(settings.revoked) if settings.revoked else never_revoked
-    )
+    ours = settings.revoked
+    local = Revocations(ours) if ours else never_revoked
+    kept = ours.with_name(f"{list_name(entry.membership.founder_key)}.revocations") if ours else None
+    return RevocationWatch(entry.membership.founder_key, entry.board, local, kept, time.time)
 
 
 def _model(settings: NodeSettings, store: ModelStore, backend: ExpertBackend) -> NodeModel:

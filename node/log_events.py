@@ -139,6 +139,29 @@ class TransferNotCounted(LogEvent):
 class PauseNotKept(LogEvent):
     """The pause, or its end, can not be written: after a restart the node does as before."""
 
+class RevocationsTaken(LogEvent):
+    """A later list of the founder's is known: `number` tokens are refused."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"the founder has revoked {self.number} tokens in all"
+
+
+@dataclass(frozen=True, slots=True)
+class TokensExpelled(LogEvent):
+    """Connections of revoked tokens were cut."""
+
+    num_sessions: int
+
+    def __str__(self) -> str:
+        return f"{self.num_sessions} connections of revoked tokens were cut"
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationsNotFetched(LogEvent):
+    """The directory, or the disk, did not take or give the list; tried again within half a minute."""
+
     LEVEL = logging.WARNING
     error: str
 
@@ -176,6 +199,9 @@ AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | TelemetryConnected | TelemetryLost
     | LibrarySaid
+
+    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | RevocationsTaken
+    | TokensExpelled | RevocationsNotFetched | TelemetryConnected | TelemetryLost | LibrarySaid
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

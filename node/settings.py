@@ -147,7 +147,8 @@ class NodeSettings:
     swarm. Never in a settings file."""
 
     revoked: Path | None = None
-    """Ids of revoked tokens, one a line, looked at in every handshake. None: nobody told us of any."""
+    """Ids of tokens that this machine refuses, one a line, looked at in every handshake. The founder's list, which the
+    swarm passes on, is kept beside it as KEY.revocations. None: nobody told us of any, nothing is kept."""
 
     guest: GuestSettings = field(default_factory=GuestSettings)
     """What the node may take, and when."""

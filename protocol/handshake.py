@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from shoal.protocol.errors import AuthenticationFailed, Malformed, UnsupportedVersion
 from shoal.protocol.identity import Identity, peer_id_of, public_key_of, verify
 from shoal.protocol.ids import PeerId
-from shoal.protocol.membership import MemberGate, Membership
+from shoal.protocol.membership import MemberGate, Membership, token_id
 from shoal.protocol.messages import Challenge, Hello, Lane, MemberHello, Message, Welcome
 from shoal.protocol.version import HANDSHAKE_CONTEXT, PROTOCOL_VERSION
 
@@ -30,6 +30,8 @@ class Admitted:
     peer: PeerId
     session: bytes
     lane: Lane
+    token_id: str = ""
+    """Of the member; empty in an open swarm."""
 
 
 def signed_bytes(
@@ -108,9 +110,11 @@ class ServerHandshake:
         fields = (message.client_nonce, message.session, message.lane)
         signed = signed_bytes(self._server, message.public_key, self.challenge, fields)
         verify(peer, message.signature, signed)
+        token = ""
         if self._gate is not None and isinstance(message, MemberHello):
             self._gate.admit(message.token_key, message.certificate, message.token_signature, signed)
-        return Admitted(peer, message.session, Lane(message.lane))
+            token = token_id(message.token_key)
+        return Admitted(peer, message.session, Lane(message.lane), token)
 
 
 def _member_hello(hello: Hello, membership: Membership, signed: bytes) -> MemberHello:

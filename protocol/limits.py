@@ -77,3 +77,6 @@ MAX_ADDRESS_BYTES = 128
 
 MAX_HOLDERS_PER_LAYER = 256
 """Records of one layer that a client reads from the directory."""
+
+MAX_REVOKED_TOKENS = 192
+"""Tokens that a private swarm's revocation list names: 1.7 kB with keys and signature, within one record's size."""

@@ -56,9 +56,14 @@ class Founder:
 
     secret: bytes = field(repr=False)
 
+    @property
+    def identity(self) -> Identity:
+        """The founder's key: it certifies tokens and signs revocation lists, and is no peer's."""
+        return Identity.from_seed(self._derive(b"founder"))
+
     def member(self, serial: bytes) -> Membership:
         """The membership of the token with this serial number (16 random bytes)."""
-        founder, seed = Identity.from_seed(self._derive(b"founder")), self._derive(b"token" + serial)
+        founder, seed = self.identity, self._derive(b"token" + serial)
         token_key = Identity.from_seed(seed).public_key
         certificate = founder.sign(CERTIFICATE_CONTEXT + token_key)
         return Membership(founder.public_key, self._derive(b"directory"), seed, certificate)

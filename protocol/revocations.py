@@ -1,7 +1,7 @@
 """A node's list of revoked tokens: a file of token ids, one a line, which is looked at in every handshake.
 
 So `shoal invite --revoke` takes effect for new handshakes at once, in every node of this machine, without a word to
-them. Other machines learn nothing by it.
+them. Other machines learn of it by the founder's signed list (`revocation_list.py`).
 """
 
 from pathlib import Path

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
+from shoal.protocol.membership import IsRevoked
 from shoal.protocol.messages import Dispatch, Partial
 
 
@@ -135,3 +136,6 @@ class GatedListener(Listener, Protocol):
 
     def resume(self) -> None:
         """Let clients in again."""
+
+    def expel(self, is_revoked: IsRevoked) -> int:
+        """Cut the sessions of members whose token was revoked, and say how many those were."""

@@ -15,7 +15,7 @@ from shoal.protocol import limits
 from shoal.protocol.errors import AddressInUse, AuthenticationFailed, Busy, ConnectFailed, InvalidRequest, ShoalError
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
-from shoal.protocol.membership import MemberGate, Membership
+from shoal.protocol.membership import IsRevoked, MemberGate, Membership
 from shoal.protocol.messages import Lane
 from shoal.protocol.net.certificate import ALPN, check_server_key, client_context, server_context
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
@@ -180,6 +180,10 @@ class DirectListener:
     def resume(self) -> None:
         """See `GatedListener.resume`."""
         self._lanes.resume()
+
+    def expel(self, is_revoked: IsRevoked) -> int:
+        """See `GatedListener.expel`."""
+        return self._lanes.expel(is_revoked)
 
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""

@@ -5,10 +5,12 @@ A directory is a hint and never an authority: records are verified here, and hol
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.protocol.ids import LayerId
 from shoal.protocol.records import HolderRecord
+from shoal.protocol.revocation_list import RevocationList
 
 
 class Directory(Protocol):
@@ -29,3 +31,29 @@ class Directory(Protocol):
 
     async def aclose(self) -> None:
         """Leave. Records stay until they expire; withdraw by publishing an empty bitmap first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A revocation list as it was found: not verified. `expires_at_s`: Unix time."""
+
+    encoded: bytes
+    expires_at_s: float
+
+
+class RevocationBoard(Protocol):
+    """Where a private swarm's revocation lists hang (PROTOCOL.md §7.2). Any member may post what the founder signed."""
+
+    async def post(self, revocations: RevocationList) -> None:
+        """Hang up a list for `RECORD_TTL_S`, beside those of other numbers.
+
+        Raises:
+            NetworkError: nobody took it.
+        """
+
+    async def posted(self) -> list[Posted]:
+        """The lists that hang there.
+
+        Raises:
+            NetworkError: the directory does not answer.
+        """

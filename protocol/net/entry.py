@@ -15,7 +15,7 @@ from shoal.protocol.identity import Identity
 from shoal.protocol.invite import PRIVATE_PREFIX, TOKEN_PREFIX, decode_invite, is_token, memberships
 from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import Membership
-from shoal.protocol.net.directory import Directory
+from shoal.protocol.net.directory import Directory, RevocationBoard
 from shoal.protocol.net.discovery import Discover, Discovery, first_addresses
 from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
 from shoal.protocol.net.p2pd import P2pd, P2pdSettings, start_p2pd
@@ -33,10 +33,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a peer of a swarm has. `membership`: of a private swarm; None: the swarm is open."""
+    """What a peer of a swarm has. `board`: of use in a private swarm alone. `membership`: of a private swarm; None: the
+    swarm is open."""
 
     p2pd: P2pd
     directory: Directory
+    board: RevocationBoard
     membership: Membership | None = None
 
 
@@ -108,7 +110,10 @@ async def enter_swarm(
         stack.push_async_callback(p2pd.aclose)
 
         async def join_through(peers: Sequence[str]) -> HivemindDirectory:
-            joined = await join_dht(p2pd, identity, peers, clock, is_client=is_client, seal=seal)
+            founder_key = member.founder_key if member else None
+            joined = await join_dht(
+                p2pd, identity, peers, clock, is_client=is_client, seal=seal, founder_key=founder_key
+            )
             stack.push_async_callback(joined.aclose)
             return joined
 
@@ -123,7 +128,7 @@ async def enter_swarm(
             stack.push_async_callback(tasks.aclose)
             tasks.start(_announce(found, identity, p2pd), "LAN announcement")
             tasks.start(_meet_all(found, directory, tasks), "LAN meetings")
-        yield Entry(p2pd, directory, member)
+        yield Entry(p2pd, directory, directory, member)
 
 
 _JoinThrough = Callable[[Sequence[str]], Awaitable[HivemindDirectory]]

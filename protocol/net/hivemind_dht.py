@@ -8,7 +8,7 @@ about another peer gets nowhere. What a peer says about itself stays a hint. Kno
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shoal.protocol import limits
@@ -16,17 +16,20 @@ from shoal.protocol.errors import (
     ChannelClosed,
     ConnectFailed,
     DeadlineExceeded,
+    InvalidRequest,
     NetworkError,
     RecordRejected,
     ShoalError,
 )
-from shoal.protocol.identity import Identity
+from shoal.protocol.identity import Identity, peer_id_of
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.net import p2pd_control
+from shoal.protocol.net.directory import Posted
 from shoal.protocol.net.hivemind_loader import load_hivemind_in_thread
 from shoal.protocol.net.p2pd import P2pd
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import HolderRecord, decode_record, encode_record
+from shoal.protocol.revocation_list import RevocationList, read_revocations, revocations_name
 
 if TYPE_CHECKING:
     from hivemind.dht.crypto import DHTRecord
@@ -68,10 +71,12 @@ async def join_dht(
     *,
     is_client: bool = False,
     seal: RecordSeal | None = None,
+    founder_key: bytes | None = None,
 ) -> "HivemindDirectory":
     """Join the DHT through `initial_peers` (multiaddrs with /p2p/ID), or start one where there are none.
 
-    `is_client`: read and publish, but keep nothing for others. `seal`: of a private swarm. Raises:
+    `is_client`: read and publish, but keep nothing for others. `seal`, `founder_key`: of a private swarm, the
+    latter for its revocation lists. Raises:
         ConnectFailed: none of `initial_peers` answers.
 
     Cancellation: p2pd may stay connected to the initial peers.
@@ -84,6 +89,7 @@ async def join_dht(
 
     seal = seal or RecordSeal()
     checker = RecordChecker(clock, seal)
+    board = ListPlace.of(founder_key, seal, clock)
     reached = await _dial_any(p2pd, initial_peers)
     install_guard(seal.swarm_tag)
     node = await DHTNode.create(
@@ -92,7 +98,7 @@ async def join_dht(
         initial_peers=reached,
         num_replicas=NUM_REPLICAS,
         wait_timeout=WAIT_TIMEOUT_S,
-        record_validator=_validator(checker, seal),
+        record_validator=_validator(checker, seal, board),
         client_mode=is_client,
         # hivemind's clocks must agree within 3 s, ours within 60 (records carry their own times)
         ensure_bootstrap_success=False,
@@ -104,7 +110,7 @@ async def join_dht(
         cache_refresh_before_expiry=0,
         reuse_get_requests=False,
     )
-    directory = HivemindDirectory(node, p2pd, identity, tuple(initial_peers), checker, seal)
+    directory = HivemindDirectory(node, p2pd, identity, tuple(initial_peers), checker, seal, board)
     try:
         await directory.rejoin_if_alone()
     except BaseException:
@@ -124,8 +130,10 @@ class HivemindDirectory:
         initial_peers: tuple[str, ...],
         checker: "RecordChecker",
         seal: RecordSeal,
+        board: "ListPlace | None" = None,
     ) -> None:
         self._seal = seal
+        self._board = board
         self._node = node
         self._p2pd = p2pd
         self._identity = identity
@@ -191,6 +199,42 @@ class HivemindDirectory:
         return {
             layer: self._read(searches[key].result()) if searches[key] in done else [] for key, layer in keys.items()
         }
+
+    async def post(self, revocations: RevocationList) -> None:
+        """See `RevocationBoard.post`. Raises also InvalidRequest: the swarm is open."""
+        place = self._place()
+        await self.rejoin_if_alone()
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                is_stored = await self._node.store(
+                    place.name, place.seal.seal(revocations.encoded, place.founder),
+                    round(place.clock() + limits.RECORD_TTL_S, 3), subkey=str(revocations.number),
+                    exclude_self=self.num_neighbours > 0,
+                )  # fmt: skip
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the revocation list was not stored in {PUBLISH_TIMEOUT_S:.0f} s") from error
+        if not is_stored:
+            raise NetworkError(f"the revocation list was taken by none of {self.num_neighbours} peers")
+
+    async def posted(self) -> list[Posted]:
+        """See `RevocationBoard.posted`. Raises also InvalidRequest: the swarm is open."""
+        place = self._place()
+        await self.rejoin_if_alone()
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                found = await self._node.get(place.name, latest=True)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the directory did not answer within {LOOKUP_TIMEOUT_S:.0f} s") from error
+        lists = []
+        for _, (data, expires_at_s) in sorted(found[0].items()) if found is not None else ():
+            with contextlib.suppress(RecordRejected):
+                lists.append(Posted(place.seal.open(data, place.founder), expires_at_s))
+        return lists
+
+    def _place(self) -> "ListPlace":
+        if self._board is None:
+            raise InvalidRequest("an open swarm has no tokens, so none that could be revoked")
+        return self._board
 
     def _read(self, found: "tuple[dict[str, tuple[bytes, float]], float] | None") -> list[HolderRecord]:
         """Verify once more: what hivemind returns has been in its hands."""
@@ -273,12 +317,46 @@ class RecordChecker:
         return record
 
 
-def _validator(checker: RecordChecker, seal: RecordSeal) -> object:
+@dataclass(frozen=True, slots=True)
+class ListPlace:
+    """Where in the directory a private swarm's revocation lists are, and what may stand there."""
+
+    name: bytes
+    founder_key: bytes
+    seal: RecordSeal
+    clock: Clock
+
+    @classmethod
+    def of(cls, founder_key: bytes | None, seal: RecordSeal, clock: Clock) -> "ListPlace | None":
+        """None: an open swarm."""
+        if founder_key is None or seal.secret is None:
+            return None
+        return cls(revocations_name(founder_key, seal.secret), founder_key, seal, clock)
+
+    @property
+    def founder(self) -> PeerId:
+        """The peer id of the founder's key, for whom lists are sealed."""
+        return peer_id_of(self.founder_key)
+
+    def check(self, subkey: str, data: bytes, expires_at_s: float) -> None:
+        """
+        Raises:
+            RecordRejected, AuthenticationFailed: not a list of the founder's under its own number, or for too long.
+        """
+        found = read_revocations(self.seal.open(data, self.founder), self.founder_key)
+        ttl_s = expires_at_s - self.clock()
+        if subkey != str(found.number) or not 0 < ttl_s <= limits.MAX_RECORD_TTL_S + limits.MAX_CLOCK_SKEW_S:
+            raise RecordRejected(f"revocation list {found.number} as {subkey}, for {ttl_s:.0f} s")
+
+
+def _validator(checker: RecordChecker, seal: RecordSeal, board: ListPlace | None = None) -> object:
     """What hivemind asks about every record it is given to store, finds or passes on."""
     from hivemind.dht.crypto import RecordValidatorBase
     from hivemind.dht.routing import DHTID
 
     from shoal.protocol.net.hivemind_guard import FlatSerializer
+
+    board_key = DHTID.generate(board.name).to_bytes() if board is not None else b""
 
     class HolderRecordValidator(RecordValidatorBase):  # type: ignore[misc]
         def validate(self, entry: "DHTRecord") -> bool:
@@ -287,6 +365,9 @@ def _validator(checker: RecordChecker, seal: RecordSeal) -> object:
                 owner, data = FlatSerializer.loads(entry.subkey), FlatSerializer.loads(entry.value)
                 if type(owner) is not str or type(data) is not bytes:
                     return False
+                if board is not None and entry.key == board_key:
+                    board.check(owner, data, entry.expiration_time)
+                    return True
                 record = checker.check(data, PeerId(owner))
             except (ShoalError, ValueError):
                 return False

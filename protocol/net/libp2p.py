@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from shoal.protocol.errors import ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
-from shoal.protocol.membership import MemberGate, Membership
+from shoal.protocol.membership import IsRevoked, MemberGate, Membership
 from shoal.protocol.messages import Lane
 from shoal.protocol.net import p2pd_control
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
@@ -118,6 +118,10 @@ class Libp2pListener:
     def resume(self) -> None:
         """See `GatedListener.resume`."""
         self._lanes.resume()
+
+    def expel(self, is_revoked: IsRevoked) -> int:
+        """See `GatedListener.expel`."""
+        return self._lanes.expel(is_revoked)
 
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""

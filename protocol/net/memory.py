@@ -15,6 +15,7 @@ from shoal.protocol import limits
 from shoal.protocol.errors import AddressInUse, AuthenticationFailed, ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
+from shoal.protocol.membership import IsRevoked
 from shoal.protocol.messages import Lane
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.lane import READ_BYTES
@@ -187,6 +188,10 @@ class MemoryListener:
     def resume(self) -> None:
         """See `GatedListener.resume`."""
         self._server.resume()
+
+    def expel(self, is_revoked: IsRevoked) -> int:
+        """See `GatedListener.expel`."""
+        return self._server.expel(is_revoked)
 
     async def drain(self, grace_s: float) -> None:
         """See `Listener.drain`."""

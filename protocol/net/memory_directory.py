@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import LayerId
+from shoal.protocol.limits import RECORD_TTL_S
+from shoal.protocol.net.directory import Posted
 from shoal.protocol.record_book import RecordBook
 from shoal.protocol.records import HolderRecord, encode_record
+from shoal.protocol.revocation_list import RevocationList
 
 
 class MemoryDirectory:
@@ -35,3 +38,20 @@ class MemoryDirectory:
 
     async def aclose(self) -> None:
         """Nothing: records stay until they expire."""
+
+
+class MemoryBoard:
+    """Implements `RevocationBoard` for all peers of a simulation."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock`: Unix time in seconds."""
+        self._clock = clock
+        self._lists: dict[int, Posted] = {}
+
+    async def post(self, revocations: RevocationList) -> None:
+        """See `RevocationBoard.post`."""
+        self._lists[revocations.number] = Posted(revocations.encoded, self._clock() + RECORD_TTL_S)
+
+    async def posted(self) -> list[Posted]:
+        """See `RevocationBoard.posted`."""
+        return [each for each in self._lists.values() if each.expires_at_s > self._clock()]

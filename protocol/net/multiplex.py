@@ -24,7 +24,7 @@ from shoal.protocol.errors import (
 from shoal.protocol.handshake import Admitted, ClientHandshake, ServerHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
-from shoal.protocol.membership import MemberGate, Membership
+from shoal.protocol.membership import IsRevoked, MemberGate, Membership
 from shoal.protocol.messages import Challenge, Hello, Lane, MemberHello, Message, Refusal, Welcome
 from shoal.protocol.net.admission import Admission
 from shoal.protocol.net.channel import Channel, ClientCount, Handler, Traffic
@@ -180,6 +180,13 @@ class LaneServer:
         for session in self._sessions.values():
             session.say_drain(grace_s)
 
+    def expel(self, is_revoked: IsRevoked) -> int:
+        """Cut every session whose token was revoked, with what it has in flight, and say how many those were."""
+        found = [each for each in self._sessions.values() if each.token_id and is_revoked(each.token_id)]
+        for lane in [lane for session in found for lane in session.lanes.values()]:
+            lane.abort()
+        return len(found)
+
     def resume(self) -> None:
         """Let clients in again."""
         self._is_draining = False
@@ -248,7 +255,11 @@ class LaneServer:
     @contextmanager
     def _member(self, lane: LaneStream, admitted: Admitted) -> Iterator[ServerSession]:
         key = (admitted.peer, admitted.session)
-        session = self._sessions.get(key) or ServerSession(admitted.peer, self._handler, self.admission, self._log)
+        session = self._sessions.get(key) or ServerSession(
+            admitted.peer, self._handler, self.admission, self._log, admitted.token_id
+        )
+        if admitted.token_id != session.token_id:
+            raise Malformed("a lane of another token in one session")
         if admitted.lane in session.lanes:
             raise Malformed(f"a second {admitted.lane.name} lane in one session")
         self._sessions[key] = session

@@ -57,8 +57,12 @@ class ServerSession:
     its request and is cancelled with it.
     """
 
-    def __init__(self, peer: PeerId, handler: Handler, admission: Admission, log: logging.Logger) -> None:
+    def __init__(
+        self, peer: PeerId, handler: Handler, admission: Admission, log: logging.Logger, token_id: str = ""
+    ) -> None:
         self.peer = peer
+        self.token_id = token_id
+        """By which the client is a member; empty in an open swarm."""
         self.lanes: dict[Lane, LaneStream] = {}
         self.is_draining = False
         self.num_served = 0

@@ -15,6 +15,7 @@ from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.identity import Identity
 from shoal.protocol.invite import Invite, decode_invite, encode_invite
 from shoal.protocol.membership import Founder
+from shoal.protocol.revocation_list import list_name, read_revocations
 
 ADDRESS = f"/ip4/127.0.0.1/tcp/4001/p2p/{Identity.from_seed(b's' * 32).peer}"
 ROOT = b"r" * 32
@@ -81,7 +82,11 @@ def test_a_token_is_revoked_by_its_id_and_others_are_not() -> None:
     first = swarms.minted("default")[0][0].id
     done = CliRunner().invoke(app, ["invite", "--revoke", first])
     assert done.exit_code == 0
-    assert "other machines" in done.output
+    assert "directory secret" in done.output  # what revoking does not reach
+    name = list_name(swarms.own_membership(founded()).founder_key)
+    signed = swarms.read_private(swarms.swarm_path(name, "revocations"))
+    assert signed is not None
+    assert read_revocations(signed, swarms.own_membership(founded()).founder_key).token_ids == {first}
     assert [is_revoked for _, is_revoked in swarms.minted("default")] == [True, False]
     with pytest.raises(InvalidRequest):
         swarms.revoke("default", "0" * 16)

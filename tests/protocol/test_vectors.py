@@ -16,13 +16,22 @@ from shoal.protocol.membership import MemberGate
 from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Field, IntField, IntsField, Message
 from shoal.protocol.net.refusals import ERROR_TYPES
 from shoal.protocol.records import decode_record
+from shoal.protocol.revocation_list import RevocationBook
 from shoal.protocol.tensors import read_dispatch_body, read_partial_body, request_hash
 from tests.protocol import wire_examples as examples
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
 VECTORS: dict[str, str] = json.loads((ROOT / "tests/vectors/wire.json").read_text(encoding="utf-8"))
-PRIVATE = ("founder_key", "directory_secret", "token_seed", "token_id", "private_directory_key", "lan_sealed")
+PRIVATE = (
+    "founder_key",
+    "directory_secret",
+    "token_seed",
+    "token_id",
+    "private_directory_key",
+    "lan_sealed",
+    "revocations_name",
+)
 FENCED = re.findall(r"^```hex (\w+)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 BLOCKS = {name: "".join(text.split()) for name, text in FENCED}
 
@@ -56,7 +65,7 @@ def test_the_vectors_are_made_of_their_seeds_alone():
 
 
 def test_every_block_of_bytes_in_the_document_is_a_vector():
-    assert set(BLOCKS) == {*examples.FRAMES, "holder_record"}
+    assert set(BLOCKS) == {*examples.FRAMES, "holder_record", "revocation_list"}
     for name, text in BLOCKS.items():
         assert text == VECTORS[name], name
 
@@ -88,6 +97,14 @@ def test_the_documents_member_hello_opens_the_door_of_its_founder_alone():
     assert (admitted.peer, admitted.session) == (examples.CLIENT.peer, examples.SESSION)
     opened = examples.SEAL.open(bytes.fromhex(VECTORS["sealed_record"]), examples.SERVER.peer)
     assert opened.hex() == BLOCKS["holder_record"]
+
+
+def test_the_documents_revocation_list_revokes_the_documents_token():
+    book = RevocationBook(bytes.fromhex(VECTORS["founder_key"]))
+    assert book.take(bytes.fromhex(BLOCKS["revocation_list"]))
+    assert book(VECTORS["token_id"])
+    rows = rows_of(section("7.2 Revocation lists"))
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
 
 
 def test_the_documents_lan_announcement_leads_its_members_to_the_server():

@@ -30,6 +30,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import HolderRecord, directory_key, encode_record
+from shoal.protocol.revocation_list import revocations_name, sign_revocations
 from shoal.protocol.tensors import dispatch_body, request_hash, tensor_bytes
 
 SERVER = Identity.from_seed(b"\x01" * 32)
@@ -44,6 +45,7 @@ FOUNDER_SECRET, SERIAL = b"\x66" * 32, b"\x77" * 16
 MEMBERSHIP = Founder(FOUNDER_SECRET).member(SERIAL)
 MEMBER_HELLO = ClientHandshake(CLIENT, SERVER.peer, CLIENT_NONCE, SESSION, Lane.ACT, MEMBERSHIP).answer(CHALLENGE)
 LAN_PORT, LAN_NONCE = 4001, b"\x88" * 12
+REVOCATIONS = sign_revocations([token_id(MEMBERSHIP.token_key), "00000000000000aa"], Founder(FOUNDER_SECRET).identity)
 SEAL = RecordSeal(MEMBERSHIP.directory_secret)
 DISPATCH = Dispatch(
     MODEL_ROOT, 3, Rounding.BF16, WeightFormat.FP8_BLOCK, DType.BF16,
@@ -97,6 +99,8 @@ def vectors() -> dict[str, str]:
         "lan_sealed": LanSwarm(MODEL_ROOT, MEMBERSHIP.directory_secret)
         .announce(SERVER.public_key, LAN_PORT, LAN_NONCE)["s"]
         .hex(),
+        "revocation_list": REVOCATIONS.encoded.hex(),
+        "revocations_name": revocations_name(MEMBERSHIP.founder_key, MEMBERSHIP.directory_secret).hex(),
         "sealed_record": SEAL.seal(encode_record(RECORD, SERVER), SERVER.peer).hex(),
     }
 
