@@ -7,12 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from shoal.cli.error_words import explain
 from shoal.protocol.errors import ShoalError
 
 CTRL_C_STATUS = 130
 """128 + SIGINT, as shells have it."""
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def reporting_errors() -> Iterator[None]:
         raise SystemExit(CTRL_C_STATUS) from None
 
 
-def run_coroutine(make: Callable[[], Coroutine[None, None, None]]) -> None:
+def run_coroutine(make: Callable[[], Coroutine[None, None, Result]]) -> Result:
     """Run a verb in a fresh uvloop; Ctrl-C cancels it and lets it clean up first (before, it just ends the process)."""
     import asyncio
 
@@ -46,4 +49,4 @@ def run_coroutine(make: Callable[[], Coroutine[None, None, None]]) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the only one that asyncio's runner replaces
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(make())
+        return runner.run(make())

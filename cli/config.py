@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,6 +79,32 @@ def set_(
         from_document(document, known, SECTIONS, f"{file}: ")  # a file that is broken is not written over
         write_document(file, with_setting({"version": VERSION, **document}, key, plain))
         print(_("kept in {path}").format(path=file))
+
+
+@config_app.command()
+def unset(key: KeyArgument) -> None:
+    """Take one setting out of the file, so that its default holds again. Comments in the file are lost."""
+    with reporting_errors():
+        from shoal.cli.settings_file import read_document, settings_path, write_document
+        from shoal.cli.settings_keys import SECTIONS, known_settings, refuse_unknown
+        from shoal.cli.settings_layers import from_document
+
+        file, known = settings_path(), known_settings()
+        refuse_unknown(key, known)
+        document = read_document(file)
+        if key not in from_document(document, known, SECTIONS, f"{file}: "):
+            print(_("{key} is not in {path}").format(key=key, path=file), file=sys.stderr)
+            return
+        write_document(file, without_setting(document, key))
+        print(_("taken out of {path}").format(path=file))
+
+
+def without_setting(table: Mapping[str, object], key: str) -> dict[str, object]:
+    """A table without one setting, and without the tables that this leaves empty."""
+    name, _dot, rest = key.partition(".")
+    below = table.get(name)
+    left = without_setting(below, rest) if rest and isinstance(below, dict) else {}
+    return {each: (left if each == name else value) for each, value in table.items() if each != name or left}
 
 
 def with_setting(table: dict[str, object], key: str, value: "Plain") -> dict[str, object]:

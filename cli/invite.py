@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec import to_builtins
 
-from shoal.cli.boundary import reporting_errors
+from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import program
 from shoal.client.translate import N_, _
 
 if TYPE_CHECKING:
-    from shoal.cli.swarms import MintedToken
+    from shoal.cli.swarms import ListedToken
 
 SwarmOption = Annotated[str | None, typer.Option("--swarm", help="Which swarm. Default: $SHOAL_SWARM, else default.")]
+
+ONLY_HERE = N_("every address in this token is this machine's loopback, so nobody elsewhere can use it; "
+               "try: {program} node --host 0.0.0.0, then invite again")  # fmt: skip
 
 REVOKED = N_("""revoked: nodes on this machine refuse it and cut its connections within seconds, and tell the swarm;
 members' nodes elsewhere follow within a minute, or when one of yours runs again.
@@ -44,7 +47,12 @@ def invite(
             swarms.revoke(name, revoke)
             print(_(REVOKED), file=sys.stderr)
         else:
-            print(swarms.mint(name, label, time.time()))
+            from shoal.protocol.invite import encode_invite, is_loopback
+
+            made = swarms.mint(name, label, time.time(), run_coroutine(lambda: _other_members(name)))
+            print(encode_invite(made))
+            if all(is_loopback(address) for address in made.bootstrap):
+                print("shoal: " + _(ONLY_HERE).format(program=program()), file=sys.stderr)
             print(_("a secret: whoever has it is a member. They type:") + f" {program()} join", file=sys.stderr)
 
 
@@ -84,10 +92,32 @@ def _token(token: str | None, file: Path | None) -> str:
     return sys.stdin.read(4096)
 
 
-def _list(tokens: "list[tuple[MintedToken, bool]]", as_json: bool) -> None:
+async def _other_members(swarm: str) -> list[str]:
+    """An address of every holder that the founder's node knows, if it runs: a token is good while any of them is."""
+    from shoal.cli.swarms import stored_token
+    from shoal.protocol.control import GetPeers, PeerRole, Peers
+    from shoal.protocol.errors import ShoalError
+    from shoal.protocol.invite import decode_invite
+    from shoal.protocol.net.control_socket import DEFAULT_NAME, ask, runtime_dir
+
+    try:
+        said = await ask(runtime_dir(), DEFAULT_NAME, GetPeers())
+    except ShoalError:
+        return []  # none runs, or it is starting
+    own = stored_token(swarm)
+    peers = said.peers if isinstance(said, Peers) and own is not None else ()
+    ours = {address.rpartition("/p2p/")[2] for address in (decode_invite(own).bootstrap if own is not None else ())}
+    if not ours & {peer.peer for peer in peers if peer.role is PeerRole.SELF}:
+        return []  # a node of another swarm
+    found = [[address for address in peer.addresses if address.endswith(f"/p2p/{peer.peer}")] for peer in peers
+             if peer.role is PeerRole.HOLDER]  # fmt: skip
+    return [addresses[0] for addresses in found if addresses]
+
+
+def _list(tokens: "list[ListedToken]", as_json: bool) -> None:
     if as_json:
-        print(json.dumps([{**to_builtins(token), "is_revoked": is_revoked} for token, is_revoked in tokens]))
+        print(json.dumps(to_builtins(tokens)))
         return
-    for token, is_revoked in tokens:
+    for token in tokens:
         made = datetime.fromtimestamp(token.made_at_s, UTC).strftime("%Y-%m-%d %H:%M")
-        print(f"{token.id}  {made}  {_('revoked') if is_revoked else _('good   ')}  {token.label}")
+        print(f"{token.id}  {made}  {_('revoked') if token.is_revoked else _('good   ')}  {token.label}")

@@ -18,7 +18,7 @@ import msgspec
 
 from shoal.cli.settings_file import settings_path
 from shoal.protocol.errors import InvalidRequest
-from shoal.protocol.invite import PRIVATE_PREFIX, Invite, decode_invite, encode_invite
+from shoal.protocol.invite import PRIVATE_PREFIX, Invite, bootstrap_of, decode_invite
 from shoal.protocol.membership import SECRET_BYTES, SERIAL_BYTES, Founder, Membership, token_id
 from shoal.protocol.revocation_list import list_name, sign_revocations
 
@@ -36,6 +36,15 @@ class MintedToken(msgspec.Struct, frozen=True):
     id: str
     label: str
     made_at_s: float
+
+
+class ListedToken(msgspec.Struct, frozen=True):
+    """A line of `shoal invite --list --json`. `made_at_s`: Unix time."""
+
+    id: str
+    label: str
+    made_at_s: float
+    is_revoked: bool
 
 
 class FounderFile(msgspec.Struct):
@@ -144,8 +153,8 @@ def own_membership(founder: FounderFile) -> Membership:
     return Founder(founder.secret).member(OWN_SERIAL)
 
 
-def mint(swarm: str, label: str, made_at_s: float) -> str:
-    """Make a token and note its id. `made_at_s`: Unix time.
+def mint(swarm: str, label: str, made_at_s: float, others: Sequence[str] = ()) -> Invite:
+    """Make a token and note its id. `made_at_s`: Unix time. `others`: multiaddrs of other members, known to be there.
 
     Raises:
         InvalidRequest: the swarm did not begin here, or no node of it has run yet.
@@ -157,13 +166,14 @@ def mint(swarm: str, label: str, made_at_s: float) -> str:
     member = Founder(founder.secret).member(os.urandom(SERIAL_BYTES))
     founder.tokens.append(MintedToken(token_id(member.token_key), label, made_at_s))
     write_founder(swarm, founder)
-    return encode_invite(Invite(known.model_root, known.bootstrap, member))
+    return Invite(known.model_root, bootstrap_of(known.bootstrap, others), member)
 
 
-def minted(swarm: str) -> list[tuple[MintedToken, bool]]:
+def minted(swarm: str) -> list[ListedToken]:
     """Every token that was made here, and whether it was revoked."""
     revoked = revoked_ids(swarm)
-    return [(token, token.id in revoked) for token in _founder(swarm).tokens]
+    tokens = _founder(swarm).tokens
+    return [ListedToken(each.id, each.label, each.made_at_s, each.id in revoked) for each in tokens]
 
 
 def revoked_ids(swarm: str) -> list[str]:

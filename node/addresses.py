@@ -22,6 +22,13 @@ def announced(direct: Sequence[str], multiaddrs: Sequence[str]) -> tuple[str, ..
     return (*_outside_first(named)[:MAX_EACH], *_outside_first(multiaddrs)[:MAX_EACH])
 
 
+def for_own_token(multiaddrs: Sequence[str]) -> tuple[str, ...]:
+    """Addresses for the token that this machine's own programs join by: loopback, which no DHCP changes, last."""
+    outside = [address for address in multiaddrs if not _is_loopback(address)]
+    inside = [address for address in multiaddrs if _is_loopback(address)][:1]
+    return (*outside[: MAX_ADDRESSES - len(inside)], *inside)
+
+
 def _expand(listened: str, multiaddrs: Iterable[str]) -> list[str]:
     host, _, port = listened.rpartition(":")
     if host not in ("0.0.0.0", "[::]"):

@@ -21,6 +21,9 @@ from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced
 from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
+
+from shoal.node.addresses import announced, for_own_token
+from shoal.node.admission import Admission, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
 from shoal.node.gate import WorkGate
@@ -266,7 +269,7 @@ def _info(claim: Claim, entry: Entry, held: Held) -> NodeInfo:
         peer=claim.peer,
         model_root=claim.model_root.hex(),
         join=entry.p2pd.addresses,
-        invite=encode_invite(Invite(claim.model_root, entry.p2pd.addresses, entry.membership)),
+        invite=encode_invite(Invite(claim.model_root, for_own_token(entry.p2pd.addresses), entry.membership)),
         is_private=entry.membership is not None,
         addresses=claim.addresses,
         num_experts=len(packed),

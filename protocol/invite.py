@@ -13,6 +13,7 @@ import base64
 import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import msgpack
 
@@ -31,6 +32,9 @@ PRIVATE_PREFIX = "shoal2"
 
 MAX_TOKEN_CHARACTERS = 2048
 """Eight addresses of the greatest length need 1,800; a token should still fit into one message."""
+
+_OWN_FIRST = 4
+"""Of a token's eight addresses, those of whoever invites that come before other members'."""
 
 _VERSION = IntField(1, "version", 1, 2)
 _MODEL_ROOT = BytesField(2, "model_root", 32)
@@ -70,6 +74,26 @@ def memberships(words: Iterable[str]) -> list[Membership]:
     """
     invites = [decode_invite(word) for word in words if is_token(word)]
     return [invite.membership for invite in invites if invite.membership is not None]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a multiaddr leads back to the machine that dials it."""
+    parts = address.split("/")
+    try:
+        return len(parts) > 2 and parts[1] in ("ip4", "ip6") and ip_address(parts[2]).is_loopback
+    except ValueError:
+        return False
+
+
+def bootstrap_of(own: Iterable[str], others: Iterable[str] = ()) -> tuple[str, ...]:
+    """Addresses for a token that goes to another machine: a few of our own, then one of each other member, then more.
+
+    Loopback is named only if there is nothing else; at most `limits.MAX_ADDRESSES`, all different.
+    """
+    ours = list(own)
+    outside = [address for address in ours if not is_loopback(address)]
+    wanted = [*outside[:_OWN_FIRST], *(each for each in others if not is_loopback(each)), *outside[_OWN_FIRST:]]
+    return tuple(dict.fromkeys(wanted or ours))[: limits.MAX_ADDRESSES]
 
 
 def encode_invite(invite: Invite) -> str:

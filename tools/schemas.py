@@ -8,6 +8,8 @@ import msgspec
 
 from shoal.cli.manifest import ShownCheck, ShownManifest, ShownProof
 from shoal.cli.settings_layers import ShownSettings
+from shoal.cli.swarms import ListedToken
+from shoal.cli.version import Versions
 from shoal.node.doctor import Diagnosis
 from shoal.node.service import ServiceStatus
 from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
@@ -16,7 +18,7 @@ from shoal.simulations.forecast.report import SimulationReport
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-VERBS: dict[str, tuple[str, type]] = {
+VERBS: dict[str, tuple[str, object]] = {
     "status": ("shoal status, pause, resume, stop", NodeStatus),
     "peers": ("shoal peers", Peers),
     "coverage": ("shoal coverage", Coverage),
@@ -27,6 +29,9 @@ VERBS: dict[str, tuple[str, type]] = {
     "manifest-proof": ("shoal manifest show --proof", ShownProof),
     "config-show": ("shoal config show", ShownSettings),
     "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
+
+    "invite-list": ("shoal invite --list", list[ListedToken]),
+    "version": ("shoal version", Versions),
     "service-status": ("shoal service status", ServiceStatus),
 }
 

@@ -257,3 +257,31 @@ def test_a_broken_file_ends_a_client_verb_before_it_begins(file: Path) -> None:
     file.write_text("[client]\ndtyp = 1\n")
     status, output = shoal("run", "Once")
     assert (status, "did you mean dtype?" in output) == (2, True)
+
+
+@given(st.lists(KEYED, min_size=1, max_size=8).map(dict))
+def test_what_is_unset_is_as_if_it_had_never_been_set(keyed: dict[str, Plain]) -> None:
+    key, *_ = keyed
+    without = {each: value for each, value in keyed.items() if each != key}
+    assert config.without_setting(nested(keyed), key) == nested(without)
+
+
+def test_unset_takes_one_setting_out_of_the_file_and_says_if_there_was_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for key, value in (("node.threads", "3"), ("node.guest.idle_only", "true")):
+        assert CliRunner().invoke(app, ["config", "set", key, value]).exit_code == 0
+    assert CliRunner().invoke(app, ["config", "unset", "node.guest.idle_only"]).exit_code == 0
+    assert read_document(settings_path()) == {"version": 1, "node": {"threads": 3}}
+    again = CliRunner().invoke(app, ["config", "unset", "node.guest.idle_only"])
+    assert (again.exit_code, "is not in" in again.stderr) == (0, True)
+    wrong = CliRunner().invoke(app, ["config", "unset", "node.thread"])
+    assert (wrong.exit_code, "did you mean" in wrong.stderr) == (2, True)
+
+
+def test_the_versions_are_what_their_schema_says() -> None:
+    done = CliRunner().invoke(app, ["version", "--json"])
+    said = json.loads(done.stdout)
+    Draft202012Validator(json.loads(schema_of("version"))).validate(said)
+    assert CliRunner().invoke(app, ["version"]).stdout.startswith(f"shoal {said['shoal']} ")
