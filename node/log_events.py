@@ -139,6 +139,7 @@ class TransferNotCounted(LogEvent):
 class PauseNotKept(LogEvent):
     """The pause, or its end, can not be written: after a restart the node does as before."""
 
+
 class RevocationsTaken(LogEvent):
     """A later list of the founder's is known: `number` tokens are refused."""
 

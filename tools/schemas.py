@@ -29,7 +29,6 @@ VERBS: dict[str, tuple[str, object]] = {
     "manifest-proof": ("shoal manifest show --proof", ShownProof),
     "config-show": ("shoal config show", ShownSettings),
     "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
-
     "invite-list": ("shoal invite --list", list[ListedToken]),
     "version": ("shoal version", Versions),
     "service-status": ("shoal service status", ServiceStatus),
