@@ -19,11 +19,8 @@ from shoal.experts.choose_backend import choose_backend
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
-from shoal.node.addresses import announced
-from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
-
 from shoal.node.addresses import announced, for_own_token
-from shoal.node.admission import Admission, no_backlog
+from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
 from shoal.node.gate import WorkGate
@@ -182,8 +179,6 @@ async def running_node(
         admission = Admission(limits, time.monotonic, _wire_of(throttle))
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         stack.push_async_callback(server.aclose)
-        gate = _member_gate(entry, settings)
-
         watch = _revocation_watch(entry, settings)
         gate = None
         if watch is not None and entry.membership is not None:
@@ -226,8 +221,6 @@ def _wire_of(throttle: Throttle) -> Wire:
         down.bytes_per_s if down else None,
     )  # fmt: skip
 
-
-def _member_gate(entry: Entry, settings: NodeSettings) -> MemberGate | None:
 
 def _revocation_watch(entry: Entry, settings: NodeSettings) -> RevocationWatch | None:
     """What knows the revoked tokens of a private swarm; the founder's list is kept beside this machine's own."""

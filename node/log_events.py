@@ -198,11 +198,8 @@ class LibrarySaid(LogEvent):
 
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
-    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | TelemetryConnected | TelemetryLost
-    | LibrarySaid
-
-    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | RevocationsTaken
-    | TokensExpelled | RevocationsNotFetched | TelemetryConnected | TelemetryLost | LibrarySaid
+    | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
+    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | LibrarySaid
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)
