@@ -8,7 +8,7 @@ import typer.core
 
 from shoal.cli.boundary import reporting_errors
 from shoal.cli.options import parse_size, program
-from shoal.cli.simulate_virtual import virtual
+from shoal.cli.simulate_virtual import validate, virtual
 
 
 class ModesAsFlags(typer.core.TyperGroup):
@@ -23,6 +23,7 @@ class ModesAsFlags(typer.core.TyperGroup):
 
 simulate_app = typer.Typer(cls=ModesAsFlags, no_args_is_help=True, help="Try a swarm's bad days on this machine.")
 simulate_app.command()(virtual)
+simulate_app.command()(validate)
 
 
 @simulate_app.callback()

@@ -51,3 +51,18 @@ def virtual(
         for path in write_plots(report, plots) if plots else ():
             if not as_json:
                 print(path)
+
+
+def validate(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """What measured runs took and what the model says of them, under a virtual clock; docs/SIMULATE.md."""
+    with reporting_errors():
+        from shoal.cli.progress import StepBar
+        from shoal.simulations.forecast import validate as validation
+
+        with StepBar() as bar:
+            rows = validation.validate_all(bar)
+        if as_json:
+            columns = ("setting", "measured_ms", "predicted_ms", "error")
+            print(json.dumps({"rows": [{name: getattr(row, name) for name in columns} for row in rows]}))
+        else:
+            print(validation.table(rows))

@@ -6,6 +6,8 @@ noise for logits). The spreads are chosen so that choices come out as in twelve 
 (sglang issue 6017, 58 layers each): see `tests/simulations/forecast/test_routing.py` and docs/SIMULATE.md.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from shoal.experts.specs import RouterSpec
@@ -25,15 +27,21 @@ POOL = 512
 
 
 class Routes:
-    """What tokens choose in every MoE layer of a model; another seed is another model."""
+    """What tokens choose in every MoE layer of a model."""
 
-    def __init__(self, router: RouterSpec, num_layers: int, rng: Generator, pool: int = POOL) -> None:
-        self._pools = [_draw(router, pool, rng) for _ in range(num_layers)]
+    def __init__(self, pools: Sequence[Choices]) -> None:
+        """pools: tokens' choices for each MoE layer."""
+        self._pools = pools
 
     def draw(self, layer: int, num_tokens: int, rng: Generator) -> Choices:
         """Experts of some tokens in one layer (counted among the MoE layers)."""
         pool = self._pools[layer]
         return pool[rng.integers(0, len(pool), num_tokens)]
+
+
+def draw_routes(router: RouterSpec, num_layers: int, rng: Generator, pool: int = POOL) -> Routes:
+    """Routes of a model of this kind; another seed is another model."""
+    return Routes([_draw(router, pool, rng) for _ in range(num_layers)])
 
 
 def _draw(router: RouterSpec, num_tokens: int, rng: Generator) -> Choices:

@@ -17,7 +17,7 @@ from shoal.simulations.forecast.layer_time import Conditions
 from shoal.simulations.forecast.peers import Counts, Held, LayerView, views
 from shoal.simulations.forecast.placement import Placement, Progress
 from shoal.simulations.forecast.report import Data, Memory, SimulationReport, Speed
-from shoal.simulations.forecast.routing import Routes
+from shoal.simulations.forecast.routing import draw_routes
 from shoal.simulations.forecast.scenarios import Machines, Scenario, draw_machines
 from shoal.simulations.forecast.shape import ModelShape, model_shape
 from shoal.simulations.forecast.what_if import what_ifs
@@ -124,7 +124,7 @@ def _swarm(stage: _Stage, calibration: Calibration) -> Swarm:
         stage.machines.trunk,
         stage.machines.peers,
         views(stage.machines.peers, stage.holdings, stage.counts, stage.settings.replicas),
-        Routes(model.router, model.num_moe_layers, np.random.default_rng((stage.settings.seed, 2))),
+        draw_routes(model.router, model.num_moe_layers, np.random.default_rng((stage.settings.seed, 2))),
         calibration,
         Conditions(jitter=scenario.jitter, stall_share=scenario.stall_share),
         deaths_per_peer_s=deaths_per_s(scenario.lifetimes),

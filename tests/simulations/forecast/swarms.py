@@ -12,7 +12,7 @@ from shoal.simulations.forecast.deepseek_v3 import DEEPSEEK_V3
 from shoal.simulations.forecast.forecast import Swarm
 from shoal.simulations.forecast.layer_time import Conditions
 from shoal.simulations.forecast.peers import LayerView, Link, Peer, TrunkHost
-from shoal.simulations.forecast.routing import Routes
+from shoal.simulations.forecast.routing import draw_routes
 from shoal.simulations.forecast.shape import ModelShape, model_shape
 
 ENDLESS = 1e30
@@ -43,7 +43,7 @@ def parts_swarm(peers: Sequence[Peer], trunk: TrunkHost | None = None, context: 
         trunk or TrunkHost(WIDE, FREE, 10**12),
         peers,
         [view] * model.num_moe_layers,
-        Routes(model.router, model.num_moe_layers, np.random.default_rng(0), pool=64),
+        draw_routes(model.router, model.num_moe_layers, np.random.default_rng(0), pool=64),
         free_calibration(),
         Conditions(),
         context,

@@ -22,7 +22,7 @@ from shoal.simulations.forecast.deepseek_v3 import DEEPSEEK_V3
 from shoal.simulations.forecast.geography import City, distance_km, path_ms
 from shoal.simulations.forecast.placement import Placement
 from shoal.simulations.forecast.plots import write_plots
-from shoal.simulations.forecast.routing import Routes
+from shoal.simulations.forecast.routing import draw_routes
 from shoal.simulations.forecast.scenarios import SCENARIOS, draw_machines, scenario_named
 from shoal.simulations.forecast.simulate import SimulationSettings, simulate
 from shoal.simulations.forecast.words import report_lines
@@ -36,7 +36,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def test_tokens_choose_as_recorded_and_keep_the_groups_limit() -> None:
-    routes, rng = Routes(ROUTER, 8, np.random.default_rng(1)), np.random.default_rng(2)
+    routes, rng = draw_routes(ROUTER, 8, np.random.default_rng(1)), np.random.default_rng(2)
     spreads, hottest, groups = [], [], []
     for layer in range(8):
         chosen = routes.draw(layer, 4000, rng)
