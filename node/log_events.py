@@ -139,7 +139,11 @@ class TransferNotCounted(LogEvent):
 class PauseNotKept(LogEvent):
     """The pause, or its end, can not be written: after a restart the node does as before."""
 
+    LEVEL = logging.WARNING
+    error: str
 
+
+@dataclass(frozen=True, slots=True)
 class RevocationsTaken(LogEvent):
     """A later list of the founder's is known: `number` tokens are refused."""
 
