@@ -50,6 +50,11 @@ def digest_tensors(tensors: Iterable[StoredTensor], *, is_alone: bool = True) ->
     return hasher.digest()
 
 
+def digest_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """BLAKE3 of a piece, which is a canonical encoding already; 32 bytes."""
+    return blake3(data, max_threads=blake3.AUTO if len(data) >= _PARALLEL_FROM_BYTES else 1).digest()
+
+
 def digest_config(config: Mapping[str, object]) -> bytes:
     """BLAKE3 of config.json without its cosmetic keys, as JSON with sorted keys and no spaces; 32 bytes."""
     kept = {key: value for key, value in config.items() if key not in COSMETIC_KEYS}

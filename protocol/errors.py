@@ -7,6 +7,7 @@
     │   ├── NoTokenAllowed
     │   ├── AddressInUse
     │   ├── ModelNotFound
+    │   ├── AccessRefused         a source of weights wants another token
     │   ├── NodeAlreadyRunning
     │   ├── NodeNotRunning        (exit 3)
     │   ├── InsecureTelemetry
@@ -23,14 +24,18 @@
     │   ├── ConnectFailed
     │   ├── ChannelClosed
     │   ├── DeadlineExceeded
+    │   ├── SourceFailed          a source of weights gave nothing, or half of it
     │   └── Cancelled             the peer cancelled the request
     ├── CapacityError         the swarm lacks something                            (exit 4, 7)
     │   ├── Busy                  over a peer's limits; try another replica
     │   ├── Draining              the peer is leaving
     │   ├── NotHeld               the peer does not hold the expert (any more)
+    │   ├── DiskFull              no room in the store of weights
+    │   ├── SourceBusy            a source of weights wants us to come back later
     │   └── CoverageGap           nobody holds an expert                           (exit 4)
     └── IntegrityError        weights are not what the manifest says               (exit 6)
         ├── CheckpointError       names the file and the tensor
+        ├── SourceLied            a source of weights gave other bytes than the manifest's
         └── WrongModel            another manifest root, format or rounding
 
 `retry_elsewhere` says whether the same request may succeed at another replica. Errors that travel carry a `WireCode`
@@ -103,6 +108,15 @@ class AddressInUse(LocalError):
 
 class ModelNotFound(LocalError):
     """The directory is not there or holds no checkpoint."""
+
+
+class AccessRefused(LocalError):
+    """A source of weights does not let us in: no token, an expired one, or terms that were not accepted."""
+
+    def __init__(self, source: str, status: int) -> None:
+        super().__init__(f"{source} refuses (HTTP {status}): a token is missing, expired or not enough; see HF_TOKEN")
+        self.source = source
+        self.status = status
 
 
 class NodeAlreadyRunning(LocalError):
@@ -213,6 +227,14 @@ class Cancelled(NetworkError):
     wire_code = WireCode.CANCELLED
 
 
+class SourceFailed(NetworkError):
+    """A source of weights could not be reached, stalled, or broke off."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+
+
 class CapacityError(ShoalError):
     """The swarm, or one peer, lacks what it takes."""
 
@@ -240,6 +262,21 @@ class NotHeld(CapacityError):
     """The peer does not hold an expert that its record promised."""
 
     wire_code = WireCode.NOT_HELD
+
+
+class DiskFull(CapacityError):
+    """No room for a piece of a model: the disk, or the store's cap, is full."""
+
+    retry_elsewhere = False
+
+
+class SourceBusy(CapacityError):
+    """A source of weights asks us to come back later."""
+
+    def __init__(self, source: str, retry_after_s: float) -> None:
+        super().__init__(f"{source} is busy; retry after {retry_after_s:.0f} s")
+        self.source = source
+        self.retry_after_s = retry_after_s
 
 
 class CoverageGap(CapacityError):
@@ -274,6 +311,16 @@ class CheckpointError(IntegrityError):
         self.file = file
         self.tensor = tensor
         self.reason = reason
+
+
+class SourceLied(IntegrityError):
+    """A source of weights gave bytes that are not the manifest's; it is not asked again."""
+
+    retry_elsewhere = True
+
+    def __init__(self, source: str, what: str) -> None:
+        super().__init__(f"{source} gave bytes for {what} that are not the manifest's; it is not asked again")
+        self.source = source
 
 
 class WrongModel(IntegrityError):
