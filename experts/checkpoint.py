@@ -258,7 +258,16 @@ def _read_index(path: Path) -> dict[str, str]:
     size = path.stat().st_size
     if size > MAX_HEADER_BYTES:
         raise CheckpointError(INDEX_FILE, None, f"{size} bytes, at most {MAX_HEADER_BYTES}")
-    weight_map = parse_object(path.read_bytes(), INDEX_FILE).get("weight_map")
+    return parse_index(path.read_bytes())
+
+
+def parse_index(raw: bytes) -> dict[str, str]:
+    """The `weight_map` of an index's bytes.
+
+    Raises:
+        CheckpointError: as `_read_index`.
+    """
+    weight_map = parse_object(raw, INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(INDEX_FILE, None, "no weight_map")
     for name, file in weight_map.items():

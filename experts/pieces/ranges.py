@@ -1,0 +1,197 @@
+"""A published checkpoint far away: its index and headers first, then only the bytes of the pieces that are wanted.
+
+safetensors states the place of every tensor in a file's header, so an expert of DeepSeek-V3 costs one or two ranges of
+44 MB in all, and once per file 75 kB of header. Knows names and places; knows no network (`sources.RangeReader`) and
+whether nothing of it is true.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from shoal.experts.checkpoint import INDEX_FILE, SINGLE_FILE, TORCH_DTYPES, StoredTensor, parse_index
+from shoal.experts.manifest import Manifest
+from shoal.experts.pieces.encoding import encode_piece
+from shoal.experts.pieces.pieces import ExpertPiece, Piece
+from shoal.experts.pieces.sources import OnBytes, RangeReader
+from shoal.experts.safetensors_header import (
+    ITEM_BYTES,
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    TensorEntry,
+    parse_header,
+)
+from shoal.experts.shard import SCALE_DTYPES
+from shoal.experts.specs import PROJECTIONS, ExpertLayout, ModelSpec
+from shoal.experts.stacked_experts import BLOCKS
+from shoal.experts.weight_formats import stored_bytes
+from shoal.protocol.errors import CheckpointError, ModelNotFound
+from shoal.protocol.messages import WeightFormat
+
+MAX_EXPERT_EXCESS = 1.25
+"""Of the size that shape and format ask for: scales may be stored wider than we would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of a piece, or one item of a stacked one."""
+
+    tensor: str
+    index: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.tensor if self.index is None else f"{self.tensor}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a part's bytes are."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    data_start: int
+    entries: dict[str, TensorEntry]
+
+
+class CheckpointSource:
+    """`PieceSource` over the files of a checkpoint in its published layout."""
+
+    def __init__(self, reader: RangeReader, manifest: Manifest, spec: ModelSpec) -> None:
+        """`spec`: of the model's config, its layers those of the manifest."""
+        self._reader = reader
+        self._manifest = manifest
+        self._spec = spec
+        self._index: dict[str, str] | None = None
+        self._headers: dict[str, _Header] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._reader.name
+
+    @property
+    def bytes_read(self) -> int:
+        return self._reader.bytes_read
+
+    async def size(self, piece: Piece) -> int:
+        return sum(place.size_bytes for place in await self._places(piece))
+
+    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
+        places = await self._places(piece)
+        tensors = {}
+        for run in _runs(places):
+            begin, size = run[0].begin, sum(place.size_bytes for place in run)
+            data = (await self._reader.read_range(run[0].file, begin, size, on_bytes))[0] if size else bytearray()
+            for place in run:
+                offset = place.begin - begin
+                tensors[place.name] = _tensor(place, memoryview(data)[offset : offset + place.size_bytes])
+        return await asyncio.to_thread(encode_piece, [tensors[place.name] for place in places])
+
+    async def _places(self, piece: Piece) -> list[_Place]:
+        index = await self._read_index()
+        parts = _parts(piece, self._manifest.weight_format, self._spec)
+        places = [await self._place(index, part) for part in parts]
+        total = sum(place.size_bytes for place in places)
+        if total > self._most(piece):
+            raise CheckpointError(self.name, piece.name, f"{total} bytes, far more than it can have")
+        return places
+
+    def _most(self, piece: Piece) -> int:
+        if isinstance(piece, ExpertPiece):
+            return int(stored_bytes(self._spec.expert, self._manifest.weight_format) * MAX_EXPERT_EXCESS) + 4096
+        leaf = self._manifest.trunk[piece.name]
+        return prod(leaf.shape) * ITEM_BYTES[leaf.dtype]
+
+    async def _place(self, index: dict[str, str], part: Part) -> _Place:
+        file = index.get(part.tensor) if index else SINGLE_FILE
+        if file is None:
+            raise ModelNotFound(f"{self.name} has no tensor {part.tensor}")
+        header = await self._header(file)
+        entry = header.entries.get(part.tensor)
+        if entry is None:
+            raise ModelNotFound(f"{self.name} has no tensor {part.tensor} in {file}")
+        begin, size, shape = header.data_start + entry.begin, entry.size_bytes, entry.shape
+        if part.index is not None:
+            if not shape or part.index >= shape[0]:
+                raise CheckpointError(self.name, part.tensor, f"shape {list(shape)} has no item {part.index}")
+            size, shape = size // shape[0], shape[1:]
+            begin += part.index * size
+        return _Place(part.name, file, entry.dtype, shape, begin, size)
+
+    async def _read_index(self) -> dict[str, str]:
+        """The index; empty if there is one file only."""
+        async with self._lock:
+            if self._index is None:
+                try:
+                    self._index = parse_index(await self._reader.read_file(INDEX_FILE, MAX_HEADER_BYTES))
+                except ModelNotFound:
+                    self._index = {}
+            return self._index
+
+    async def _header(self, file: str) -> _Header:
+        async with self._lock:
+            if file not in self._headers:
+                self._headers[file] = await self._read_header(file)
+            return self._headers[file]
+
+    async def _read_header(self, file: str) -> _Header:
+        raw, file_bytes = await self._reader.read_range(file, 0, LENGTH_BYTES, _unheard)
+        header_bytes = int.from_bytes(raw, "little")
+        if not 0 < header_bytes <= min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
+            raise CheckpointError(file, None, f"a header of {header_bytes} bytes in a file of {file_bytes}")
+        header, _ = await self._reader.read_range(file, LENGTH_BYTES, header_bytes, _unheard)
+        start = LENGTH_BYTES + header_bytes
+        entries = await asyncio.to_thread(parse_header, bytes(header), file_bytes - start, file)
+        return _Header(start, entries)
+
+
+def _parts(piece: Piece, weight_format: WeightFormat, spec: ModelSpec) -> list[Part]:
+    """A piece's tensors, in the order of its digest (`shard.expert_tensor_names`, `stacked_experts`)."""
+    if not isinstance(piece, ExpertPiece):
+        return [Part(piece.name)]
+    layer, expert = piece.layer, piece.expert
+    if spec.names.layout is ExpertLayout.STACKED:
+        gate_up, down = (spec.expert_tensor(layer, expert, projection) for projection in ("gate", "down"))
+        suffixes = (BLOCKS, "_scales") if weight_format is WeightFormat.MXFP4 else ("",)
+        weights = [stem + suffix for stem in (gate_up, down) for suffix in suffixes]
+        return [Part(name, expert) for name in (*weights, f"{gate_up}_bias", f"{down}_bias")]
+    names = []
+    for projection in PROJECTIONS:
+        names.append(spec.expert_tensor(layer, expert, projection))
+        if weight_format in SCALE_DTYPES:
+            names.append(spec.expert_scale_tensor(layer, expert, projection))
+    return [Part(name) for name in names]
+
+
+def _runs(places: Sequence[_Place]) -> list[list[_Place]]:
+    """Places in the order of the files, those that touch each other together: one request each."""
+    runs: list[list[_Place]] = []
+    for place in sorted(places, key=lambda place: (place.file, place.begin, place.size_bytes)):
+        last = runs[-1][-1] if runs else None
+        if last is not None and last.file == place.file and last.begin + last.size_bytes == place.begin:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _tensor(place: _Place, raw: memoryview) -> StoredTensor:
+    data = torch.empty(place.size_bytes, dtype=torch.uint8)
+    data.numpy().data[:] = raw
+    return StoredTensor(place.name, place.file, place.dtype, data.view(TORCH_DTYPES[place.dtype]).view(place.shape))
+
+
+def _unheard(size_bytes: int) -> None:
+    """Headers are not part of what a user waits for."""
