@@ -115,7 +115,7 @@ from shoal.experts.pieces.store import PieceStore
 
 chooser, blobs = Random(1), [bytes([i]) * 100_000 for i in range(50)]
 names = [blake3(blob).digest() for blob in blobs]
-for round in range(20):
+for round in range(10):
     root = Path(sys.argv[1]) / str(round)
     told, tell = os.pipe()
     child = os.fork()
