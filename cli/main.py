@@ -21,6 +21,7 @@ from shoal.cli.doctor import doctor
 from shoal.cli.invite import invite, join
 from shoal.cli.language import known_language
 from shoal.cli.manifest import manifest_app
+from shoal.cli.models import models_app
 from shoal.cli.node import node
 from shoal.cli.run import run
 from shoal.cli.serve import serve
@@ -71,5 +72,6 @@ app.command()(version)
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 app.add_typer(manifest_app, name="manifest")
+app.add_typer(models_app, name="models")
 app.add_typer(service_app, name="service")
 app.add_typer(simulate_app, name="simulate")

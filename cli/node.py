@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 def node(
     model: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint directory. Default: the embedded demonstration model.", envvar="SHOAL_MODEL"),
+        typer.Option(
+            help="Checkpoint directory, or NAME@ROOT of `shoal models ls`. Default: the embedded one.",
+            envvar="SHOAL_MODEL",
+        ),
     ] = None,
     experts: Annotated[
         str | None, typer.Option(help="What to hold: all, 0-15 (of every layer), 3:0-31,4:5. Default: what is rarest.")
@@ -68,6 +72,7 @@ def node(
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
         from shoal.cli.first_run import first_run
+        from shoal.cli.model_words import model_directory
         from shoal.cli.own_swarm import settled
         from shoal.cli.progress import ProgressBar
         from shoal.cli.settings_file import node_settings, settings_path
@@ -91,7 +96,7 @@ def node(
         first_run(yes, is_share_given=share is not None or experts is not None)
         table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path(), os.environ)}
         settings: NodeSettings = node_settings(table, flags, guest_flags)
-        place = settled(settings, is_open)
+        place = settled(replace(settings, model=model_directory(settings.model)), is_open)
 
         bar = ProgressBar()
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def run(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Checkpoint directory. Default: the embedded demonstration model.")
+        Path | None,
+        typer.Option(help="Checkpoint directory, or NAME@ROOT of `shoal models ls`. Default: the embedded one."),
     ] = None,
     join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, e.g. 5,17,3.")] = None,
@@ -41,6 +42,7 @@ def run(
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
     with reporting_errors():
+        from shoal.cli.model_words import model_directory
         from shoal.cli.swarms import words_to_join
         from shoal.client.sampler import Sampling
         from shoal.client.settings import SwarmSettings
@@ -61,7 +63,7 @@ def run(
             seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()),
         )  # fmt: skip
         settings = SwarmSettings(
-            model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
+            model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, lan=lan.value,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""

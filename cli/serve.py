@@ -33,7 +33,10 @@ KEY_VARIABLE = "SHOAL_API_KEY"
 def serve(
     model: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint directory. Default: the embedded demonstration model.", envvar="SHOAL_MODEL"),
+        typer.Option(
+            help="Checkpoint directory, or NAME@ROOT of `shoal models ls`. Default: the embedded one.",
+            envvar="SHOAL_MODEL",
+        ),
     ] = None,
     join: Annotated[
         list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.", envvar="SHOAL_JOIN")
@@ -63,6 +66,7 @@ def serve(
         from shoal.simulations.fork_server import start_fork_server
 
         context = start_fork_server() if demo else None  # it imports while we do
+        from shoal.cli.model_words import model_directory
         from shoal.cli.progress import ProgressBar
         from shoal.cli.swarms import words_to_join
         from shoal.client.api.settings import ApiSettings
@@ -82,7 +86,7 @@ def serve(
             cors_origins=tuple(cors_origin or ()), max_running=max_running, max_queue=max_queue,
         )  # fmt: skip
         swarm = SwarmSettings(
-            model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
+            model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False, lan=lan.value,
             max_streams=settings.max_running, max_waiting=settings.max_running,
         )  # fmt: skip

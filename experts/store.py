@@ -18,6 +18,7 @@ from shoal.experts.checkpoint import Checkpoint
 from shoal.experts.family import SCALE_SUFFIX, ModelSpec
 from shoal.experts.manifest import Manifest, verify_expert, verify_trunk_tensor
 from shoal.experts.manifest_maker import ModelFiles, Progress, manifest_of
+from shoal.experts.pieces.shelf import NOTE_FILE
 from shoal.experts.shard import read_shard
 from shoal.experts.stored_weight import FORMAT_OF_DTYPE, StoredWeight
 from shoal.protocol.errors import Cancelled, CheckpointError
@@ -37,6 +38,8 @@ class ModelStore:
     def open(cls, directory: Path, cache_dir: Path, progress: Progress | None = None) -> "ModelStore":
         """Open a model directory and find, or make, its manifest (kept in `cache_dir` unless shipped with the model).
 
+        A folder of a shelf (`pieces/shelf.py`) is opened as one, from its pieces.
+
         With a shipped manifest only config, index and manifest are read; else all headers, or, the first time,
         everything (`progress` is told then, and may raise to give up).
 
@@ -44,12 +47,21 @@ class ModelStore:
             ModelNotFound: no such directory, or no checkpoint in it. InvalidRequest: a model that cannot run, or
             `cache_dir` cannot be written. CheckpointError: damaged files, or a manifest of another model.
         """
+        if (directory / NOTE_FILE).is_file():
+            from shoal.experts.pieces.model import PieceModel  # which is a ModelStore itself
+
+            return PieceModel.open_folder(directory)
         files = ModelFiles.open(directory)
         try:
             return cls(files, manifest_of(files, cache_dir, progress))
         except BaseException:
             files.checkpoint.close()
             raise
+
+    @property
+    def name(self) -> str:
+        """What people call the model here."""
+        return self._files.directory.name
 
     @property
     def config(self) -> Mapping[str, object]:
@@ -94,6 +106,10 @@ class ModelStore:
             raise CheckpointError(shard.tensors[0].file, shard.name, f"{shard.format.name}, the manifest has {stated}")
         return shard.weights()
 
+    def file_of(self, name: str) -> str:
+        """What errors call the place of a tensor. Raises CheckpointError if there is none."""
+        return self.checkpoint.file_of(name)
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of this name."""
         return self.checkpoint.has(name)
@@ -114,7 +130,7 @@ class ModelStore:
         Raises:
             CheckpointError: as `trunk_tensor`, or fp8 without block scales that fit it, or a dtype that is no weight's.
         """
-        data, file = self.trunk_tensor(name), self.checkpoint.file_of(name)
+        data, file = self.trunk_tensor(name), self.file_of(name)
         if data.dtype is torch.float16:
             data = data.float()
         if data.dtype not in FORMAT_OF_DTYPE:

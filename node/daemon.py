@@ -23,6 +23,7 @@ from shoal.node.addresses import announced, for_own_token
 from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
+from shoal.node.filling import keep_filled
 from shoal.node.gate import WorkGate
 from shoal.node.loading import StageProgress, check_memory, choose_holding, default_threads, load
 from shoal.node.log_events import NodeStarting, RecordsNotWithdrawn, log_event
@@ -173,6 +174,7 @@ async def running_node(
         )
         if holding is None:
             holding = await choose_holding(settings, store, backend, entry.directory, identity.peer)
+        stack.push_async_exit(await keep_filled(store, holding, settings.name, progress))
         held = await load(store, backend, worker, holding, progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
         limits = AdmissionLimits(settings.max_queue_s, settings.max_queue_bytes, settings.share_burst_s)
@@ -236,7 +238,7 @@ def _model(settings: NodeSettings, store: ModelStore, backend: ExpertBackend) ->
     spec = store.spec
     num_layers = sum(layer < spec.num_layers for layer in spec.moe_layers)
     return NodeModel(
-        name=settings.model.name,
+        name=store.name,
         root=store.manifest.root,
         layers=spec.moe_layers,
         experts_per_layer=spec.router.num_experts,

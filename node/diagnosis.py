@@ -115,9 +115,14 @@ def _kernels() -> tuple[bool, str]:
 def _model(directory: Path) -> str:
     """Why the checkpoint can not be used; empty if it can."""
     from shoal.experts.manifest_maker import ModelFiles
+    from shoal.experts.pieces.model import PieceModel
+    from shoal.experts.pieces.shelf import NOTE_FILE
 
     try:
-        ModelFiles.open(directory).checkpoint.close()
+        if (directory / NOTE_FILE).is_file():
+            PieceModel.open_folder(directory)
+        else:
+            ModelFiles.open(directory).checkpoint.close()
     except ShoalError as error:
         return str(error)
     return ""

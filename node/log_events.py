@@ -189,6 +189,29 @@ class TelemetryLost(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class PiecesFetched(LogEvent):
+    """What was to be held and was not in the store has come, and is verified."""
+
+    num_pieces: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"fetched {self.num_pieces} experts ({self.size_bytes / 1e6:.0f} MB)"
+
+
+@dataclass(frozen=True, slots=True)
+class PieceDamaged(LogEvent):
+    """The disk gave other bytes than it was given; the piece was removed."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    piece: str
+
+    def __str__(self) -> str:
+        return f"{self.piece} was damaged on disk and is removed; the node goes on with what it has in memory"
+
+
+@dataclass(frozen=True, slots=True)
 class LibrarySaid(LogEvent):
     """A warning or error of another logger."""
 
@@ -203,7 +226,8 @@ class LibrarySaid(LogEvent):
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
-    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | LibrarySaid
+    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged
+    | LibrarySaid
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

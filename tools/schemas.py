@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from shoal.cli.manifest import ShownCheck, ShownManifest, ShownProof
+from shoal.cli.model_reports import ShownModels, ShownPull, ShownRemoved, ShownVerified
 from shoal.cli.settings_layers import ShownSettings
 from shoal.cli.swarms import ListedToken
 from shoal.cli.version import Versions
@@ -27,6 +28,10 @@ VERBS: dict[str, tuple[str, object]] = {
     "manifest-show": ("shoal manifest show, make, sign", ShownManifest),
     "manifest-verify": ("shoal manifest verify", ShownCheck),
     "manifest-proof": ("shoal manifest show --proof", ShownProof),
+    "models-ls": ("shoal models ls", ShownModels),
+    "models-pull": ("shoal models pull, import", ShownPull),
+    "models-rm": ("shoal models rm", ShownRemoved),
+    "models-verify": ("shoal models verify", ShownVerified),
     "config-show": ("shoal config show", ShownSettings),
     "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
     "invite-list": ("shoal invite --list", list[ListedToken]),

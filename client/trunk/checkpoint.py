@@ -208,7 +208,7 @@ class _Reader:
         tensor = self._store.trunk_tensor(name)
         if tuple(tensor.shape) != shape or tensor.dtype not in STORED_DTYPES:
             found = f"{tensor.dtype}{list(tensor.shape)}, expected a float type and {list(shape)}"
-            raise CheckpointError(self._store.checkpoint.file_of(name), name, found)
+            raise CheckpointError(self._store.file_of(name), name, found)
         return tensor
 
     def _counted(self, made: Made) -> Made:

@@ -31,6 +31,9 @@ from shoal.experts.weight_formats import stored_bytes
 from shoal.protocol.errors import CheckpointError, ModelNotFound
 from shoal.protocol.messages import WeightFormat
 
+MEASURED_BYTES = 4 * 1024 * 1024
+"""What a forecast of the time costs: a tenth of an expert."""
+
 MAX_EXPERT_EXCESS = 1.25
 """Of the size that shape and format ask for: scales may be stored wider than we would."""
 
@@ -88,6 +91,14 @@ class CheckpointSource:
     async def size(self, piece: Piece) -> int:
         return sum(place.size_bytes for place in await self._places(piece))
 
+    async def measure(self, piece: Piece) -> float:
+        """Bytes per second of a part of this piece, which is thrown away. Raises as `fetch`."""
+        place = max(await self._places(piece), key=lambda place: place.size_bytes)
+        clock = asyncio.get_running_loop()
+        begun_s, size = clock.time(), min(place.size_bytes, MEASURED_BYTES)
+        await self._reader.read_range(place.file, place.begin, size, _unheard)
+        return size / max(clock.time() - begun_s, 1e-6)
+
     async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
         places = await self._places(piece)
         tensors = {}
@@ -101,7 +112,7 @@ class CheckpointSource:
 
     async def _places(self, piece: Piece) -> list[_Place]:
         index = await self._read_index()
-        parts = _parts(piece, self._manifest.weight_format, self._spec)
+        parts = parts_of(piece, self._manifest.weight_format, self._spec)
         places = [await self._place(index, part) for part in parts]
         total = sum(place.size_bytes for place in places)
         if total > self._most(piece):
@@ -157,7 +168,7 @@ class CheckpointSource:
         return _Header(start, entries)
 
 
-def _parts(piece: Piece, weight_format: WeightFormat, spec: ModelSpec) -> list[Part]:
+def parts_of(piece: Piece, weight_format: WeightFormat, spec: ModelSpec) -> list[Part]:
     """A piece's tensors, in the order of its digest (`shard.expert_tensor_names`, `stacked_experts`)."""
     if not isinstance(piece, ExpertPiece):
         return [Part(piece.name)]
