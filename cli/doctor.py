@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +15,19 @@ from shoal.cli.options import JsonOption, NameOption
 from shoal.client.translate import N_, _
 
 if TYPE_CHECKING:
-    from shoal.node.doctor import Diagnosis, Finding
+    from shoal.node.doctor import Outcome
     from shoal.node.settings import NodeSettings
     from shoal.protocol.control import Coverage
 
 SIGNS = {"ok": N_("ok  "), "warn": N_("WARN"), "fail": N_("FAIL")}
+
+LABELS = {
+    "settings": N_("settings"), "clock": N_("clock"), "control": N_("control"), "key": N_("key"), "ports": N_("ports"),
+    "network": N_("network"), "lan": "LAN", "disk": N_("disk"), "ram": N_("memory"), "model": N_("model"),
+    "torch": "torch", "kernels": N_("kernels"), "libp2p": "libp2p", "gpu": "GPU", "idle": N_("idle"),
+    "metered": N_("metered"), "tcp": "TCP", "files": N_("files"), "node": N_("node"), "coverage": N_("coverage"),
+}  # fmt: skip
+"""What people read for a check's name; `--json` has the name."""
 
 
 def doctor(
@@ -30,37 +39,41 @@ def doctor(
     with reporting_errors():
 
         async def show() -> None:
-            diagnosis = await _diagnose(name, model)
+            outcomes = await _examine(name, model)
             if as_json:
-                print(json.dumps(asdict(diagnosis)))
+                print(json.dumps({"findings": [asdict(outcome.finding()) for outcome in outcomes]}))
             else:
-                print("\n".join(line for finding in diagnosis.findings for line in _lines(finding)))
-            if any(finding.level == "fail" for finding in diagnosis.findings):
+                print("\n".join(report(outcomes)))
+            if any(outcome.level == "fail" for outcome in outcomes):
                 raise SystemExit(1)
 
         run_coroutine(show)
 
 
-def _lines(finding: "Finding") -> list[str]:
-    said = [f"{_(SIGNS[finding.level])} {finding.check:<9} {finding.message}"]
-    return (
-        [*said, "               " + _("Try: {command}").format(command=finding.try_command)]
-        if finding.try_command
-        else said
-    )
+def report(outcomes: "Sequence[Outcome]") -> list[str]:
+    """The table that people read: sign, check, what was found; below it what to try."""
+    width = max(len(_(label)) for label in LABELS.values())
+    lines: list[str] = []
+    for outcome in outcomes:
+        found = _(outcome.said.words).format(**outcome.said.values)
+        sign = _(SIGNS[outcome.level])
+        lines.append(f"{sign} {_(LABELS[outcome.check]):<{width}} {found}")
+        if outcome.try_command:
+            lines.append(" " * (len(sign) + width + 2) + _("Try: {command}").format(command=outcome.try_command))
+    return lines
 
 
-async def _diagnose(name: str | None, model: Path | None) -> "Diagnosis":
+async def _examine(name: str | None, model: Path | None) -> "tuple[Outcome, ...]":
     import time
 
     from shoal.cli.settings_file import settings_path
     from shoal.node.diagnosis import gather
-    from shoal.node.doctor import diagnose
+    from shoal.node.doctor import examine
     from shoal.protocol.net.control_socket import DEFAULT_NAME, runtime_dir
 
     settings, error = _settings(model)
     is_running, coverage = await _coverage(name or DEFAULT_NAME)
-    return diagnose(gather(settings, error, settings_path(), runtime_dir(), time.time(), is_running, coverage))
+    return examine(gather(settings, error, settings_path(), runtime_dir(), time.time(), is_running, coverage))
 
 
 def _settings(model: Path | None) -> "tuple[NodeSettings, str]":

@@ -1,7 +1,7 @@
 """`shoal simulate`: swarms that exist only here, to see what breaks them."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -9,6 +9,10 @@ import typer.core
 from shoal.cli.boundary import reporting_errors
 from shoal.cli.options import parse_size, program
 from shoal.cli.simulate_virtual import validate, virtual
+from shoal.client.translate import _
+
+if TYPE_CHECKING:
+    from shoal.simulations.virtual.soak import SoakResult
 
 
 class ModesAsFlags(typer.core.TyperGroup):
@@ -31,6 +35,19 @@ def _simulate() -> None:
     """Try a swarm's bad days on this machine."""
 
 
+def seeds_lines(result: "SoakResult") -> list[str]:
+    """`shoal simulate seeds` for people."""
+    ran = _("{seeds} seeds, {tokens} tokens, {calls} expert calls").format(
+        seeds=result.num_seeds, tokens=result.num_tokens, calls=result.num_calls
+    )
+    broken = _("{number} seeds broke a promise").format(number=len(result.failed))
+    lines = [f"{ran}: {broken if result.failed else _('every promise was kept')}"]
+    for outcome in result.failed:
+        again = f"{program()} simulate seed {outcome.seed}"
+        lines += [f"  {outcome.problem}", "    " + _("again: {command}").format(command=again)]
+    return lines
+
+
 @simulate_app.command()
 def seeds(
     first: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
@@ -49,10 +66,7 @@ def seeds(
         if as_json:
             print(json.dumps(result.as_json()))
         else:
-            print(f"{result.num_seeds} seeds, {result.num_tokens} tokens, {result.num_calls} expert calls", end=": ")
-            print("every promise was kept" if not result.failed else f"{len(result.failed)} seeds broke a promise")
-            for outcome in result.failed:
-                print(f"  {outcome.problem}\n    again: {program()} simulate seed {outcome.seed}")
+            print("\n".join(seeds_lines(result)))
         if result.failed:
             raise SystemExit(1)
 
@@ -72,11 +86,14 @@ def seed(
             outcome = run_seed(model, Oracle(model), number)
         if trace:
             print("\n".join(f"{time_s:10.6f}  {event}" for time_s, event in outcome.events))
+        words = _("{tokens} tokens, {events} events, {virtual_s:.3f} virtual seconds, trace {trace}")
         print(
-            f"{outcome.num_tokens} tokens, {outcome.num_events} events, {outcome.virtual_s:.3f} virtual seconds,"
-            f" trace {outcome.trace_hash}"
-        )
-        print(outcome.problem or "every promise was kept")
+            words.format(
+                tokens=outcome.num_tokens, events=outcome.num_events, virtual_s=outcome.virtual_s,
+                trace=outcome.trace_hash,
+            )
+        )  # fmt: skip
+        print(outcome.problem or _("every promise was kept"))
         if outcome.problem:
             raise SystemExit(1)
 
@@ -99,17 +116,9 @@ def recovery(
         if as_json:
             print(json.dumps({"recovery": [asdict(result) for result in results], "tail": asdict(tail)}))
             return
-        print("extra time of the worst token after a fault, in round trips:")
-        print(f"{'fault':10} {'runs':>5} {'median':>7} {'p99':>7} {'worst':>7} {'slow tokens a run':>18}")
-        for result in results:
-            print(
-                f"{result.fault:10} {result.num_runs:5} {result.median_rtts:7.2f} {result.p99_rtts:7.2f}"
-                f" {result.worst_rtts:7.2f} {result.num_slow_tokens:18.2f}"
-            )
-        print(
-            f"one call in a hundred ten times as long: p99 / median token time {tail.p99_to_median:.2f}"
-            f" over {tail.num_tokens} tokens, {100 * tail.hedges_per_request:.1f} % of requests hedged"
-        )
+        from shoal.cli.recovery_report import recovery_lines
+
+        print("\n".join(recovery_lines(results, tail)))
 
 
 @simulate_app.command()

@@ -3,7 +3,8 @@
     python tools/messages.py            write the files; what is new is left empty, what is gone is dropped
     python tools/messages.py --check    change nothing; say what is out of date or untranslated, and fail
 
-Messages are the literals of `_()`, `N_()` and `ngettext()` in client and cli, and the help texts of the verbs.
+Messages are the literals of `_()`, `N_()`, `ngettext()` and `Said()` in client, cli, node and simulations, and the help
+texts of the verbs.
 """
 
 import ast
@@ -18,7 +19,7 @@ from shoal.client.translate import LOCALE_DIRECTORY
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = LOCALE_DIRECTORY / "shoal.pot"
-MARKERS = ("_", "N_", "ngettext")
+MARKERS = ("_", "N_", "ngettext", "Said")
 PLURAL_RULES = {
     "": "nplurals=2; plural=(n != 1);",
     "es": "nplurals=2; plural=(n != 1);",
@@ -35,7 +36,9 @@ Found = dict[tuple[str, str], str]
 def gather() -> Found:
     """All messages, in the order of the tree, then of the verbs' help."""
     found: Found = {}
-    for path in sorted(each for package in ("client", "cli") for each in (ROOT / package).rglob("*.py")):
+    for path in sorted(
+        each for package in ("client", "cli", "node", "simulations") for each in (ROOT / package).rglob("*.py")
+    ):
         for message in _marked(ast.parse(path.read_text(encoding="utf-8"))):
             found.setdefault(message, str(path.relative_to(ROOT)))
     for text in help_texts(app):
