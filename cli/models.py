@@ -164,8 +164,8 @@ def _shown_pull(plan: "Plan", fetched: "Fetched | None" = None, forecast_s: floa
         for each in (fetched.sources if fetched else ())
     ]
     return ShownPull(
-        name=plan.model.name,
-        root=plan.model.root.hex(),
+        name=plan.name,
+        root=plan.root.hex(),
         num_pieces=len(plan.pieces),
         num_missing=len(plan.missing),
         missing_bytes=plan.missing_bytes,

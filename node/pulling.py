@@ -16,6 +16,7 @@ from shoal.experts.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, 
 from shoal.experts.pieces.fetching import Fetched, fetch_pieces
 from shoal.experts.pieces.model import PieceModel, check_config, spec_of
 from shoal.experts.pieces.pieces import ExpertPiece, Piece, expert_pieces, trunk_pieces
+from shoal.experts.pieces.pins import Pins
 from shoal.experts.pieces.ranges import CheckpointSource
 from shoal.experts.pieces.shelf import MAX_SMALL_FILE_BYTES, SMALL_FILES, Shelf, ShelfModel
 from shoal.experts.pieces.sources import RangeReader
@@ -51,7 +52,8 @@ class Wish:
 class Plan:
     """What fulfilling a wish takes."""
 
-    model: ShelfModel
+    name: str
+    root: bytes
     pieces: tuple[Piece, ...]
     missing: tuple[Piece, ...]
     missing_bytes: int
@@ -66,6 +68,8 @@ class Pull:
     plan: Plan
     sources: tuple[CheckpointSource, ...]
     shelf: Shelf
+    put_on_shelf: Callable[[], object]
+    """Makes the model known on this machine; a plan alone leaves nothing behind."""
 
     async def forecast_s(self) -> float | None:
         """Seconds that the missing pieces will take, by the rate of a part of one from each source; None: no rate."""
@@ -75,17 +79,20 @@ class Pull:
         return self.plan.missing_bytes / sum(rates) if rates else None
 
     async def run(self, progress: PullProgress) -> Fetched:
-        """Fetch what is missing. Raises as `fetch_pieces`."""
+        """Fetch what is missing; what was wished for is not evicted meanwhile. Raises as `fetch_pieces`."""
 
         def tell(arrived: int) -> None:
             progress(arrived, self.plan.missing_bytes)
 
-        return await fetch_pieces(self.plan.missing, self.sources, self.shelf.store, progress=tell)
+        await asyncio.to_thread(self.put_on_shelf)
+        with Pins(self.shelf.disk) as pins:
+            await asyncio.to_thread(pins.hold, "pull", [piece.digest for piece in self.plan.pieces])
+            return await fetch_pieces(self.plan.missing, self.sources, self.shelf.store, progress=tell)
 
 
 @asynccontextmanager
 async def planned(wish: Wish, shelf: Shelf) -> AsyncIterator[Pull]:
-    """Find the model's manifest and config, put it on the shelf, and say what is missing. No weight is read yet.
+    """Find the model's manifest and config, and say what is missing. No weight is read, and nothing is kept yet.
 
     Raises:
         InvalidRequest, ModelNotFound: no such source, model, manifest or expert. CheckpointError: files that are not
@@ -100,12 +107,14 @@ async def planned(wish: Wish, shelf: Shelf) -> AsyncIterator[Pull]:
         files = await _small_files(readers, manifest)
         config = parse_object(files[CONFIG_FILE], CONFIG_FILE)
         spec = spec_of(config, manifest)
-        model = shelf.add(wish.name, manifest, files, [full_word(word) for word in words])
+        shelf.check(wish.name, manifest.root)
         sources = tuple(CheckpointSource(reader, manifest, spec) for reader in readers)
         holding = {} if wish.experts == NOTHING else parse_holding(wish.experts, spec)
         wanted = [(layer, expert) for layer, experts in holding.items() for expert in experts]
         pieces: list[Piece] = [*expert_pieces(manifest, wanted), *(trunk_pieces(manifest) if wish.has_trunk else ())]
-        yield Pull(await _plan(model, pieces, sources, shelf), sources, shelf)
+        kept = [full_word(word) for word in words]
+        plan = await _plan(wish.name, manifest.root, pieces, sources, shelf)
+        yield Pull(plan, sources, shelf, lambda: shelf.add(wish.name, manifest, files, kept))
 
 
 async def fill(model: PieceModel, holding: Sequence[ExpertPiece], progress: PullProgress) -> Fetched:
@@ -116,15 +125,17 @@ async def fill(model: PieceModel, holding: Sequence[ExpertPiece], progress: Pull
     """
     async with open_readers(model.model.sources) as readers:
         sources = tuple(CheckpointSource(reader, model.manifest, model.spec) for reader in readers)
-        plan = await _plan(model.model, holding, sources, model.shelf)
-        return await Pull(plan, sources, model.shelf).run(progress)
+        plan = await _plan(model.name, model.manifest.root, holding, sources, model.shelf)
+        return await Pull(plan, sources, model.shelf, lambda: None).run(progress)
 
 
-async def _plan(model: ShelfModel, pieces: Sequence[Piece], sources: Sequence[CheckpointSource], shelf: Shelf) -> Plan:
+async def _plan(
+    name: str, root: bytes, pieces: Sequence[Piece], sources: Sequence[CheckpointSource], shelf: Shelf
+) -> Plan:
     there = {piece.digest for piece in await asyncio.to_thread(shelf.store.pieces)}
     missing = tuple({piece.digest: piece for piece in pieces if piece.digest not in there}.values())
     size_bytes = sum([await _size(sources, piece) for piece in missing])
-    return Plan(model, tuple(pieces), missing, size_bytes, shutil.disk_usage(shelf.root).free)
+    return Plan(name, root, tuple(pieces), missing, size_bytes, shutil.disk_usage(shelf.root).free)
 
 
 async def _size(sources: Sequence[CheckpointSource], piece: Piece) -> int:

@@ -82,15 +82,19 @@ class Shelf:
         Raises:
             InvalidRequest: no name, or another model's.
         """
-        check_name(name)
-        for other in self.models():
-            if other.name == name and other.root != manifest.root:
-                raise InvalidRequest(f"{name} is another model here, {other.root.hex()[:16]}…; choose another name")
+        self.check(name, manifest.root)
         folder = self.root / "models" / manifest.root.hex()
         if not folder.is_dir():
             self._make(folder, manifest, files)
         _write_note(folder, name, sources)
         return ShelfModel(name, manifest.root, folder, tuple(sources))
+
+    def check(self, name: str, root: bytes) -> None:
+        """Raises InvalidRequest if this is no name, or another model's."""
+        check_name(name)
+        for other in self.models():
+            if other.name == name and other.root != root:
+                raise InvalidRequest(f"{name} is another model here, {other.root.hex()[:16]}…; choose another name")
 
     def models(self) -> list[ShelfModel]:
         """All models, by name."""

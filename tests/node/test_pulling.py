@@ -21,7 +21,7 @@ from shoal.node.assignment import parse_holding
 from shoal.node.filling import keep_filled
 from shoal.node.loading import load
 from shoal.node.pulling import Plan, Wish, planned
-from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound, ShoalError
+from shoal.protocol.errors import CheckpointError, DiskFull, InvalidRequest, ModelNotFound, ShoalError
 from shoal.protocol.ids import ExpertId, LayerId
 from tests.checkpoints import SHAPES, write_checkpoint
 
@@ -98,9 +98,17 @@ def test_a_plan_reads_no_weights_and_forecasts_by_the_rate_that_it_measures(mode
 
     told, forecast_s = asyncio.run(plan())
     assert shelf.store.pieces() == []
+    assert shelf.models() == [], "a plan alone leaves nothing behind"
     assert told.free_bytes > 0
     assert forecast_s is not None
     assert forecast_s > 0
+
+
+def test_a_cap_below_the_wish_is_an_error_and_not_a_part_that_went_missing(model: Path, tmp_path: Path) -> None:
+    small = Shelf(tmp_path / "small", cap_bytes=400_000)
+    with pytest.raises(DiskFull, match="beside what must stay"):
+        pull(Wish("tiny", (str(model),), experts="1:0-7", has_trunk=False), small)
+    assert 0 < small.store.size_bytes <= 400_000
 
 
 def test_a_node_fills_its_store_pins_it_and_lets_go(model: Path, shelf: Shelf) -> None:
