@@ -23,6 +23,7 @@ from shoal.cli.language import known_language
 from shoal.cli.manifest import manifest_app
 from shoal.cli.models import models_app
 from shoal.cli.node import node
+from shoal.cli.plan import plan
 from shoal.cli.run import run
 from shoal.cli.serve import serve
 from shoal.cli.service import service_app
@@ -68,6 +69,7 @@ app.command()(invite)
 app.command()(join)
 for verb in (status, pause, resume, stop, peers, coverage, logs, doctor):
     app.command()(verb)
+app.command()(plan)
 app.command()(version)
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")

@@ -14,6 +14,7 @@ from shoal.cli.version import Versions
 from shoal.node.doctor import Diagnosis
 from shoal.node.service import ServiceStatus
 from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
+from shoal.simulations.forecast.plan import PlanReport
 from shoal.simulations.forecast.report import SimulationReport
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "schemas"
@@ -33,6 +34,7 @@ VERBS: dict[str, tuple[str, object]] = {
     "models-rm": ("shoal models rm", ShownRemoved),
     "models-verify": ("shoal models verify", ShownVerified),
     "config-show": ("shoal config show", ShownSettings),
+    "plan": ("shoal plan", PlanReport),
     "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
     "invite-list": ("shoal invite --list", list[ListedToken]),
     "version": ("shoal version", Versions),
