@@ -227,18 +227,24 @@ class CpuKernels:
         )  # fmt: skip
         return y
 
-    def linear(self, matrix: PackedMatrix, x: torch.Tensor, *, is_rounded: bool) -> torch.Tensor:
-        """x W^T: f32[T, rows] of x: f32|bf16[T, columns]. `is_rounded`: x as bf16; sums and result stay fp32.
+    def linear(
+        self, matrix: PackedMatrix, x: torch.Tensor, *, is_rounded: bool, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """x W^T: dtype[T, rows] of x: f32|bf16[T, columns]. `is_rounded`: x as bf16; sums stay fp32.
+
+        dtype: float32, or bfloat16 to which the sums are rounded in the end.
 
         Raises:
-            ValueError: x does not fit the matrix.
+            ValueError: x does not fit the matrix, or another dtype.
         """
-        y = torch.empty((x.shape[0], matrix.native.rows), dtype=torch.float32)
-        self._runner.linear(matrix.native, _bits(x), 1, int(is_rounded), y.numpy())
+        y = torch.empty((x.shape[0], matrix.native.rows), dtype=dtype)
+        self._runner.linear(matrix.native, _bits(x), 1, int(is_rounded), _bits(y))
         return y
 
-    def grouped_linear(self, matrix: PackedMatrix, x: torch.Tensor, *, is_rounded: bool) -> torch.Tensor:
-        """x[g] W[g]^T for every group g: f32[G, T, rows / G] of x: f32|bf16[G, T, columns], in one call.
+    def grouped_linear(
+        self, matrix: PackedMatrix, x: torch.Tensor, *, is_rounded: bool, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """x[g] W[g]^T for every group g: dtype[G, T, rows / G] of x: f32|bf16[G, T, columns], in one call.
 
         W[g] is the g-th of G equal parts of the matrix's rows, each a multiple of 64 (for fp8_block, of its block of
         128, or scales would be shared). For maps too small to be worth a call each, such as one per attention head.
@@ -248,9 +254,9 @@ class CpuKernels:
         """
         num_groups, num_rows, columns = x.shape
         width = matrix.native.rows // max(num_groups, 1)
-        y = torch.empty((num_groups, num_rows, width), dtype=torch.float32)
+        y = torch.empty((num_groups, num_rows, width), dtype=dtype)
         flat = x.reshape(num_groups * num_rows, columns).contiguous()
-        self._runner.linear(matrix.native, _bits(flat), num_groups, int(is_rounded), y.view(-1, width).numpy())
+        self._runner.linear(matrix.native, _bits(flat), num_groups, int(is_rounded), _bits(y.view(-1, width)))
         return y
 
     def probe_read(self, size_bytes: int) -> float:

@@ -81,8 +81,10 @@ class PackedLinear(Linear):
         return self.matrix.size_bytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.kernels.linear(self.matrix, x.contiguous(), is_rounded=x.dtype is torch.bfloat16)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        is_rounded, x = x.dtype is torch.bfloat16, x.contiguous()
+        if self.bias is None:
+            return self.kernels.linear(self.matrix, x, is_rounded=is_rounded, dtype=x.dtype)
+        return (self.kernels.linear(self.matrix, x, is_rounded=is_rounded) + self.bias).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +101,5 @@ class PackedHeadMaps(HeadMaps):
         return self.matrix.size_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.kernels.grouped_linear(self.matrix, x, is_rounded=x.dtype is torch.bfloat16)
-        return y[..., : self.out_width].to(x.dtype)
+        y = self.kernels.grouped_linear(self.matrix, x, is_rounded=x.dtype is torch.bfloat16, dtype=x.dtype)
+        return y[..., : self.out_width]

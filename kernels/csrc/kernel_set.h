@@ -65,6 +65,9 @@ struct KernelSet {
   void (*swiglu_f32)(const float* gate, const float* up, int64_t n, Activation activation, bool is_rounded, float* h);
   void (*swiglu_bf16)(const float* gate, const float* up, int64_t n, Activation activation, uint16_t* h);
 
+  // The nearest bf16 numbers of n values, ties to even.
+  void (*round_to_bf16)(const float* values, int64_t n, uint16_t* rounded);
+
   // sum += bias over n values.
   void (*add)(float* sum, const float* bias, int64_t n);
 

@@ -227,7 +227,7 @@ void Runner::run(const MoeCall& call) {
 }
 
 void Runner::linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
-                    Rounding rounding, float* y) {
+                    Rounding rounding, LinearOutput y) {
   const std::lock_guard lock(mutex_);
   if (uses_tiles(matrix.format(), rounding)) {
     return linear_tiles(matrix, x, x_type, num_rows, num_groups, y);
@@ -252,11 +252,18 @@ void Runner::linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_
       for (int64_t i = 0; i < count; ++i) pointers[i] = rows.row(first + i);
       multiply(matrix, panel, pointers, count, is_bf16, thread, block);
       for (int64_t i = 0; i < count; ++i) {
-        std::memcpy(y + (first + i) * group_width + column, block + i * kPanelRows,
-                    static_cast<size_t>(num_columns) * sizeof(float));
+        store(block + i * kPanelRows, num_columns, y, (first + i) * group_width + column);
       }
     }
   });
+}
+
+void Runner::store(const float* sums, int64_t count, LinearOutput y, int64_t index) const {
+  if (y.type == XType::kF32) {
+    std::memcpy(y.data + 4 * index, sums, static_cast<size_t>(4 * count));
+  } else {
+    kernels_.round_to_bf16(sums, count, reinterpret_cast<uint16_t*>(y.data) + index);
+  }
 }
 
 double Runner::probe_read(int64_t num_bytes) {

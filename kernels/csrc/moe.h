@@ -28,6 +28,12 @@ enum class Rounding { kF32 = 0, kBf16 = 1 };  // docs/adr/0004
 
 enum class XType { kF32, kBf16 };
 
+// Where a linear map's result goes: row-major, f32 or bf16 (rounded to nearest, ties to even).
+struct LinearOutput {
+  uint8_t* data;
+  XType type;
+};
+
 // Arguments that check() has found to agree.
 struct MoeCall {
   std::vector<const Expert*> experts;
@@ -53,11 +59,11 @@ class Runner {
   Isa isa() const { return isa_; }
   int num_threads() const { return pool_.num_threads(); }
   void run(const MoeCall& call);
-  // y = x W^T for plain linears: x f32|bf16[num_groups, num_rows, columns], y f32[num_groups, num_rows, rows / num_groups].
+  // y = x W^T for plain linears: x f32|bf16[num_groups, num_rows, columns], y f32|bf16[num_groups, num_rows, rows / num_groups].
   // Group g has the rows g * (rows / num_groups) and so on of W: one call for a stack of small maps, such as one per head.
   // With more than one group, rows / num_groups is a multiple of kPanelRows. The sums are not rounded.
   void linear(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
-              Rounding rounding, float* y);
+              Rounding rounding, LinearOutput y);
 
   // For benchmarks, the best of several: bytes read per second from a buffer of this size, and multiply-adds in
   // registers in operations per second.
@@ -100,7 +106,9 @@ class Runner {
   // moe_tiles.cpp: the same with tile registers, in rounding 1.
   bool uses_tiles(Format format, Rounding rounding) const;
   void run_tiles(const MoeCall& call);
-  void linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups, float* y);
+  void linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
+                    LinearOutput y);
+  void store(const float* sums, int64_t count, LinearOutput y, int64_t index) const;  // y[index..] = sums
   static RowBlocks make_blocks(Buffer& buffer, int64_t num_blocks, int64_t padded_columns);
   static std::vector<int64_t> first_blocks(const MoeCall& call);
   void fill_block_row(const uint8_t* x, XType x_type, int64_t columns, const RowBlocks& to, int64_t block, int64_t row) const;

@@ -169,7 +169,7 @@ void Runner::run_tiles(const MoeCall& call) {
 }
 
 void Runner::linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, int64_t num_rows, int64_t num_groups,
-                          float* y) {
+                          LinearOutput y) {
   const int64_t group_blocks = num_blocks_of(num_rows), row_bytes = matrix.columns() * (x_type == XType::kBf16 ? 2 : 4);
   const RowBlocks blocks = make_blocks(x_, group_blocks * num_groups, matrix.padded_columns());
   pool_.run(group_blocks * num_groups, [&](int, int64_t block) {
@@ -191,8 +191,8 @@ void Runner::linear_tiles(const Matrix& matrix, const uint8_t* x, XType x_type, 
       for (int64_t i = 0; i < num_panels; ++i) {
         const int64_t column = (panel + i) * kPanelRows, width = std::min<int64_t>(kPanelRows, group_width - column);
         for (int64_t row = 0; row < count; ++row) {
-          std::memcpy(y + (group * num_rows + first + row) * group_width + column,
-                      tile_sums(thread, int(i)) + row * kPanelRows, static_cast<size_t>(width) * sizeof(float));
+          store(tile_sums(thread, int(i)) + row * kPanelRows, width, y,
+                (group * num_rows + first + row) * group_width + column);
         }
       }
     }

@@ -25,6 +25,7 @@ namespace {
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+using Result = nb::ndarray<nb::device::cpu>;  // written, of a type that is looked at
 
 constexpr int kMaxThreads = 1024;            // far above any machine's cores; more would only take memory
 constexpr int64_t kMaxSize = int64_t{1} << 20;  // rows or columns of a matrix; the widest known has 18,432
@@ -178,7 +179,7 @@ void run(Runner& runner, const std::vector<const Expert*>& experts, const Array&
   runner.run(call);
 }
 
-void linear(Runner& runner, const Matrix& matrix, const Array& x, int64_t num_groups, int rounding, const Output& y) {
+void linear(Runner& runner, const Matrix& matrix, const Array& x, int64_t num_groups, int rounding, const Result& y) {
   const XType x_type = type_of_x(x);
   const auto num_all = static_cast<int64_t>(x.shape(0));
   if (static_cast<int64_t>(x.shape(1)) != matrix.columns()) refuse("x has another width than the matrix");
@@ -189,10 +190,14 @@ void linear(Runner& runner, const Matrix& matrix, const Array& x, int64_t num_gr
   if (num_groups > 1 && matrix.rows() / num_groups % kPanelRows) {
     refuse("groups of " + std::to_string(matrix.rows() / num_groups) + " rows, expected multiples of 64");
   }
-  check_output(y, num_all, matrix.rows() / num_groups);
+  const bool is_bf16 = y.dtype() == nb::dtype<uint16_t>();
+  if (!is_bf16 && y.dtype() != nb::dtype<float>()) refuse("y must be float32, or bf16 viewed as uint16");
+  check_matrix(Array(y), "y", is_bf16 ? 16 : 32, num_all, matrix.rows() / num_groups);
+  if (reinterpret_cast<uintptr_t>(y.data()) % (is_bf16 ? 2 : 4)) refuse("y is misaligned");
   const Rounding checked = checked_rounding(rounding);
   const nb::gil_scoped_release release;
-  runner.linear(matrix, static_cast<const uint8_t*>(x.data()), x_type, num_all / num_groups, num_groups, checked, y.data());
+  runner.linear(matrix, static_cast<const uint8_t*>(x.data()), x_type, num_all / num_groups, num_groups, checked,
+                {static_cast<uint8_t*>(y.data()), is_bf16 ? XType::kBf16 : XType::kF32});
 }
 
 Grid checked_grid(std::tuple<int, int, int, int, bool> numbers) {
@@ -202,15 +207,14 @@ Grid checked_grid(std::tuple<int, int, int, int, bool> numbers) {
   return {low, high, scale_bits, num_steps, is_signed};
 }
 
-void check_written(const nb::ndarray<nb::device::cpu>& array, const char* name, nb::dlpack::dtype dtype, int64_t rows,
+void check_written(const Result& array, const char* name, nb::dlpack::dtype dtype, int64_t rows,
                    int64_t columns) {
   if (array.dtype() != dtype) refuse(std::string(name) + " has another dtype");
   check_matrix(Array(array), name, dtype.bits, rows, columns);
 }
 
 void quantize_groups(const std::string& isa_name, const nb::ndarray<nb::ro, nb::device::cpu>& weight, int group,
-                     std::tuple<int, int, int, int, bool> numbers, const nb::ndarray<nb::device::cpu>& codes,
-                     const nb::ndarray<nb::device::cpu>& scales) {
+                     std::tuple<int, int, int, int, bool> numbers, const Result& codes, const Result& scales) {
   if (weight.ndim() != 2 || weight.dtype() != nb::dtype<float>()) refuse("weight must be float32[rows, columns]");
   if (group != 32 && group != 128) refuse("groups of " + std::to_string(group) + "; 32 or 128");
   const auto rows = static_cast<int64_t>(weight.shape(0)), columns = static_cast<int64_t>(weight.shape(1));

@@ -75,6 +75,10 @@ void swiglu_bf16(const float* __restrict gate, const float* __restrict up, int64
   }
 }
 
+void round_values(const float* __restrict values, int64_t n, uint16_t* __restrict rounded) {
+  for (int64_t i = 0; i < n; ++i) rounded[i] = static_cast<uint16_t>(bf16_of(values[i]));
+}
+
 void add(float* __restrict sum, const float* __restrict bias, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += bias[i];
 }
@@ -338,6 +342,7 @@ KernelSet make_kernels() {
   set.panel_f32[static_cast<int>(Format::kF32)] = panel<F32Engine, Format::kF32>;
   set.swiglu_f32 = swiglu_f32;
   set.swiglu_bf16 = swiglu_bf16;
+  set.round_to_bf16 = round_values;
   set.add = add;
   set.accumulate = accumulate;
   set.read = read;

@@ -111,6 +111,25 @@ def test_a_stack_of_maps_in_one_call_gives_what_each_gives_alone(weight_format: 
             assert torch.equal(together[i], alone)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weight_format", Format)
+def test_a_result_in_bf16_is_the_one_in_fp32_rounded(weight_format: Format, isa: Isa) -> None:
+    generator = torch.Generator().manual_seed(6)
+    matrix = pack(store(torch.randn(130, 70, generator=generator), weight_format), weight_format)
+    kernels = CpuKernels(2, isa)
+    for num_rows, is_rounded in ((0, True), (1, True), (5, False), (21, True), (513, True)):
+        x = torch.randn(num_rows, 70, generator=generator)
+        result = kernels.linear(matrix, x, is_rounded=is_rounded, dtype=torch.bfloat16)
+        assert torch.equal(result, kernels.linear(matrix, x, is_rounded=is_rounded).bfloat16())
+
+
+def test_a_result_in_another_dtype_is_refused() -> None:
+    matrix = PackedMatrix(Format.F32, 64, 8, torch.ones(64, 8), None)
+    for dtype in (torch.float16, torch.int32, torch.float64, torch.uint8):
+        with pytest.raises(ValueError, match=r"float32|kernels read"):
+            CpuKernels(1).linear(matrix, torch.ones(4, 8), is_rounded=False, dtype=dtype)
+
+
 def test_a_stack_that_its_groups_do_not_divide_is_refused() -> None:
     kernels, matrix = CpuKernels(1), PackedMatrix(Format.F32, 192, 8, torch.ones(192, 8), None)
     for groups, columns in ((2, 8), (5, 8), (6, 8), (0, 8), (3, 9)):
