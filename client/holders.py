@@ -33,6 +33,10 @@ RECONNECT_S = 0.5
 MAX_PROBE_PAUSE_S = 1.0
 """Between two pings of a holder that does not answer."""
 
+GIVE_UP_SILENT_S = 10.0
+"""A connection that has answered no ping for so long is opened anew. TCP doubles its pauses while a cable is cut and
+needs as long again to notice that it is mended (measured: 90 s after a minute); a router may have forgotten it."""
+
 CONNECT_TIMEOUT_S = 5.0
 """For connection, handshake and challenge together they may take twice this."""
 
@@ -168,19 +172,29 @@ class Holders:
         holder.health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
 
     async def _probe(self, holder: Holder) -> None:
-        pause_s = holder.health.rto_s(0)
+        pause_s, now = holder.health.rto_s(0), asyncio.get_running_loop().time
+        give_up_at = now() + GIVE_UP_SILENT_S
         try:
             while holder.channel is not None and holder.is_connected:
                 try:
                     await holder.channel.ping(holder.health.rto_s(0))
                     return
-                except DeadlineExceeded:
+                except DeadlineExceeded as error:
+                    if now() > give_up_at:
+                        await self._give_up(holder, holder.channel, error)
+                        return
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, MAX_PROBE_PAUSE_S)
         except ShoalError:
             return  # the channel has ended; connecting again asks it anew
         finally:
             holder.health.is_silent = False
+
+    async def _give_up(self, holder: Holder, channel: Channel, error: ShoalError) -> None:
+        """Close a channel that answers nothing; the next look into the directory opens another."""
+        await channel.aclose()
+        if holder.channel is channel:
+            self.failed(holder.peer, error)
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
         """A holder failed a request: remember it, and drop the channel if it is dead."""

@@ -101,6 +101,10 @@ class MemoryNetwork:
         for link in self._links.get(peer, ()):
             link.is_silent = True
 
+    def mend(self, peer: PeerId) -> None:
+        """The cable is mended for new connections; the old ones carry nothing, as if a router had forgotten them."""
+        self._silenced.discard(peer)
+
     def forget(self, peer: PeerId) -> None:
         """Stop listening under this peer id."""
         self._listeners.pop(peer, None)
