@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients soak soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients soak chaos soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -50,6 +50,10 @@ soak-serve: $(VENV)/.installed
 # A hundred thousand seeds of faults under the virtual clock; `make test` runs the first thousand.
 soak: $(VENV)/.installed
 	$(BIN)/shoal simulate seeds --count 100000
+
+# Real processes in network namespaces: killed, frozen, cut off, restarted. Needs root; some minutes.
+chaos: $(VENV)/.installed
+	$(BIN)/shoal simulate chaos --repeats 10
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python tools/screenshot.py

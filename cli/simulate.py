@@ -8,6 +8,8 @@ import typer.core
 
 from shoal.cli.boundary import reporting_errors
 from shoal.cli.options import parse_size, program
+from shoal.cli.simulate_chaos import chaos
+from shoal.cli.simulate_local import local
 from shoal.cli.simulate_virtual import validate, virtual
 from shoal.client.translate import _
 
@@ -16,18 +18,20 @@ if TYPE_CHECKING:
 
 
 class ModesAsFlags(typer.core.TyperGroup):
-    """Lets `shoal simulate --virtual 50` be said for `shoal simulate virtual 50`."""
+    """Lets `shoal simulate --virtual 50` be said for `shoal simulate virtual 50`, and `--local` for `local`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See `TyperGroup.parse_args`."""
-        if args and args[0] == "--virtual":
-            args[0] = "virtual"
+        if args and args[0] in ("--virtual", "--local"):
+            args[0] = args[0].removeprefix("--")
         return super().parse_args(ctx, args)
 
 
 simulate_app = typer.Typer(cls=ModesAsFlags, no_args_is_help=True, help="Try a swarm's bad days on this machine.")
 simulate_app.command()(virtual)
 simulate_app.command()(validate)
+simulate_app.command()(local)
+simulate_app.command()(chaos)
 
 
 @simulate_app.callback()

@@ -61,6 +61,11 @@ KV_SHARE_OF_FREE_MEMORY = 0.5
 """Of the memory that is free once the trunk is loaded; see `SwarmSettings.kv_cache_bytes`."""
 
 
+def unwrapped(connector: Connector) -> Connector:
+    """Channels as they are."""
+    return connector
+
+
 class Swarm:
     """A model whose experts live on other machines."""
 
@@ -84,12 +89,15 @@ class Swarm:
     @staticmethod
     @asynccontextmanager
     async def join(
-        settings: SwarmSettings, observe: Observer = ignore, progress: Progress | None = None
+        settings: SwarmSettings,
+        observe: Observer = ignore,
+        progress: Progress | None = None,
+        wrap: Callable[[Connector], Connector] = unwrapped,
     ) -> AsyncIterator["Swarm"]:
         """Open the model, enter the swarm, connect to its holders; leave everything tidy at the end.
 
         observe: told of events, in the loop. progress: told of bytes, from a thread, while a model that came without a
-        manifest is hashed.
+        manifest is hashed. wrap: what stands between dispatch and the channels, for simulations of slow networks.
 
         Raises:
             InvalidRequest, ModelNotFound, IntegrityError: before anything is sent. ConnectFailed: no peer of `join`
@@ -112,7 +120,7 @@ class Swarm:
                     identity, settings.join, model.root, time.time, is_client=True, discover=_discover(settings)
                 )
             )
-            connector = _connector(settings, identity, entry)
+            connector = wrap(_connector(settings, identity, entry))
             stack.push_async_callback(connector.aclose)
             layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
             draw = secrets.SystemRandom().random

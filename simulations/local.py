@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -19,9 +20,11 @@ from pathlib import Path
 
 import psutil
 
-from shoal.node.daemon import NodeInfo, run_until
+from shoal.node.daemon import NodeInfo
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest, ShoalError
+from shoal.simulations.node_process import Place, node_main
+from shoal.simulations.scratch import scratch_directory
 
 START_TIMEOUT_S = 120.0
 """From fork to ready: a large checkpoint on a busy machine."""
@@ -45,6 +48,9 @@ class LocalNode:
     process: BaseProcess
     info: NodeInfo
     p2pd: psutil.Process
+    experts: str
+    """What it holds, as `--experts` words."""
+    place: Place
 
     @property
     def pid(self) -> int:
@@ -53,6 +59,23 @@ class LocalNode:
     def kill(self) -> None:
         """SIGKILL, as a power cut would. Its p2pd notices within seconds, or when the swarm ends."""
         os.kill(self.pid, signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it answers nothing and closes nothing, like a machine that hangs."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def set_clock_wrong(self) -> None:
+        """Its wall clock jumps by what its place says."""
+        os.kill(self.pid, signal.SIGUSR1)
+
+    async def leave(self) -> None:
+        """SIGTERM, and wait until it has drained."""
+        self.process.terminate()
+        await asyncio.to_thread(self.process.join, STOP_TIMEOUT_S)
 
 
 @dataclass(slots=True)
@@ -102,37 +125,74 @@ async def local_swarm(
     Raises:
         NodeFailed: a node could not start; the others are ended.
     """
-    parts = holdings(settings.num_nodes, settings.replicas, num_experts)
-    words = parts if settings.experts is None else [settings.experts] * settings.num_nodes
+    async with launcher(context, settings) as launch:
+        yield await launch.all([Place()] * settings.num_nodes, num_experts)
+
+
+@asynccontextmanager
+async def launcher(context: ForkServerContext, settings: LocalSwarmSettings) -> AsyncIterator["Launcher"]:
+    """What starts nodes, one by one; all of them end with the `with`."""
     children: list[_Child] = []
-    try:
-        first = await _start(context, _node_settings(settings, words[0], settings.join), children)
-        rest = [_start(context, _node_settings(settings, word, first.info.join), children) for word in words[1:]]
-        yield [first, *await asyncio.gather(*rest)]
-    finally:
-        await asyncio.shield(asyncio.to_thread(_end, children))
+    with scratch_directory() as scratch:
+        try:
+            yield Launcher(context, settings, scratch, children)
+        finally:
+            await asyncio.shield(asyncio.to_thread(_end, children))
 
 
-def _node_settings(settings: LocalSwarmSettings, experts: str, join: Sequence[str]) -> NodeSettings:
-    return NodeSettings(
-        model=settings.model, experts=experts, join=tuple(join), cache_dir=settings.cache_dir, threads=settings.threads
-    )
+class Launcher:
+    """Starts nodes. Made by `launcher`."""
 
+    def __init__(
+        self, context: ForkServerContext, settings: LocalSwarmSettings, scratch: Path, children: list[_Child]
+    ) -> None:
+        self.scratch = scratch
+        """Where its processes keep their temporary files."""
+        self._context = context
+        self._settings = settings
+        self._children = children
 
-async def _start(context: ForkServerContext, settings: NodeSettings, children: list[_Child]) -> LocalNode:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_node_main, args=(settings, theirs), name="shoal-node")
-    await asyncio.to_thread(process.start)
-    child = _Child(process, ours)
-    children.append(child)
-    theirs.close()
-    said = await asyncio.to_thread(_receive, ours)
-    if isinstance(said, NodeInfo):
-        child.node = LocalNode(process, said, psutil.Process(said.p2pd_pid))
-        return child.node
-    if isinstance(said, tuple):
-        raise NodeFailed(*said)
-    raise NodeFailed("it ended without a word", 1)
+    async def all(self, places: Sequence[Place], num_experts: int) -> list[LocalNode]:
+        """Start a whole swarm, a node in each place: the first, then the others together, which join it.
+
+        Raises:
+            InvalidRequest: fewer places than replicas. NodeFailed: a node could not start.
+        """
+        settings = self._settings
+        parts = holdings(len(places), settings.replicas, num_experts)
+        words = parts if settings.experts is None else [settings.experts] * len(places)
+        first = await self.start(words[0], settings.join, places[0])
+        rest = [self.start(*each) for each in zip(words[1:], repeat(first.info.join), places[1:], strict=False)]
+        return [first, *await asyncio.gather(*rest)]
+
+    async def start(self, experts: str, join: Sequence[str], place: Place) -> LocalNode:
+        """Start one node and wait until it serves. experts: as `--experts` words.
+
+        Raises:
+            NodeFailed: it could not start.
+        """
+        settings = NodeSettings(
+            model=self._settings.model,
+            experts=experts,
+            join=tuple(join),
+            cache_dir=self._settings.cache_dir,
+            threads=self._settings.threads,
+        )
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=node_main, args=(settings, place, self.scratch, theirs), name="shoal-node"
+        )
+        await asyncio.to_thread(process.start)
+        child = _Child(process, ours)
+        self._children.append(child)
+        theirs.close()
+        said = await asyncio.to_thread(_receive, ours)
+        if isinstance(said, NodeInfo):
+            child.node = LocalNode(process, said, psutil.Process(said.p2pd_pid), experts, place)
+            return child.node
+        if isinstance(said, tuple):
+            raise NodeFailed(*said)
+        raise NodeFailed("it ended without a word", 1)
 
 
 def _receive(connection: Connection) -> object:
@@ -146,6 +206,9 @@ def _end(children: Sequence[_Child]) -> None:
     """SIGTERM to all, then wait, then SIGKILL to who is left; the p2pd of those that were killed goes with them."""
     for child in children:
         child.process.terminate()
+        if child.node is not None and child.process.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                child.node.thaw()  # one that was frozen hears SIGTERM only then
     for child in children:
         child.process.join(STOP_TIMEOUT_S)
         if child.process.is_alive():
@@ -160,25 +223,3 @@ def _end_p2pd(p2pd: psutil.Process) -> None:
     with contextlib.suppress(psutil.Error):  # most often it is gone already
         p2pd.terminate()
         p2pd.wait(STOP_TIMEOUT_S)
-
-
-def _node_main(settings: NodeSettings, connection: Connection) -> None:
-    """A node process: tell the launcher when ready, end when told to, or when the launcher is gone."""
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_node(settings, connection))
-
-
-async def _node(settings: NodeSettings, connection: Connection) -> None:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(connection.fileno(), stop.set)  # the launcher never writes: readable means gone
-    try:
-        await run_until(settings, stop, connection.send)
-    except ShoalError as error:
-        connection.send((str(error), error.exit_status))
-    except OSError as error:  # a full disk, say: the launcher reports it
-        connection.send((str(error), 1))
-    finally:
-        loop.remove_reader(connection.fileno())

@@ -14,8 +14,10 @@ from shoal.cli.version import Versions
 from shoal.node.doctor import Diagnosis
 from shoal.node.service import ServiceStatus
 from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
+from shoal.simulations.chaos.run import ChaosReport
 from shoal.simulations.forecast.plan import PlanReport
 from shoal.simulations.forecast.report import SimulationReport
+from shoal.simulations.trial import TrialResult
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -36,6 +38,8 @@ VERBS: dict[str, tuple[str, object]] = {
     "config-show": ("shoal config show", ShownSettings),
     "plan": ("shoal plan", PlanReport),
     "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
+    "simulate-local": ("shoal simulate --local", TrialResult),
+    "simulate-chaos": ("shoal simulate chaos", ChaosReport),
     "invite-list": ("shoal invite --list", list[ListedToken]),
     "version": ("shoal version", Versions),
     "service-status": ("shoal service status", ServiceStatus),

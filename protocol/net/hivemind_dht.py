@@ -172,7 +172,10 @@ class HivemindDirectory:
         except TimeoutError as error:
             raise DeadlineExceeded(f"{len(records)} records were not stored in {PUBLISH_TIMEOUT_S:.0f} s") from error
         if not any(accepted.values()):
-            raise NetworkError(f"none of our {len(records)} records was taken by any of {self.num_neighbours} peers")
+            raise NetworkError(
+                f"none of our {len(records)} records was taken by any of {self.num_neighbours} peers;"
+                " is this machine's clock right?"  # records with other times than theirs are what peers refuse
+            )
 
     def _outlive_predecessor(self, record: HolderRecord) -> HolderRecord:
         key = self._seal.name(record.model_root, record.layer)

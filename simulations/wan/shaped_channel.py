@@ -1,0 +1,120 @@
+"""The network where namespaces are not allowed: delay, loss and rate in the client's own channels, in user space.
+
+What it can not do: its losses are late answers and never lost packets (TCP's repair is what a loss costs), handshakes
+are one delay instead of several, and the directory and p2pd feel nothing. The output of a run says that this was used.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from shoal.protocol.errors import DeadlineExceeded, ShoalError
+from shoal.protocol.frames import Buffer
+from shoal.protocol.ids import PeerId
+from shoal.protocol.messages import Dispatch
+from shoal.protocol.net.channel import Channel, Connector, Reply, Traffic
+from shoal.simulations.wan.link import Link
+
+PACKET_BYTES = 1448
+"""What one TCP segment carries in Ethernet's 1500."""
+
+FRAME_BYTES = 160
+"""Of a request or reply beside its body: headers of frame, TLS, TCP and IP, by `shoal bench wire`'s sizes."""
+
+MIN_REPAIR_S = 0.2
+"""A lost packet that no later one reveals is sent again after TCP's shortest timeout on Linux, and one round trip."""
+
+CONNECT_ROUND_TRIPS = 4
+"""TCP, TLS 1.3, our handshake, and the challenge's own."""
+
+
+class ShapedConnector:
+    """Implements `Connector`: another's channels, with a link's delays."""
+
+    def __init__(self, inner: Connector, link: Link, draw: Callable[[], float]) -> None:
+        """draw: a number in [0, 1), for losses."""
+        self._inner = inner
+        self._link = link
+        self._draw = draw
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
+        """See `Connector.connect`."""
+        await asyncio.sleep(CONNECT_ROUND_TRIPS * self._link.rtt_ms / 1000)
+        return ShapedChannel(await self._inner.connect(peer, addresses, timeout_s), self._link, self._draw)
+
+    async def aclose(self) -> None:
+        """See `Connector.aclose`."""
+        await self._inner.aclose()
+
+
+class ShapedChannel:
+    """Implements `Channel`: half of a round trip before a request and half after its answer, or its error."""
+
+    def __init__(self, inner: Channel, link: Link, draw: Callable[[], float]) -> None:
+        self._inner = inner
+        self._link = link
+        self._draw = draw
+        self._free_at = {True: 0.0, False: 0.0}
+        """Loop time until when the link is busy, by whether it is the way out."""
+
+    @property
+    def peer(self) -> PeerId:
+        return self._inner.peer
+
+    @property
+    def is_closed(self) -> bool:
+        return self._inner.is_closed
+
+    @property
+    def is_draining(self) -> bool:
+        return self._inner.is_draining
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._inner.traffic
+
+    async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
+        """See `Channel.request`; the deadline counts from the arrival there."""
+        await self._cross(message.body_size(), is_out=True)
+        try:
+            reply = await self._inner.request(message, body)
+        except ShoalError:
+            await self._cross(0, is_out=False)
+            raise
+        await self._cross(len(reply.body), is_out=False)
+        return reply
+
+    async def ping(self, timeout_s: float) -> float:
+        """See `Channel.ping`."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._cross(0, is_out=True)
+                await self._inner.ping(timeout_s)
+                await self._cross(0, is_out=False)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.peer} did not answer a ping in {timeout_s} s") from error
+        return loop.time() - started
+
+    async def aclose(self) -> None:
+        """See `Channel.aclose`."""
+        await self._inner.aclose()
+
+    async def _cross(self, body_bytes: int, is_out: bool) -> None:
+        loop = asyncio.get_running_loop()
+        size_bytes = body_bytes + FRAME_BYTES
+        now = arrives_at = loop.time()
+        if self._link.rate_bytes_per_s is not None:
+            arrives_at = max(now, self._free_at[is_out]) + size_bytes / self._link.rate_bytes_per_s
+            self._free_at[is_out] = arrives_at
+        await asyncio.sleep(arrives_at - now + self._link.rtt_ms / 2000 + self._repair_s(size_bytes))
+
+    def _repair_s(self, size_bytes: int) -> float:
+        """What the losses of a frame's packets cost: the worst of them, which may be lost again and again."""
+        rtt_s, worst = self._link.rtt_ms / 1000, 0
+        for _ in range(-(-size_bytes // PACKET_BYTES)):
+            num_lost = 0
+            while self._draw() < self._link.loss:
+                num_lost += 1
+            worst = max(worst, num_lost)
+        return (2.0**worst - 1) * (MIN_REPAIR_S + rtt_s)
