@@ -1,20 +1,24 @@
 """`shoal bench`: measurements that anyone can repeat."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
+from shoal.cli.idle_threads import let_idle_threads_sleep
 from shoal.cli.options import DTypeOption, TrunkFormatOption, parse_ids
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 
 
 @bench_app.callback()
-def _bench() -> None:
+def _bench(context: typer.Context) -> None:
     """Measure this machine."""
+    if context.invoked_subcommand != "kernels":  # there torch's own linear is the baseline, at its best
+        let_idle_threads_sleep(os.environ)
 
 
 @bench_app.command()

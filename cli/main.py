@@ -18,6 +18,7 @@ from shoal.cli.config import config_app
 from shoal.cli.control import coverage, logs, pause, peers, resume, status, stop
 from shoal.cli.demo import demo
 from shoal.cli.doctor import doctor
+from shoal.cli.idle_threads import let_idle_threads_sleep
 from shoal.cli.invite import invite, join
 from shoal.cli.language import known_language
 from shoal.cli.manifest import manifest_app
@@ -52,6 +53,8 @@ def _shoal(
 ) -> None:
     """Before any verb; `language.py` has taken the language already. Flags' defaults come from settings, if any."""
     verb = context.invoked_subcommand
+    if verb != "bench":  # which says so itself
+        let_idle_threads_sleep(os.environ)
     if verb in CLIENT_VERBS and "--help" not in sys.argv:
         with reporting_errors():
             from shoal.cli.settings_file import settings_path
