@@ -198,19 +198,49 @@ def test_a_fault_that_passes_is_survived_by_the_same_source(
     assert_whole(store_at(tmp_path), experts_of(manifest))
 
 
-def test_a_source_that_stalls_is_left_and_asked_again_for_the_rest(
-    model: Path, manifest: Manifest, tmp_path: Path
-) -> None:
-    async def fetch() -> int:
-        async with local_hub(model) as hub, http_client(HttpPatience(60, 3)) as client:
-            files = await open_hub(client, HubRepository.parse(REPOSITORY), access_to(hub))
-            source = source_of(files, manifest, model)
-            hub.faults.extend([Fault.STALL])
-            await fetch_pieces(experts_of(manifest)[:1], [source], store_at(tmp_path), SETTINGS)
-            return hub.body_bytes
+class Stalling(httpx2.AsyncBaseTransport):
+    """A server of 100 bytes that sends nothing more after 40, `times` times; what the client's clock makes of it."""
 
-    asyncio.run(fetch())
-    assert_whole(store_at(tmp_path), experts_of(manifest)[:1])
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.ranges: list[str] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.ranges.append(request.headers["Range"])
+        first, last = map(int, request.headers["Range"].removeprefix("bytes=").split("-"))
+        self.times -= 1
+
+        async def body(is_stalled: bool = self.times >= 0) -> AsyncIterator[bytes]:
+            yield bytes(range(first, min(last + 1, first + 40) if is_stalled else last + 1))
+            if is_stalled:
+                raise httpx2.ReadTimeout("nothing came")
+
+        return httpx2.Response(206, headers={"Content-Range": f"bytes {first}-{last}/100"}, content=body())
+
+
+def test_a_stalled_body_is_asked_for_again_from_where_it_stopped() -> None:
+    transport = Stalling(times=1)
+
+    async def read() -> tuple[bytearray, int]:
+        async with http_client(PATIENCE, transport) as client:
+            files = HttpFiles(client, "stalling", lambda file: f"http://x/{file}")
+            return await files.read_range("a", 10, 80, lambda _: None)
+
+    assert asyncio.run(read()) == (bytearray(range(10, 90)), 100)
+    assert transport.ranges == ["bytes=10-89", "bytes=50-89"]
+
+
+def test_a_source_that_stalls_before_the_first_byte_is_said_to() -> None:
+    class Silent(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            raise httpx2.ReadTimeout("nothing came")
+
+    async def read() -> None:
+        async with http_client(PATIENCE, Silent()) as client:
+            await HttpFiles(client, "silent", lambda file: f"http://x/{file}").read_range("a", 0, 9, lambda _: None)
+
+    with pytest.raises(SourceFailed, match="silent: a: stalled"):
+        asyncio.run(read())
 
 
 def test_a_broken_body_is_resumed_where_it_broke(model: Path, manifest: Manifest, tmp_path: Path) -> None:
