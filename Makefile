@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients soak chaos soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients test-healing soak chaos soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -42,6 +42,10 @@ test-clients: $(VENV)/.installed
 # Telemetry against amqtt (in an environment of its own) and, where it is installed, Debian's mosquitto.
 test-mqtt: $(VENV)/.installed-dev
 	$(BIN)/python tests/mqtt/run.py
+
+# Four node processes, one killed with SIGKILL in mid-answer: another takes over what only one still holds.
+test-healing: $(VENV)/.installed
+	$(BIN)/python tests/healing/run.py
 
 # Ten minutes of eight clients at the gateway while nodes are killed, leave and come back.
 soak-serve: $(VENV)/.installed

@@ -14,6 +14,7 @@ from shoal.client.translate import _
 
 if TYPE_CHECKING:
     from shoal.node.daemon import NodeInfo
+    from shoal.node.joining import Choice
 
 
 def node(
@@ -115,6 +116,8 @@ def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
     of_name = "" if name == "node" else f" --name {name}"
     held = _("holding {experts} experts ({size_mb:.0f} MB) as {peer}")
     print(held.format(experts=info.num_experts, size_mb=info.resident_bytes / 1e6, peer=info.peer))
+    if info.choice is not None:
+        print(_chosen(info.choice))
     if info.is_private:  # its token is a secret: never in what may become a log
         print(_("use it:    ") + f"{program()} run 'Once upon a time'{of_model}")
         print(_("join it:   ") + f"{program()} invite > FILE; {program()} join < FILE")
@@ -123,3 +126,9 @@ def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
         print(_("join it:   ") + f"{program()} node{of_model} --join {info.invite}")
     print(_("pause:     ") + f"{program()} pause 2h{of_name}; {program()} status{of_name}")
     print(_("stop:      Ctrl-C (finishes what it has begun)"), flush=True)
+
+
+def _chosen(choice: "Choice") -> str:
+    """Why a node holds what it holds, if that was left to it."""
+    words = _("chosen: {groups} whole groups; nobody held {missing} experts, {rare} had too few holders")
+    return words.format(groups=choice.num_whole_groups, missing=choice.num_missing, rare=choice.num_rare)

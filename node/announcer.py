@@ -8,7 +8,7 @@ before a record dies.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from shoal.node.log_events import RecordsNotRenewed, log_event
 from shoal.protocol.errors import ShoalError
@@ -31,6 +31,18 @@ class Claim:
     weight_format: int
     kernel_class: int
     addresses: tuple[str, ...]
+    coming: dict[LayerId, tuple[ExpertId, ...]] = field(default_factory=dict)
+    """What it is about to hold."""
+    since_s: int = 0
+    """Unix time at which it became a holder."""
+    room: int = 0
+    """Experts that it would hold besides."""
+    is_anchor: bool = False
+    zone: str = ""
+
+    @property
+    def layers(self) -> set[LayerId]:
+        return {*self.holding, *self.coming}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,32 @@ class Announcer:
         self._is_present = True
         self._is_settled = False
         self._changed = asyncio.Event()
+        self._publishing = asyncio.Lock()
+        self._left: set[LayerId] = set()
+        self._last_ms = 0
+
+    @property
+    def claim(self) -> Claim:
+        return self._claim
+
+    @property
+    def is_present(self) -> bool:
+        return self._is_present
+
+    async def declare(self, claim: Claim) -> None:
+        """Say this from now on, and at once unless we are withdrawn. Layers that it lacks are withdrawn.
+
+        Raises:
+            NetworkError: the directory does not take it now; `run` tries again.
+        """
+        self.note(claim)
+        if self._is_present:
+            await self.announce()
+
+    def note(self, claim: Claim) -> None:
+        """Say this from the next turn of `run` on. Layers that it lacks are withdrawn."""
+        self._left = (self._left | self._claim.layers) - claim.layers
+        self._claim = claim
 
     def set_present(self, is_present: bool) -> None:
         """Whether `run` is to announce what we hold, or to withdraw it; it begins at once."""
@@ -63,7 +101,12 @@ class Announcer:
 
     async def announce(self) -> None:
         """Publish or renew all records once."""
-        await self._directory.publish([self._record(layer, experts) for layer, experts in self._claim.holding.items()])
+        async with self._publishing:
+            left, claim = frozenset(self._left), self._claim
+            records = [self._record(layer, claim.holding.get(layer, ())) for layer in sorted(claim.layers | left)]
+            if records:
+                await self._directory.publish(records)
+            self._left -= left - self._claim.layers
 
     async def run(self) -> None:
         """Renew, or withdraw, for ever. Cancellation: records stay until they expire; call `withdraw`."""
@@ -86,10 +129,15 @@ class Announcer:
 
     async def withdraw(self) -> None:
         """Tell the directory that we hold nothing any more."""
-        await self._directory.publish([self._record(layer, ()) for layer in self._claim.holding])
+        async with self._publishing:
+            layers = sorted(self._claim.layers | self._left)
+            records = [replace(self._record(layer, ()), coming=frozenset()) for layer in layers]
+            if records:
+                await self._directory.publish(records)
+            self._left.clear()
 
     def _record(self, layer: LayerId, experts: tuple[ExpertId, ...]) -> HolderRecord:
-        claim, load, now_s = self._claim, self._load(), self._clock()
+        claim, load, now_ms = self._claim, self._load(), self._now_ms()
         return HolderRecord(
             peer=claim.peer,
             model_root=claim.model_root,
@@ -101,6 +149,16 @@ class Announcer:
             capacity_mmacs=load.capacity_mmacs,
             queue_ms=load.queue_ms,
             addresses=claim.addresses,
-            seq=round(now_s * 1000),  # grows from run to run without being stored
-            expires_at_s=round(now_s * 1000 + RECORD_TTL_S * 1000) / 1000,
+            seq=now_ms,  # grows from run to run without being stored
+            expires_at_s=round(now_ms + RECORD_TTL_S * 1000) / 1000,
+            coming=frozenset(claim.coming.get(layer, ())),
+            since_s=claim.since_s,
+            room=claim.room,
+            is_anchor=claim.is_anchor,
+            zone=claim.zone,
         )
+
+    def _now_ms(self) -> int:
+        """Unix time that never stands still: a directory keeps the older of two records of one moment."""
+        self._last_ms = max(self._last_ms + 1, round(self._clock() * 1000))
+        return self._last_ms

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 
@@ -23,15 +23,20 @@ from shoal.node.addresses import announced, for_own_token
 from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
-from shoal.node.filling import keep_filled
+from shoal.node.filling import keep_filled, packer
 from shoal.node.gate import WorkGate
-from shoal.node.loading import StageProgress, check_memory, choose_holding, default_threads, load
-from shoal.node.log_events import NodeStarting, RecordsNotWithdrawn, log_event
+from shoal.node.healer import Healer, HealSettings
+from shoal.node.joining import Choice, Place, find_place
+from shoal.node.keeper import Keeper
+from shoal.node.loading import StageProgress, capacity, check_memory, default_threads, load
+from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
+from shoal.node.placement import Shape
 from shoal.node.revocation_watch import RevocationWatch
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
+from shoal.node.survey import Me
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import LayerId, PeerId
@@ -48,6 +53,9 @@ from shoal.protocol.net.p2pd import P2pdSettings
 from shoal.protocol.net.throttle import Throttle
 from shoal.protocol.revocation_list import list_name
 from shoal.protocol.revocations import Revocations
+
+STEPS_PER_GRACE = 4
+"""Between one holder's turn to take over and the next: a quarter of what all wait."""
 
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
@@ -69,6 +77,8 @@ class NodeInfo:
     resident_bytes: int
     p2pd_pid: int
     """Our p2pd: it ends by itself within seconds when this process is killed."""
+    choice: Choice | None = None
+    """What it holds and why, if that was left to the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +101,17 @@ class Node:
 
     info: NodeInfo
     model: NodeModel
-    holding: Holding
+    keeper: Keeper
     metrics: NodeMetrics
     admission: Admission
     gate: WorkGate
     listeners: tuple[GatedListener, ...]
     directory: Directory
+
+    @property
+    def holding(self) -> Holding:
+        """What it holds now."""
+        return self.keeper.holding
 
 
 async def run_until(
@@ -172,13 +187,28 @@ async def running_node(
                 discover=lan_discovery(settings.host, os.urandom) if settings.lan else None,
             )
         )
+        limits = AdmissionLimits(settings.max_queue_s, settings.max_queue_bytes, settings.share_burst_s)
+        admission = Admission(limits, time.monotonic, _wire_of(throttle))
+        claim = Claim(
+            identity.peer, store.manifest.root, {}, store.weight_format, backend.kernel_class, (),
+            since_s=int(time.time()), zone=settings.zone,
+        )  # fmt: skip
+        announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
+        announcer.set_present(is_open)
+        renewing = asyncio.create_task(announcer.run(), name="announcer")
+        stack.push_async_callback(_cancel, renewing)
+        place = Place(
+            Shape.of(store.spec), Me(identity.peer, claim.since_s, store.weight_format, settings.zone),
+            capacity(settings, store, backend, holding), entry.directory, announcer, _uniform, time.time,
+        )  # fmt: skip
+        pinned, choice = holding or {}, None
         if holding is None:
-            holding = await choose_holding(settings, store, backend, entry.directory, identity.peer)
+            choice = await find_place(place, is_alone=not settings.join)
+            log_event(ExpertsChosen(*choice.figures))
+            holding = choice.holding
         stack.push_async_exit(await keep_filled(store, holding, settings.name, progress))
         held = await load(store, backend, worker, holding, progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
-        limits = AdmissionLimits(settings.max_queue_s, settings.max_queue_bytes, settings.share_burst_s)
-        admission = Admission(limits, time.monotonic, _wire_of(throttle))
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         stack.push_async_callback(server.aclose)
         watch = _revocation_watch(entry, settings)
@@ -192,27 +222,28 @@ async def running_node(
         stack.push_async_callback(direct.aclose)
         libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle, gate)
         stack.push_async_callback(libp2p.aclose)
-        claim = Claim(
-            identity.peer, store.manifest.root, holding, store.weight_format, backend.kernel_class,
-            announced(direct.addresses, entry.p2pd.addresses),
-        )  # fmt: skip
-        announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
+        model = _model(settings, store, backend)
+        keeper = Keeper(held, announcer, packer(store, backend, worker), place.capacity, model.expert_bytes)
+        announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open)
-        if is_open:
-            await announcer.announce()
-        tasks = [asyncio.create_task(announcer.run(), name="announcer")]
+        await keeper.announce()
+        tasks = [renewing, asyncio.create_task(_heal(settings, place, keeper, pinned), name="healer")]
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:
             yield Node(
-                _info(claim, entry, held), _model(settings, store, backend), holding, server.metrics, admission,
+                _info(announcer.claim, entry, held, choice), model, keeper, server.metrics, admission,
                 work_gate, (direct, libp2p), entry.directory,
             )  # fmt: skip
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks)
             admission.drain()
             await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()  # it failed by itself: not to be lost in silence
 
 
 def _wire_of(throttle: Throttle) -> Wire:
@@ -222,6 +253,25 @@ def _wire_of(throttle: Throttle) -> Wire:
         (lambda: up.backlog_s) if up else no_backlog, up.bytes_per_s if up else None,
         down.bytes_per_s if down else None,
     )  # fmt: skip
+
+
+async def _heal(settings: NodeSettings, place: Place, keeper: Keeper, pinned: Holding) -> None:
+    """Take over what the swarm loses, if there is room for it or something to give up."""
+    is_fixed = keeper.room == 0 and keeper.holding == pinned
+    if settings.heal_after_s > 0 and not is_fixed:
+        how_soon = HealSettings(settings.heal_after_s, settings.heal_after_s / STEPS_PER_GRACE)
+        await Healer(place, keeper, pinned, how_soon).run()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """End a task of ours."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _uniform() -> float:
+    """A random number in [0, 1)."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 def _revocation_watch(entry: Entry, settings: NodeSettings) -> RevocationWatch | None:
@@ -258,7 +308,7 @@ def _load_of(admission: Admission) -> Load:
     return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
 
 
-def _info(claim: Claim, entry: Entry, held: Held) -> NodeInfo:
+def _info(claim: Claim, entry: Entry, held: Held, choice: Choice | None) -> NodeInfo:
     packed = [expert for layer in held.experts.values() for expert in layer.values()]
     return NodeInfo(
         peer=claim.peer,
@@ -270,6 +320,7 @@ def _info(claim: Claim, entry: Entry, held: Held) -> NodeInfo:
         num_experts=len(packed),
         resident_bytes=sum(expert.resident_bytes for expert in packed),
         p2pd_pid=entry.p2pd.pid,
+        choice=choice,
     )
 
 

@@ -7,14 +7,18 @@ import asyncio
 from contextlib import AsyncExitStack
 from itertools import cycle
 
+from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.pieces.model import PieceModel
 from shoal.experts.pieces.pieces import ExpertPiece, expert_pieces
 from shoal.experts.pieces.pins import Pins
 from shoal.experts.store import ModelStore
+from shoal.experts.worker import Worker
 from shoal.node.assignment import Holding
-from shoal.node.loading import StageProgress
+from shoal.node.keeper import Pack
+from shoal.node.loading import StageProgress, load_one
 from shoal.node.log_events import LibrarySaid, PieceDamaged, PiecesFetched, log_event
 from shoal.node.pulling import fill
+from shoal.protocol.ids import ExpertId, LayerId
 
 REVERIFY_PAUSE_S = 60.0
 """Between two pieces that are hashed again: 154 experts, what 8 GB hold, are through in two and a half hours, at a
@@ -42,6 +46,18 @@ async def keep_filled(store: ModelStore, holding: Holding, name: str, progress: 
         verifying = asyncio.create_task(_reverify(store, pieces), name="reverify")
         stack.push_async_callback(_end, verifying)
         return stack.pop_all()
+
+
+def packer(store: ModelStore, backend: ExpertBackend, worker: Worker) -> Pack:
+    """Brings single experts into memory: fetched if the model is in pieces and this one is missing, then read, verified
+    and packed on the kernel's thread."""
+
+    async def pack(layer: LayerId, expert: ExpertId) -> PackedExpert:
+        if isinstance(store, PieceModel) and (missing := await asyncio.to_thread(store.missing, [(layer, expert)])):
+            await fill(store, missing, lambda done, total: None)
+        return await worker.run(load_one, store, backend, layer, expert)
+
+    return pack
 
 
 async def _reverify(store: PieceModel, pieces: list[ExpertPiece]) -> None:

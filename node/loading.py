@@ -1,6 +1,6 @@
-"""From a user's wish to experts in memory: what fits, what is rare, and then read, verify, pack.
+"""From a user's wish to experts in memory: what fits, and then read, verify, pack.
 
-Between the settings and the server. Knows memory and the directory's counts; the choice itself is `assignment.py`.
+Between the settings and the server. Knows memory; what to hold where nobody said so is `joining.py`.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,10 @@ from shoal.experts.choose_backend import KernelChoice
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
 from shoal.node.assignment import Holding
-from shoal.node.placement import HolderFacts, Shape, choose, look
 from shoal.node.server import Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest
-from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.net.directory import Directory
+from shoal.protocol.ids import ExpertId, LayerId
 
 DEFAULT_SHARE_OF_FREE_MEMORY = 0.5
 """A guest takes half of what is free, not all."""
@@ -58,28 +56,21 @@ def _has_device_limit(settings: NodeSettings) -> bool:
     return settings.vram_bytes is not None and settings.kernel is KernelChoice.CUDA
 
 
-async def choose_holding(
-    settings: NodeSettings, store: ModelStore, backend: ExpertBackend, directory: Directory, peer: PeerId
-) -> Holding:
-    """Ask the directory what is rare and take as much of it as fits.
+def capacity(settings: NodeSettings, store: ModelStore, backend: ExpertBackend, holding: Holding | None) -> int:
+    """How many experts this node may hold in all; holding: what its owner named, None: nothing.
 
     Raises:
         InvalidRequest: not even one expert fits.
     """
+    if settings.share_bytes is None and holding is not None:
+        return sum(map(len, holding.values()))
     share = _limit_bytes(settings, backend)
     if settings.share_bytes is None and not _has_device_limit(settings):
         share = int(share * DEFAULT_SHARE_OF_FREE_MEMORY)
     num_experts = share // backend.resident_bytes(store.spec.expert, store.weight_format)
     if num_experts < 1:
         raise InvalidRequest(f"a share of {share} bytes holds no expert of this model")
-    shape = Shape.of(store.spec)
-    found = await directory.lookup(store.manifest.root, store.spec.moe_layers)
-    holders = [
-        HolderFacts(layer, record.experts, 0.0, True, record.capacity_mmacs)
-        for layer, records in found.items()
-        for record in records
-    ]
-    return shape.holding(choose(shape, look(shape, holders), num_experts, peer))
+    return num_experts
 
 
 async def load(
@@ -94,10 +85,11 @@ async def load(
     wanted = [(layer, expert) for layer, ids in holding.items() for expert in ids]
     expert_bytes = backend.resident_bytes(store.spec.expert, store.weight_format)
     for done, (layer, expert) in enumerate(wanted, 1):
-        experts[layer][expert] = await worker.run(_load_one, store, backend, layer, expert)
+        experts[layer][expert] = await worker.run(load_one, store, backend, layer, expert)
         progress("loading", done * expert_bytes, len(wanted) * expert_bytes)
     return Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
 
 
-def _load_one(store: ModelStore, backend: ExpertBackend, layer: LayerId, expert: ExpertId) -> PackedExpert:
+def load_one(store: ModelStore, backend: ExpertBackend, layer: LayerId, expert: ExpertId) -> PackedExpert:
+    """Read, verify and pack one expert. Blocking: run it on the worker."""
     return backend.pack(store.spec.expert, store.expert(layer, expert))

@@ -223,11 +223,47 @@ class LibrarySaid(LogEvent):
         return f"{self.logger}: {self.message}"
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertsChosen(LogEvent):
+    """What to hold was left to the node, and it has found its place. Counts are of experts, but the last two."""
+
+    num_experts: int
+    num_missing: int
+    num_rare: int
+    num_whole_groups: int
+    num_holders: int
+
+    def __str__(self) -> str:
+        return (
+            f"chose {self.num_experts} experts in {self.num_whole_groups} whole groups: {self.num_missing} that nobody"
+            f" held, {self.num_rare} with too few holders, beside {self.num_holders} holders"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsTakenOver(LogEvent):
+    """Experts had too few holders for too long, and are held here now. `num_dropped`: what was given up for them."""
+
+    num_taken: int
+    num_dropped: int
+
+    def __str__(self) -> str:
+        return f"took over {self.num_taken} experts that had too few holders, gave up {self.num_dropped}"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOverFailed(LogEvent):
+    """The swarm could not be looked at, or a weight not be loaded; tried again later."""
+
+    LEVEL = logging.WARNING
+    error: str
+
+
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged
-    | LibrarySaid
+    | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

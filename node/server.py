@@ -5,7 +5,7 @@ same `ExpertServer.handle` serves every kind of channel.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,8 @@ class Held:
     model_root: bytes
     weight_format: WeightFormat
     spec: ExpertSpec
-    experts: Mapping[LayerId, Mapping[ExpertId, PackedExpert]]
+    experts: dict[LayerId, dict[ExpertId, PackedExpert]]
+    """Changes while we serve: `keeper.py`."""
 
 
 class ExpertServer:
@@ -125,8 +126,11 @@ class ExpertServer:
         """On the worker: the sums, and the seconds they took."""
         if self._is_refusing_queued:
             raise Draining("this node pauses")
-        layer, rows = self._held.experts[LayerId(call.layer)], call.rows
-        experts = [layer[ExpertId(expert)] for expert in call.experts]
+        layer, rows = self._held.experts.get(LayerId(call.layer), {}), call.rows
+        try:
+            experts = [layer[ExpertId(expert)] for expert in call.experts]
+        except KeyError as error:  # it waited while the keeper let go of it
+            raise NotHeld(f"expert {error} of layer {call.layer} is not held here any more") from error
         started = self._clock()
         run = self._backend.run
         result = run(experts, rows.x, rows.row_idx, rows.offsets, rows.topk_weights, Rounding(call.rounding))

@@ -87,7 +87,16 @@ class NodeSettings:
     `share_bytes`."""
 
     share_bytes: Count | None = None
-    """Memory for experts, in bytes, when `experts` is None. None: everything, if it fits half of the free memory."""
+    """Memory for experts, in bytes. None: what `experts` takes, or half of the free memory. Beyond what `experts` names
+    it is room to take over what others lose."""
+
+    heal_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 120.0
+    """How long an expert has too few holders before we take it over, if there is room; older nodes first. Default: a
+    restart is over by then. 0: never."""
+
+    zone: Annotated[str, Meta(pattern="^[a-z0-9-]{0,16}$")] = ""
+    """Our part of the network, by a name that its nodes agree on, e.g. za-cpt; nodes fill what their zone lacks. Empty:
+    none."""
 
     vram_bytes: Count | None = None
     """What the process may take of a CUDA device's memory, experts and work buffers together; for `kernel` cuda.

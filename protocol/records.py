@@ -6,6 +6,7 @@ that peer id, so nobody can speak for another. Validation order (R12): size, map
 value used. A record is a hint until its holder passes a known-answer challenge.
 """
 
+import re
 from dataclasses import dataclass
 
 import msgpack
@@ -20,6 +21,8 @@ from shoal.protocol.version import DIRECTORY_KEY_CONTEXT, RECORD_CONTEXT
 
 MAX_BITMAP_BYTES = limits.MAX_EXPERTS_PER_FRAME // 8
 MAX_SEQ = 2**63 - 1
+MAX_ZONE_BYTES = 16
+MAX_FIELDS = 19
 
 _SCALARS = (
     IntField(1, "version", 1, 1),
@@ -36,6 +39,15 @@ _SCALARS = (
 )
 _BITMAP_KEY, _ADDRESSES_KEY, _SIGNATURE_KEY = 5, 11, 14
 
+_OPTIONAL_SCALARS = (
+    IntField(16, "since_s", 1, MAX_SEQ),
+    IntField(17, "room", 1, MAX_U32),
+    IntField(18, "role", 1, 1),
+)
+_COMING_KEY, _ZONE_KEY = 15, 19
+_OPTIONAL_KEYS = {_COMING_KEY, _ZONE_KEY, *(field.key for field in _OPTIONAL_SCALARS)}
+"""Left out where they would say nothing, so that there is one way to write a record."""
+
 
 @dataclass(frozen=True, slots=True)
 class HolderRecord:
@@ -43,7 +55,7 @@ class HolderRecord:
 
     `roundings`: bit r set = serves rounding r. `kernel_class`: 0 reference, 1 cpu, 2 cuda. `capacity_mmacs`: millions
     of multiply-accumulates per second that it offers, 0 = not measured. `addresses`: `direct` ones as `host:port`,
-    libp2p ones as multiaddrs. An empty `experts` withdraws the holder.
+    libp2p ones as multiaddrs. An empty `experts` withdraws the holder; what is `coming` is not served yet.
     """
 
     peer: PeerId
@@ -59,6 +71,16 @@ class HolderRecord:
     seq: int
     expires_at_s: float
     """Unix time, to the millisecond."""
+    coming: frozenset[ExpertId] = frozenset()
+    """Experts that it is about to hold: others need not take them."""
+    since_s: int = 0
+    """Unix time at which it began to be a holder, whatever it held then; 0: not said."""
+    room: int = 0
+    """Experts, of any layer, that it would hold besides."""
+    is_anchor: bool = False
+    """Everything is on its disk and slow: the last resort."""
+    zone: str = ""
+    """A name for its part of the network, chosen by its owner; at most 16 bytes of a-z, 0-9 and -. Empty: not said."""
 
 
 def directory_key(model_root: bytes, layer: LayerId) -> bytes:
@@ -88,13 +110,18 @@ def encode_record(record: HolderRecord, identity: Identity) -> bytes:
         11: list(record.addresses),
         12: record.seq,
         13: round(record.expires_at_s * 1000),
+        _COMING_KEY: _bitmap(record.coming),
+        16: record.since_s,
+        17: record.room,
+        18: int(record.is_anchor),
+        _ZONE_KEY: record.zone,
     }
+    fields = {key: value for key, value in fields.items() if key not in _OPTIONAL_KEYS or value}
     try:
         _check_fields(fields)
     except Malformed as error:
         raise InvalidRequest(f"our own record is out of bounds: {error}") from error
-    fields[_SIGNATURE_KEY] = identity.sign(RECORD_CONTEXT + msgpack.packb(fields))
-    encoded: bytes = msgpack.packb(fields)
+    encoded = _packed(fields, identity.sign(RECORD_CONTEXT + msgpack.packb(fields)))
     if len(encoded) > limits.MAX_RECORD_BYTES:
         raise InvalidRequest(f"our own record has {len(encoded)} bytes; the limit is {limits.MAX_RECORD_BYTES}")
     return encoded
@@ -117,12 +144,18 @@ def decode_record(data: bytes, owner: PeerId, now_s: float) -> HolderRecord:
         verify(owner, signature, RECORD_CONTEXT + msgpack.packb(fields))
     except (Malformed, AuthenticationFailed) as error:
         raise RecordRejected(f"a record of {owner} that is malformed or forged: {error}") from error
-    if msgpack.packb({**dict(sorted(fields.items())), _SIGNATURE_KEY: signature}) != data:
+    if _packed(fields, signature) != data:
         raise RecordRejected("a record that is not canonical")
     record = _from_fields(fields, owner)
     if not now_s < record.expires_at_s <= now_s + limits.MAX_RECORD_TTL_S + limits.MAX_CLOCK_SKEW_S:
         raise RecordRejected(f"a record that expires {record.expires_at_s - now_s:.0f} s from now")
     return record
+
+
+def _packed(fields: dict[int, object], signature: bytes) -> bytes:
+    """All fields, by key."""
+    packed: bytes = msgpack.packb(dict(sorted({**fields, _SIGNATURE_KEY: signature}.items())))
+    return packed
 
 
 def _bitmap(experts: frozenset[ExpertId]) -> bytes:
@@ -141,7 +174,7 @@ def _unpack(data: bytes) -> dict[int, object]:
     try:
         fields = msgpack.unpackb(
             data, strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES, max_bin_len=64,
-            max_array_len=limits.MAX_ADDRESSES, max_map_len=16, max_ext_len=0,
+            max_array_len=limits.MAX_ADDRESSES, max_map_len=MAX_FIELDS, max_ext_len=0,
         )  # fmt: skip
     except Exception as error:  # msgpack raises ValueError and a tree of its own
         raise RecordRejected("a record that is not msgpack") from error
@@ -151,13 +184,16 @@ def _unpack(data: bytes) -> dict[int, object]:
 
 
 def _check_fields(fields: dict[int, object]) -> None:
-    if fields.keys() != {_BITMAP_KEY, _ADDRESSES_KEY, *(field.key for field in _SCALARS)}:
+    if fields.keys() - _OPTIONAL_KEYS != {_BITMAP_KEY, _ADDRESSES_KEY, *(field.key for field in _SCALARS)}:
         raise Malformed(f"fields {sorted(fields)}")
-    for field in _SCALARS:
+    for field in _scalars_in(fields):
         field.check(fields[field.key])
-    bitmap, addresses = fields[_BITMAP_KEY], fields[_ADDRESSES_KEY]
-    if type(bitmap) is not bytes or len(bitmap) > MAX_BITMAP_BYTES or bitmap.endswith(b"\x00"):
-        raise Malformed("a bitmap that is too long or ends in zeros")
+    _check_bitmap(fields[_BITMAP_KEY])
+    if _COMING_KEY in fields and not _check_bitmap(fields[_COMING_KEY]):
+        raise Malformed("an empty bitmap that should have been left out")
+    if _ZONE_KEY in fields:
+        _check_zone(fields[_ZONE_KEY])
+    addresses = fields[_ADDRESSES_KEY]
     if not isinstance(addresses, list) or len(addresses) > limits.MAX_ADDRESSES:
         raise Malformed("too many addresses")
     for address in addresses:
@@ -165,14 +201,37 @@ def _check_fields(fields: dict[int, object]) -> None:
             raise Malformed("an address that is no short text")
 
 
+def _scalars_in(fields: dict[int, object]) -> list[IntField | BytesField]:
+    return [*_SCALARS, *(field for field in _OPTIONAL_SCALARS if field.key in fields)]
+
+
+def _check_bitmap(bitmap: object) -> bytes:
+    if type(bitmap) is not bytes or len(bitmap) > MAX_BITMAP_BYTES or bitmap.endswith(b"\x00"):
+        raise Malformed("a bitmap that is too long or ends in zeros")
+    return bitmap
+
+
+def _check_zone(zone: object) -> None:
+    if type(zone) is not str or not is_zone(zone):
+        raise Malformed("a zone that is not 1 to 16 bytes of a-z, 0-9 and -")
+
+
+def is_zone(words: str) -> bool:
+    """Whether this can be the name of a zone."""
+    return re.fullmatch(rf"[a-z0-9-]{{1,{MAX_ZONE_BYTES}}}", words) is not None
+
+
 def _from_fields(fields: dict[int, object], owner: PeerId) -> HolderRecord:
-    values = {field.name: fields[field.key] for field in _SCALARS}
+    values = {field.name: fields[field.key] for field in _scalars_in(fields)}
+    values["is_anchor"] = bool(values.pop("role", 0))
     bitmap, addresses, expires_ms = fields[_BITMAP_KEY], fields[_ADDRESSES_KEY], values.pop("expires_ms")
     del values["version"], values["public_key"]
     return HolderRecord(
         peer=owner,
         experts=_experts(bitmap),  # type: ignore[arg-type]  # checked by _check_fields
         addresses=tuple(addresses),  # type: ignore[arg-type]
+        coming=_experts(fields.get(_COMING_KEY, b"")),  # type: ignore[arg-type]
+        zone=str(fields.get(_ZONE_KEY, "")),
         expires_at_s=expires_ms / 1000,  # type: ignore[operator]
         **values,  # type: ignore[arg-type]
     )

@@ -16,7 +16,7 @@ from shoal.protocol.errors import RecordRejected, ShoalError
 from shoal.protocol.identity import Identity, peer_id_of
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.record_book import RecordBook
-from shoal.protocol.records import HolderRecord, encode_record
+from shoal.protocol.records import MAX_FIELDS, HolderRecord, encode_record
 
 _PUBLIC_KEY = 2
 """The owner's key among the fields of a record (`records.py`)."""
@@ -84,7 +84,7 @@ def owner_of(data: bytes) -> PeerId:
     try:
         fields = msgpack.unpackb(
             data[: limits.MAX_RECORD_BYTES + 1], strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES,
-            max_bin_len=64, max_array_len=limits.MAX_ADDRESSES, max_map_len=16, max_ext_len=0,
+            max_bin_len=64, max_array_len=limits.MAX_ADDRESSES, max_map_len=MAX_FIELDS, max_ext_len=0,
         )  # fmt: skip
         return peer_id_of(fields[_PUBLIC_KEY])
     except (ValueError, TypeError, LookupError, ShoalError) as error:

@@ -8,11 +8,11 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from shoal.client.dispatch import SwarmExperts
+from shoal.client.dispatch import MAX_WAIT_S, SwarmExperts
 from shoal.client.generate import Engine
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId, model_id
@@ -26,13 +26,19 @@ from shoal.experts.worker import InlineWorker
 from shoal.node.admission import Admission, AdmissionLimits
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding
+from shoal.node.healer import Healer, HealSettings
+from shoal.node.joining import Place
+from shoal.node.keeper import Keeper, Pack
+from shoal.node.placement import Shape
 from shoal.node.server import ExpertServer, Held
+from shoal.node.survey import Me
 from shoal.protocol.errors import RecordRejected
 from shoal.protocol.events import Observer
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.messages import Rounding
+from shoal.protocol.messages import Rounding, WeightFormat
 from shoal.protocol.net.channel import Handler, Listener
+from shoal.protocol.net.directory import Directory
 from shoal.protocol.net.memory import Delay, MemoryNetwork, Tamper
 from shoal.protocol.net.memory_directory import MemoryDirectory
 from shoal.protocol.record_book import RecordBook
@@ -45,6 +51,9 @@ ROW_COST_S = 0.0002
 
 MAX_QUEUE_S = 1.0
 """What a node lets in: short, so that seeds with slow nodes see BUSY."""
+
+LOAD_S = 0.05
+"""Virtual seconds from disk to an expert that can be asked for: 44 MB at 1 GB/s."""
 
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
@@ -103,6 +112,16 @@ class SlowWorker:
         """See `Worker.aclose`."""
 
 
+def _packer(model: SimulatedModel) -> Pack:
+    """A disk that has everything."""
+
+    async def pack(layer: LayerId, expert: ExpertId) -> PackedExpert:
+        await asyncio.sleep(LOAD_S)
+        return model.packed[layer, expert]
+
+    return pack
+
+
 @dataclass
 class SimulatedNode:
     """One node: what `node/daemon.py` composes, without a process around it. `start` and `crash` may alternate."""
@@ -111,6 +130,8 @@ class SimulatedNode:
     identity: Identity
     holding: Holding
     clock_skew_s: float
+    capacity: int = 0
+    """Experts that it may hold to mend the swarm; 0: it never takes anything over."""
     slowness: float = 1.0
     """How many times longer than usual its kernels take."""
     admission: Admission | None = None
@@ -119,6 +140,7 @@ class SimulatedNode:
     """Kernel calls that wait or run."""
     _listener: Listener | None = None
     _announcing: asyncio.Task[None] | None = field(default=None, repr=False)
+    _healing: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
     def is_up(self) -> bool:
@@ -138,14 +160,26 @@ class SimulatedNode:
         handler = world.wrap(self.place, server.handle)
         self._listener = await world.network.listen(self.identity, handler, world.entropy.randbytes)
         claim = Claim(
-            self.identity.peer, held.model_root, self.holding, held.weight_format, 0, self._listener.addresses
-        )
+            self.identity.peer, held.model_root, self.holding, held.weight_format, 0, self._listener.addresses,
+            since_s=round(EPOCH_S + loop.time() + self.clock_skew_s),
+        )  # fmt: skip
         directory = MemoryDirectory(world.book, self.identity, lambda: EPOCH_S + loop.time())
         skewed_clock = lambda: EPOCH_S + loop.time() + self.clock_skew_s  # noqa: E731
         announcer = Announcer(directory, claim, lambda: Load(0, 0), skewed_clock)
         with contextlib.suppress(RecordRejected):  # whose clock is an hour off stays unknown
             await announcer.announce()
         self._announcing = asyncio.create_task(announcer.run(), name=f"announcer {self.place}")
+        if self.capacity:
+            keeper = Keeper(held, announcer, _packer(model), self.capacity, 1)
+            self._healing = asyncio.create_task(self._heal(world, keeper, directory), name=f"healer {self.place}")
+
+    async def _heal(self, world: "World", keeper: Keeper, directory: Directory) -> None:
+        whole, claim = Shape.of(world.model.store.spec), keeper.announcer.claim
+        shape = replace(whole, layers=tuple(world.model.layers))  # without the MTP layers, which are not simulated
+        me = Me(claim.peer, claim.since_s, WeightFormat(claim.weight_format), claim.zone)
+        clock = lambda: EPOCH_S + asyncio.get_running_loop().time() + self.clock_skew_s  # noqa: E731
+        place = Place(shape, me, self.capacity, directory, keeper.announcer, world.entropy.random, clock)
+        await Healer(place, keeper, {}, world.heal).run()
 
     async def crash(self, network: MemoryNetwork) -> None:
         """The process is gone: nothing is withdrawn, nobody is told."""
@@ -153,15 +187,16 @@ class SimulatedNode:
         await self._end()
 
     async def _end(self) -> None:
-        if self._announcing is not None:
-            self._announcing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._announcing
+        for task in (self._announcing, self._healing):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if self._listener is not None:
             await self._listener.aclose()
         if self.server is not None:
             await self.server.aclose()
-        self._listener = self._announcing = self.admission = self.server = None
+        self._listener = self._announcing = self._healing = self.admission = self.server = None
 
     async def aclose(self) -> None:
         """End it at the end of a run."""
@@ -179,6 +214,9 @@ class World:
     book: RecordBook
     wrap: Wrap
     nodes: list[SimulatedNode]
+    heal: HealSettings
+    max_wait_s: float
+    """How long the client waits for experts that nobody holds."""
     peer: PeerId = field(init=False)
     """The client's."""
     holders: Holders = field(init=False)
@@ -204,7 +242,7 @@ class World:
             self.entropy.random,
         )
         await self.holders.start()
-        experts = SwarmExperts(self.holders, model.id, observers, loop.time, self.entropy.random)
+        experts = SwarmExperts(self.holders, model.id, observers, loop.time, self.entropy.random, self.max_wait_s)
         self.engine = Engine(model.opened.trunk, experts, model.opened.tokenizer)
         self.swarm = Swarm(self.engine, self.holders, model.id, model.layers, observers, loop.time)
 
@@ -219,13 +257,19 @@ async def open_world(
     tamper: Tamper,
     wrap: Wrap,
     observe: Observer,
+    capacities: Sequence[int] = (),
+    heal: HealSettings = HealSettings(),  # noqa: B008  # frozen
+    max_wait_s: float = MAX_WAIT_S,
 ) -> AsyncIterator[World]:
-    """Start one node per holding, and a client that has joined them; end all of them."""
+    """Start one node per holding, and a client that has joined them; end all of them. capacities: experts that each
+    node may hold to mend the swarm; empty: none takes anything over."""
     nodes = [
         SimulatedNode(place, Identity.from_seed(entropy.randbytes(32)), holding, skew_s)
         for place, (holding, skew_s) in enumerate(zip(holdings, skews_s, strict=True))
     ]
-    world = World(model, entropy, MemoryNetwork(delay_s, tamper), RecordBook(), wrap, nodes)
+    for node, capacity in zip(nodes, capacities, strict=False):
+        node.capacity = capacity
+    world = World(model, entropy, MemoryNetwork(delay_s, tamper), RecordBook(), wrap, nodes, heal, max_wait_s)
     try:
         for node in nodes:
             await node.start(world)

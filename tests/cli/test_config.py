@@ -48,6 +48,8 @@ def values(key: str) -> st.SearchStrategy[Plain]:
         some = st.floats(0.01, 1) if key.endswith("_load") else st.floats(1, 1e12)
     elif "int" in kind:
         some = st.integers(1, 256 if "serve" in key else 65535 if "port" in key else 2**63 - 1)
+    elif key == "node.zone":
+        some = st.from_regex(r"[a-z0-9-]{1,16}", fullmatch=True).filter(lambda words: words != "none")
     else:
         some = WORDS.map(lambda words: str(Path(words))) if "Path" in kind else WORDS
     return some | st.none() if setting.takes_none else some

@@ -30,7 +30,8 @@ def fields_of(data: bytes) -> dict[int, object]:
 def signed(fields: dict[int, object], identity: Identity = OWNER) -> bytes:
     """A record with the signature that `identity` would give, whatever the fields say."""
     fields = {key: value for key, value in fields.items() if key != 14}
-    return msgpack.packb(fields | {14: identity.sign(RECORD_CONTEXT + msgpack.packb(fields))})
+    full = fields | {14: identity.sign(RECORD_CONTEXT + msgpack.packb(fields))}
+    return msgpack.packb(dict(sorted(full.items())))
 
 
 def test_a_record_survives_the_directory():
@@ -48,10 +49,31 @@ def test_every_honest_record_survives(experts, layer, seq, addresses):
     assert decode_record(encode_record(record, OWNER), OWNER.peer, NOW_S) == record
 
 
+@given(
+    st.frozensets(st.integers(0, 511)), st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1), st.booleans(),
+    st.from_regex(r"[a-z0-9-]{0,16}", fullmatch=True),
+)  # fmt: skip
+def test_what_a_holder_may_add_survives(coming, since_s, room, is_anchor, zone):
+    record = replace(RECORD, coming=coming, since_s=since_s, room=room, is_anchor=is_anchor, zone=zone)
+    assert decode_record(encode_record(record, OWNER), OWNER.peer, NOW_S) == record
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(15, b""), (15, b"\x00"), (15, b"\x01" * 65), (16, 0), (17, 0), (17, 2**32), (18, 0), (18, 2), (18, True),
+     (19, ""), (19, "Zone"), (19, "a" * 17), (19, b"za"), (20, 1)],
+)  # fmt: skip
+def test_an_addition_that_says_nothing_or_too_much_is_refused(key, value):
+    with pytest.raises(RecordRejected):
+        decode_record(signed(fields_of(encode_record(RECORD, OWNER)) | {key: value}), OWNER.peer, NOW_S)
+
+
 def test_the_largest_record_fits():
+    every = frozenset(ExpertId(i) for i in range(512))
     record = replace(
-        RECORD, experts=frozenset(ExpertId(i) for i in range(512)), addresses=("a" * limits.MAX_ADDRESS_BYTES,) * 8
-    )
+        RECORD, experts=every, coming=every, since_s=2**40, room=2**32 - 1, is_anchor=True, zone="z" * 16,
+        addresses=("a" * limits.MAX_ADDRESS_BYTES,) * 8,
+    )  # fmt: skip
     assert len(encode_record(record, OWNER)) <= limits.MAX_RECORD_BYTES
 
 

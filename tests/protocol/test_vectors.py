@@ -65,7 +65,7 @@ def test_the_vectors_are_made_of_their_seeds_alone():
 
 
 def test_every_block_of_bytes_in_the_document_is_a_vector():
-    assert set(BLOCKS) == {*examples.FRAMES, "holder_record", "revocation_list"}
+    assert set(BLOCKS) == {*examples.FRAMES, "holder_record", "full_record", "revocation_list"}
     for name, text in BLOCKS.items():
         assert text == VECTORS[name], name
 
@@ -141,6 +141,8 @@ def test_the_documents_request_and_answer_fit_together():
 def test_the_documents_record_is_accepted_in_its_time():
     record = decode_record(bytes.fromhex(BLOCKS["holder_record"]), examples.SERVER.peer, 1_800_000_000.0)
     assert record == examples.RECORD
+    full = decode_record(bytes.fromhex(BLOCKS["full_record"]), examples.SERVER.peer, 1_800_000_000.0)
+    assert full == examples.FULL_RECORD
 
 
 @pytest.mark.parametrize("message", MESSAGE_TYPES.values(), ids=lambda message: message.__name__)
@@ -153,11 +155,11 @@ def test_the_documents_message_table_is_the_codecs(message: type[Message]):
 
 
 def test_the_documents_record_table_is_the_codecs():
-    from shoal.protocol.records import _SCALARS
+    from shoal.protocol.records import _OPTIONAL_SCALARS, _SCALARS
 
     rows = {name: (int(key), kind, bound.split(";")[0]) for key, name, kind, bound in rows_of(section("7. Directory"))}
-    assert [key for key, _, _ in rows.values()] == list(range(1, 15))
-    for field in _SCALARS:
+    assert [key for key, _, _ in rows.values()] == list(range(1, 20))
+    for field in (*_SCALARS, *_OPTIONAL_SCALARS):
         assert rows[field.name] == (field.key, *bound_of(field))
 
 

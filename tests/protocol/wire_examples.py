@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 
 import torch
 
@@ -79,6 +80,10 @@ RECORD = HolderRecord(
     addresses=("192.0.2.7:4001",), seq=1, expires_at_s=1_800_000_090.0,
 )  # fmt: skip
 
+FULL_RECORD = replace(
+    RECORD, coming=frozenset(map(ExpertId, (2, 3))), since_s=1_799_900_000, room=40, is_anchor=True, zone="za-cpt"
+)
+
 
 def vectors() -> dict[str, str]:
     """Name to lower-case hex: frames, a holder record, and what they are made of."""
@@ -90,6 +95,7 @@ def vectors() -> dict[str, str]:
         **{name: (encode_frame(frame.request_id, frame.message) + frame.body).hex() for name, frame in FRAMES.items()},
         "request_hash": PARTIAL.request_hash.hex(),
         "holder_record": encode_record(RECORD, SERVER).hex(),
+        "full_record": encode_record(FULL_RECORD, SERVER).hex(),
         "directory_key": directory_key(MODEL_ROOT, LayerId(3)).hex(),
         "founder_key": MEMBERSHIP.founder_key.hex(),
         "directory_secret": MEMBERSHIP.directory_secret.hex(),

@@ -1,0 +1,121 @@
+"""What a node holds while that changes: loads what it takes over, lets go of what it gives up, and says so in time.
+
+Between the healer, which decides, and server and announcer, which go on meanwhile. New experts are announced when they
+are verified and can be asked for; old ones are withdrawn first and let go when clients have seen that.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from shoal.experts.backend import PackedExpert
+from shoal.node.announcer import Announcer, Claim
+from shoal.node.assignment import Holding
+from shoal.node.server import Held
+from shoal.protocol.errors import Busy
+from shoal.protocol.ids import ExpertId, LayerId
+
+DROP_GRACE_S = 20.0
+"""From a withdrawal to letting go: clients read the directory every 15 s. Who asks later is told NOT_HELD and asks a
+replica."""
+
+BUSY_PAUSE_S = 0.2
+"""Before the kernel's thread is asked again to load: clients go first."""
+
+Wished = Mapping[LayerId, tuple[ExpertId, ...]]
+
+NOTHING: Wished = MappingProxyType({})
+
+Pack = Callable[[LayerId, ExpertId], Awaitable[PackedExpert]]
+"""Reads, verifies and packs one expert. Raises CheckpointError, IntegrityError, Busy."""
+
+
+class Keeper:
+    """One node's experts. Its changes must not overlap: one healer calls them."""
+
+    def __init__(self, held: Held, announcer: Announcer, pack: Pack, capacity: int, expert_bytes: int) -> None:
+        """capacity: experts that fit, those that are held included."""
+        self._held = held
+        self._announcer = announcer
+        self._pack = pack
+        self._capacity = capacity
+        self._expert_bytes = expert_bytes
+
+    @property
+    def holding(self) -> Holding:
+        """What can be asked for now."""
+        return {layer: tuple(sorted(experts)) for layer, experts in sorted(self._held.experts.items()) if experts}
+
+    @property
+    def announcer(self) -> Announcer:
+        return self._announcer
+
+    @property
+    def num_experts(self) -> int:
+        return sum(len(experts) for experts in self._held.experts.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.num_experts * self._expert_bytes
+
+    @property
+    def room(self) -> int:
+        """Experts that fit besides."""
+        return max(0, self._capacity - self.num_experts)
+
+    async def announce(self, coming: Wished = NOTHING, dropped: Wished = NOTHING) -> None:
+        """Say what we hold, what is coming, and nothing of what is about to be dropped.
+
+        Raises:
+            NetworkError: the directory does not take it now; the announcer tries again.
+        """
+        await self._announcer.declare(self._claim(coming, dropped))
+
+    def forget_plans(self) -> None:
+        """Say only what we hold, at the announcer's next turn."""
+        self._announcer.note(self._claim(NOTHING, NOTHING))
+
+    def _claim(self, coming: Wished, dropped: Wished) -> Claim:
+        room = self.room - _count(coming) + _count(dropped)
+        holding = _without(self.holding, dropped)
+        return replace(self._announcer.claim, holding=holding, coming=dict(coming), room=max(0, room))
+
+    async def drop(self, holding: Holding) -> None:
+        """Let go of what has been withdrawn, when clients know it."""
+        if not holding:
+            return
+        await asyncio.sleep(DROP_GRACE_S)
+        for layer, experts in holding.items():
+            for expert in experts:
+                self._held.experts.get(layer, {}).pop(expert, None)
+
+    async def take(self, coming: Holding) -> None:
+        """Load, and serve each layer's experts as soon as they are there.
+
+        Raises:
+            CheckpointError, IntegrityError: a weight is not what the manifest says. NetworkError: see `announce`.
+        """
+        left = dict(coming)
+        for layer, experts in coming.items():
+            for expert in experts:
+                packed = await self._packed(layer, expert)
+                self._held.experts.setdefault(layer, {})[expert] = packed
+            del left[layer]
+            await self.announce(left)
+
+    async def _packed(self, layer: LayerId, expert: ExpertId) -> PackedExpert:
+        while True:
+            try:
+                return await self._pack(layer, expert)
+            except Busy:
+                await asyncio.sleep(BUSY_PAUSE_S)
+
+
+def _count(holding: Wished) -> int:
+    return sum(map(len, holding.values()))
+
+
+def _without(holding: Holding, dropped: Wished) -> Holding:
+    kept = {layer: tuple(e for e in experts if e not in dropped.get(layer, ())) for layer, experts in holding.items()}
+    return {layer: experts for layer, experts in kept.items() if experts}
