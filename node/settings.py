@@ -90,7 +90,7 @@ class NodeSettings:
     """Memory for experts, in bytes. None: what `experts` takes, or half of the free memory. Beyond what `experts` names
     it is room to take over what others lose."""
 
-    heal_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 120.0
+    heal_after_s: Annotated[float, Meta(ge=0)] = 120.0
     """How long an expert has too few holders before we take it over, if there is room; older nodes first. Default: a
     restart is over by then. 0: never."""
 
