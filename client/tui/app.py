@@ -96,9 +96,10 @@ class ShoalApp(App[None]):
         self.set_interval(REDRAW_S, self.redraw)
 
     def redraw(self) -> None:
-        """Draw what has changed on the screen that is seen."""
-        if isinstance(self.screen, ShoalScreen):
-            self.screen.refresh_all()
+        """Draw what has changed on the screen that is seen; the timer may run before the first and after the last."""
+        seen = self.screen_stack[-1:]
+        if seen and isinstance(seen[0], ShoalScreen):
+            seen[0].refresh_all()
 
     def action_go(self, mode: str) -> None:
         """Another screen; not from a dialog, which wants its answer first."""

@@ -106,7 +106,7 @@ def test_a_prompt_is_nowhere_in_what_a_node_writes_and_a_guest_has_the_lowest_pr
         followed = shoal(environment, "logs", "-n", "10000", "--json").stdout
         assert '"event": "request_served"' in followed
         node.terminate()
-        said = node.communicate(timeout=30)
+        said = node.communicate(timeout=120)
     answer = json.loads(done.stdout)["text"]
     secrets = [*CANARY.split(), *(word for word in answer.split() if len(word) > 6), token]
     files = [file for file in home.rglob("*") if file.is_file()]
@@ -132,7 +132,7 @@ def test_a_pause_in_mid_answer_is_not_noticed_by_the_one_who_reads(environment: 
             paused = printed(environment, "pause", "2h", "--name", busy)
             assert (paused["state"], paused["queue_s"]) == ("paused", 0.0)
             assert answer.poll() is None, "the answer was over before the pause"
-            rest, errors = answer.communicate(timeout=100)
+            rest, errors = answer.communicate(timeout=300)
         assert (answer.returncode, errors) == (0, "")
         assert undisturbed.stdout.endswith(rest)
         later = printed(environment, "status", "--name", busy)

@@ -36,13 +36,13 @@ def node(home: dict[str, str]) -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
 
 
 def invited(founder: dict[str, str], home: dict[str, str], label: str) -> None:
     token = shoal(founder, "invite", "--label", label).stdout
     done = subprocess.run(
-        [*SHOAL, "join"], env=home, input=token, capture_output=True, text=True, timeout=100, check=False
+        [*SHOAL, "join"], env=home, input=token, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.socket
 
 def simulated(environment: dict[str, str], *words: str) -> dict[str, object]:  # noqa: F811
     """The report of a run, after its schema has accepted it."""
-    done = shoal(environment, "simulate", *words, "--json", timeout_s=170)
+    done = shoal(environment, "simulate", *words, "--json", timeout_s=300)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     Draft202012Validator(json.loads((DIRECTORY / "simulate-local.json").read_text(encoding="utf-8"))).validate(result)
