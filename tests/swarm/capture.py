@@ -4,8 +4,14 @@ import math
 import socket
 import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+from shoal.simulations.wan.namespace import bring_up, leave_network
+
+T = TypeVar("T")
 
 ETH_P_IP = 0x0800
 ETHERNET_HEADER_BYTES = 14
@@ -44,6 +50,24 @@ class LoopbackCapture:
         self._is_over.set()
         self._thread.join()
         self._socket.close()
+
+
+def alone_on_loopback(act: Callable[[], T]) -> T:
+    """Run `act` and its child processes where nobody else talks over `lo`; on this machine's own without root.
+
+    A namespace belongs to a thread, so a thread that ends with it.
+    """
+
+    def run() -> T:
+        try:
+            leave_network()
+        except PermissionError:
+            return act()
+        bring_up("lo")
+        return act()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
 
 
 def tcp_payload(packet: bytes) -> bytes:

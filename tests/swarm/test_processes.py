@@ -23,7 +23,7 @@ from transformers import DeepseekV3ForCausalLM
 from shoal.client import ContextLengthExceeded, Sampling, SwarmSettings
 from shoal.client.blocking import BlockingSwarm
 from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
-from tests.swarm.capture import LoopbackCapture, entropy_bits
+from tests.swarm.capture import LoopbackCapture, alone_on_loopback, entropy_bits
 
 pytestmark = pytest.mark.socket
 
@@ -126,12 +126,16 @@ def test_a_stranger_on_the_network_sees_no_prompt_no_text_and_no_tensor(
     environment: dict[str, str], channel: str
 ) -> None:
     prompt = "The quick brown frog jumps over the lazy capybara"
+
+    def listen() -> tuple[LoopbackCapture, subprocess.CompletedProcess[str]]:
+        with LoopbackCapture() as capture:
+            words = ("demo", "--prompt", prompt, "--max-tokens", "24", "--channel", channel, "--json")
+            return capture, shoal(environment, *words)
+
     try:
-        capture = LoopbackCapture()
+        capture, done = alone_on_loopback(listen)
     except PermissionError:
         pytest.skip("needs CAP_NET_RAW to capture packets")
-    with capture:
-        done = shoal(environment, "demo", "--prompt", prompt, "--max-tokens", "24", "--channel", channel, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     seen = b"".join(capture.payloads)
