@@ -3,7 +3,17 @@
 from datetime import datetime
 
 from shoal.client.translate import N_, _
-from shoal.protocol.control import Coverage, LogLine, NodeState, NodeStatus, PauseReason, Peer, PeerRole, Peers
+from shoal.protocol.control import (
+    Coverage,
+    LayerCoverage,
+    LogLine,
+    NodeState,
+    NodeStatus,
+    PauseReason,
+    Peer,
+    PeerRole,
+    Peers,
+)
 
 REASONS = {
     PauseReason.USER: N_("by you"),
@@ -104,12 +114,13 @@ def coverage_lines(coverage: Coverage) -> list[str]:
             fewest=coverage.min_replicas, layer=coverage.worst_layer
         ),
     ]
+    lines += _rarity_lines(coverage)
     missing = {layer.layer: layer.replicas.count(0) for layer in coverage.layers if 0 in layer.replicas}
     if missing:
         layer, count = max(missing.items(), key=lambda item: item[1])
         gap = size(count * coverage.expert_bytes)
         lines.append(_("one more node with {size} closes layer {layer}").format(size=gap, layer=layer))
-    return lines + [_layer_line(layer.layer, layer.replicas) for layer in coverage.layers]
+    return lines + [_layer_line(layer, coverage.target_replicas) for layer in coverage.layers]
 
 
 def log_line(line: LogLine) -> str:
@@ -159,7 +170,27 @@ def _peer_line(peer: Peer) -> str:
     )
 
 
-def _layer_line(layer: int, replicas: tuple[int, ...]) -> str:
-    """One character an expert: its holders, `.` for none, `+` for more than nine."""
-    signs = "".join("." if count == 0 else str(count) if count <= 9 else "+" for count in replicas)
-    return _("layer {layer:>3}  {signs}").format(layer=layer, signs=signs)
+def _rarity_lines(coverage: Coverage) -> list[str]:
+    """Below the target: how many, which first, what helps."""
+    if not coverage.num_rare:
+        return []
+    lines = [
+        _("fewer than {target} replicas: {rare} experts; coming: {coming}; only at anchors: {anchored}").format(
+            target=coverage.target_replicas, rare=coverage.num_rare, coming=coverage.num_coming,
+            anchored=coverage.num_anchor_only,
+        )
+    ]  # fmt: skip
+    rarest = ", ".join(f"{each.layer}:{each.expert} ({each.replicas})" for each in coverage.rarest)
+    return lines + ([_("rarest, layer:expert (replicas): {rarest}").format(rarest=rarest)] if rarest else [])
+
+
+def _layer_line(layer: LayerCoverage, target: int) -> str:
+    """One character an expert: its holders, `.` for none, `+` for more than nine; then what is to be said of it."""
+    signs = "".join("." if count == 0 else str(count) if count <= 9 else "+" for count in layer.replicas)
+    said = [
+        _("below {target}: {number}").format(target=target, number=layer.num_rare) if layer.num_rare else "",
+        _("coming: {experts}").format(experts=layer.coming) if layer.coming else "",
+        _("only at anchors: {experts}").format(experts=layer.anchor_only) if layer.anchor_only else "",
+    ]
+    line = _("layer {layer:>3}  {signs}").format(layer=layer.layer, signs=signs)
+    return "; ".join([line, *filter(None, said)])

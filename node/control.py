@@ -6,10 +6,11 @@ no sockets.
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 
+from shoal.node.coverage import Extent, coverage_of, ranges
 from shoal.node.daemon import Node
 from shoal.node.guest import Guest
 from shoal.node.loading import default_threads
@@ -25,7 +26,6 @@ from shoal.protocol.control import (
     GetCoverage,
     GetPeers,
     GetStatus,
-    LayerCoverage,
     LayerHolding,
     NodeLimits,
     NodeState,
@@ -37,7 +37,7 @@ from shoal.protocol.control import (
     Resume,
 )
 from shoal.protocol.errors import Busy
-from shoal.protocol.ids import ExpertId, PeerId
+from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Traffic
 from shoal.protocol.records import HolderRecord
 
@@ -150,22 +150,8 @@ class NodeControl:
     async def _coverage(self) -> Coverage:
         node = self._ready()
         model = node.model
-        replicas = {layer: [0] * model.experts_per_layer for layer in model.layers}
-        found = await self._records(node)
-        for record in (record for records in found.values() for record in records):
-            for expert in record.experts:
-                replicas[record.layer][expert] += 1
-        counts = [count for layer in replicas.values() for count in layer]
-        return Coverage(
-            model_root=model.root.hex(),
-            num_holders=len(found),
-            num_experts=len(counts),
-            num_missing=counts.count(0),
-            min_replicas=min(counts),
-            worst_layer=min(replicas, key=lambda layer: (min(replicas[layer]), sum(replicas[layer]))),
-            expert_bytes=model.expert_bytes,
-            layers=tuple(LayerCoverage(layer, tuple(counts)) for layer, counts in replicas.items()),
-        )
+        extent = Extent(model.root, model.layers, model.experts_per_layer, model.expert_bytes, model.weight_format)
+        return coverage_of(extent, await node.directory.lookup(model.root, model.layers))
 
     async def _records(self, node: Node) -> dict[PeerId, list[HolderRecord]]:
         """What is held by whom, by the directory; withdrawn records left out."""
@@ -180,17 +166,6 @@ class NodeControl:
         if self.node is None:
             raise Busy("the node is still starting", STARTING_RETRY_S)
         return self.node
-
-
-def ranges(experts: Iterable[ExpertId]) -> str:
-    """`0-15,20` for expert ids."""
-    runs: list[list[int]] = []
-    for expert in sorted(experts):
-        if runs and expert == runs[-1][1] + 1:
-            runs[-1][1] = expert
-        else:
-            runs.append([expert, expert])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def limits_of(settings: NodeSettings) -> NodeLimits:

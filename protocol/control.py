@@ -220,10 +220,25 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class LayerCoverage:
-    """One layer: `replicas[e]` is the number of holders of expert e."""
+    """One layer: `replicas[e]` is the number of holders of expert e, anchors not counted."""
 
     layer: Count
     replicas: tuple[Count, ...]
+    num_rare: Count = 0
+    """experts with fewer replicas than `target_replicas`"""
+    coming: Ranges = ""
+    """what some holder is about to hold besides what it holds"""
+    anchor_only: Ranges = ""
+    """what nobody but anchors holds"""
+
+
+@dataclass(frozen=True, slots=True)
+class RareExpert:
+    """An expert with fewer replicas than `target_replicas`."""
+
+    layer: Count
+    expert: Count
+    replicas: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +249,20 @@ class Coverage:
     num_holders: Count
     num_experts: Count
     num_missing: Count
-    """experts that nobody holds"""
+    """experts that nobody holds, anchors not counted"""
     min_replicas: Count
     worst_layer: Count
     expert_bytes: Count
     layers: tuple[LayerCoverage, ...]
+    num_anchors: Count = 0
+    """last resorts, which are no replicas"""
+    target_replicas: Count = 2
+    """an expert with fewer is rare: the next death may be a gap"""
+    num_rare: Count = 0
+    num_coming: Count = 0
+    num_anchor_only: Count = 0
+    rarest: tuple[RareExpert, ...] = ()
+    """the first few, fewest replicas first"""
 
 
 @dataclass(frozen=True, slots=True)

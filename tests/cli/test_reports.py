@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from shoal.cli.reports import REASONS, coverage_lines, log_line, peer_lines, size, state_line, status_lines
-from shoal.protocol.control import Coverage, LayerCoverage, LogLine, NodeLimits, NodeState, PauseReason, Peers
+from shoal.protocol.control import (
+    Coverage,
+    LayerCoverage,
+    LogLine,
+    NodeLimits,
+    NodeState,
+    PauseReason,
+    Peers,
+    RareExpert,
+)
 from tests.protocol.test_control import ALL_REPLIES, STATUS
 
 
@@ -39,6 +48,19 @@ def test_coverage_says_what_is_missing_and_what_would_close_it() -> None:
     assert said[0] == "coverage 62.5% of 8 experts by 2 holders"
     assert said[2] == "one more node with 1.0 GB closes layer 3"
     assert said[3:] == ["layer   3  1..+", "layer   4  12.1"]
+
+
+def test_coverage_says_what_is_rare_what_is_coming_and_what_only_anchors_hold() -> None:
+    layers = (LayerCoverage(3, (1, 0, 0, 2), 3, "1", "2"), LayerCoverage(4, (2, 2, 2, 2), coming="0-3"))
+    rarest = (RareExpert(3, 1, 0), RareExpert(3, 2, 0), RareExpert(3, 0, 1))
+    said = coverage_lines(Coverage("ab", 2, 8, 2, 0, 3, 10**9, layers, 1, 2, 3, 5, 1, rarest))
+    assert said[2:] == [
+        "fewer than 2 replicas: 3 experts; coming: 5; only at anchors: 1",
+        "rarest, layer:expert (replicas): 3:1 (0), 3:2 (0), 3:0 (1)",
+        "one more node with 2.0 GB closes layer 3",
+        "layer   3  1..2; below 2: 3; coming: 1; only at anchors: 2",
+        "layer   4  2222; coming: 0-3",
+    ]
 
 
 def test_peers_say_what_they_are() -> None:

@@ -22,6 +22,7 @@ from shoal.protocol.control import (
     Peer,
     PeerRole,
     Peers,
+    RareExpert,
     Refused,
     as_json,
     decode_reply,
@@ -44,6 +45,7 @@ ALL_REPLIES: list[ControlReply] = [
     STATUS,
     Peers((Peer("12D3", PeerRole.HOLDER, ("1.2.3.4:5",), (LayerHolding(3, "0"),), 1), Peer("x", PeerRole.CLIENT))),
     Coverage("ab", 2, 16, 1, 0, 3, 44_000_000, (LayerCoverage(3, (1, 0)),)),
+    Coverage("ab", 1, 2, 1, 0, 3, 44, (LayerCoverage(3, (1, 0), 2, "1", "1"),), 1, 2, 2, 1, 1, (RareExpert(3, 1, 0),)),
     LogLine(1.0, "info", "paused", {"reason": "user", "seconds": 1.5, "peer": None}),
     Refused("no", 4),
 ]  # fmt: skip
