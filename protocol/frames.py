@@ -144,6 +144,12 @@ class FrameDecoder:
         """True if no byte of an unfinished frame is held."""
         return self._prefix is None and not self._partial and not self._chunk
 
+    @property
+    def num_held(self) -> int:
+        """Bytes of an unfinished frame that are held."""
+        header = len(self._header) if self._message is not None else 0
+        return (PREFIX_BYTES if self._prefix is not None else 0) + header + len(self._partial) + len(self._chunk)
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take bytes from the wire and yield every frame they complete; what is not asked for stays for the next call.
 

@@ -51,8 +51,41 @@ MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_PEER = 6
 """Two sessions of three lanes: one may still be closing while its successor opens."""
 
-MAX_HALF_OPEN = 64
-"""Connections of a node that have not finished their handshake."""
+MAX_CONNECTIONS_PER_ORIGIN = 256
+"""Lanes of one IPv4 address or IPv6 /64: half of all, eighty clients behind one router."""
+
+MAX_HALF_OPEN = 128
+"""Connections of a node that have not finished their handshake; one more cuts the oldest of the origin with most."""
+
+MAX_HALF_OPEN_PER_ORIGIN = 32
+"""Of one origin; one more is refused. Ten clients behind one router may come at once."""
+
+HANDSHAKES_PER_S = 128
+"""TLS handshakes that a node begins, in all: each costs about a millisecond before its client is known."""
+
+HANDSHAKE_BURST = 512
+"""As many lanes as a node keeps may come at once."""
+
+HANDSHAKES_PER_S_PER_ORIGIN = 32
+"""Of one origin: ten clients a second behind one router."""
+
+HANDSHAKE_BURST_PER_ORIGIN = 192
+"""A class of sixty that comes at once behind one router."""
+
+FRAME_GRACE_S = 10.0
+"""How long a peer may keep us waiting in the middle of a frame, beside the time that its bytes take below."""
+
+MIN_FRAME_BYTES_PER_S = 8 * KIB
+"""The slowest that a frame may come: a modem. A peer that sends a byte a second is cut after `FRAME_GRACE_S`."""
+
+MAX_UNFINISHED_BYTES = 256 * MIB
+"""What a node holds of frames that are not complete, in all; the lane that passes it is cut."""
+
+IDLE_S = 60.0
+"""Who says nothing for so long is asked by PING; when lanes run out, a session without requests for so long goes."""
+
+PONG_TIMEOUT_S = 15.0
+"""Who does not answer that PING is gone: a machine that lost power, a cable, a client that only holds places."""
 
 WRITE_HIGH_WATER_BYTES = 1 * MIB
 """A lane's send buffer: beyond it the writer waits, which is the back-pressure."""

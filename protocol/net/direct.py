@@ -21,11 +21,16 @@ from shoal.protocol.net.certificate import ALPN, check_server_key, client_contex
 from shoal.protocol.net.channel import Channel, ClientCount, Handler
 from shoal.protocol.net.lane import CLOSE_TIMEOUT_S, READ_BYTES
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
+from shoal.protocol.net.origins import HandshakeRates, Origin, origin_of
 from shoal.protocol.net.task_set import TaskSet
 from shoal.protocol.net.throttle import Throttle
 
-KEEPALIVE_IDLE_S = 60
-"""TCP asks a silent peer after a minute, so that lanes of clients that lost power do not hold their places."""
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 60, 15, 4
+"""TCP asks a silent peer after a minute and gives it another, so that lanes of clients that lost power do not hold
+their places. (Linux alone would ask nine times in eleven minutes.)"""
+
+USER_TIMEOUT_MS = 30_000
+"""What we sent and nobody acknowledged for so long is lost (RFC 5482); TCP alone would try for a quarter of an hour."""
 
 ACCEPT_PAUSE_S = 0.1
 """After a failed accept; the cause is mostly a lack of file descriptors, which trying at once does not mend."""
@@ -163,7 +168,8 @@ class DirectListener:
         listening = socket.create_server((str(address[0]), port), family=family, backlog=limits.MAX_HALF_OPEN)
         listening.setblocking(False)
         self._addresses = (format_address(announce_host or host, listening.getsockname()[1]),)
-        self._accepting.start(self._accept(listening), "direct listener")
+        rates = HandshakeRates(asyncio.get_running_loop().time)
+        self._accepting.start(self._accept(listening, rates), "direct listener")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -196,24 +202,39 @@ class DirectListener:
         await self._lanes.aclose()
         await self._serving.aclose()
 
-    async def _accept(self, listening: socket.socket) -> None:
+    async def _accept(self, listening: socket.socket, rates: HandshakeRates) -> None:
         loop = asyncio.get_running_loop()
         with listening:
             while True:
                 try:
-                    connection, _ = await loop.sock_accept(listening)
+                    connection, address = await loop.sock_accept(listening)
                 except OSError:  # out of file descriptors, or the client is gone already
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
-                self._serving.start(self._serve(connection), "direct lane")
+                origin = origin_of(address)
+                try:
+                    rates.take(origin)
+                except Busy:
+                    connection.close()
+                    continue
+                self._serving.start(self._serve(connection, origin), "direct lane")
 
-    async def _serve(self, connection: socket.socket) -> None:
+    async def _serve(self, connection: socket.socket, origin: Origin | None) -> None:
+        task = asyncio.current_task()
+
+        def cut() -> None:
+            if task is not None:
+                task.cancel()
+
         try:
-            with self._lanes.admission.half_open():
+            with self._lanes.admission.half_open(origin, cut):
                 reader, writer = await self._start_tls(connection)
         except (OSError, Busy):  # no TLS 1.3, silence, or too many: nobody whom we owe an answer
             connection.close()
             return
+        except asyncio.CancelledError:  # the place was needed, or the listener ends
+            connection.close()
+            raise
         await self._lanes.serve_lane(reader, writer, None)
 
     async def _start_tls(self, connection: socket.socket) -> tuple[StreamReader, StreamWriter]:
@@ -237,3 +258,7 @@ def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # Linux; macOS has another name and two hours
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

@@ -5,10 +5,10 @@ Stands between a back end's stream and a session. Knows no requests, no peers an
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 
 from shoal.protocol import limits
-from shoal.protocol.errors import ChannelClosed, InvalidRequest, Malformed
+from shoal.protocol.errors import ChannelClosed, DeadlineExceeded, InvalidRequest, Malformed
 from shoal.protocol.frames import Buffer, Frame, FrameDecoder, encode_frame
 from shoal.protocol.messages import Message
 from shoal.protocol.net.channel import Traffic
@@ -26,6 +26,14 @@ STALL_TIMEOUT_S = 30.0
 
 CLOSE_TIMEOUT_S = 1.0
 """What a proper close (TLS close_notify: 1 RTT) may take before the stream is cut."""
+
+
+Held = Callable[[int], None]
+"""Told by how many bytes what is held of an unfinished frame has grown; may raise."""
+
+
+def anything_goes(size_bytes: int) -> None:
+    """No limit on unfinished frames: a client knows what it asked for."""
 
 
 class LaneStream:
@@ -116,26 +124,37 @@ class LaneStream:
                 return frame
         raise ChannelClosed("the stream ended in the handshake")
 
-    async def receive_all(self, on_frame: Callable[[Frame], None]) -> None:
+    async def receive_all(self, on_frame: Callable[[Frame], None], held: Held = anything_goes) -> None:
         """Hand every frame to `on_frame` until the peer closes.
 
-        Waits while our answers pile up unread, so that a peer can not make us buffer without end.
+        Waits while our answers pile up unread, so that a peer can not make us buffer without end; and in the middle of
+        a frame no longer than its bytes need on the slowest line, so that a peer can not hold one for ever.
 
         Raises:
             ChannelClosed: the stream broke. RemoteError: the peer's bytes are no frames, or `on_frame` says so.
+            DeadlineExceeded: a frame comes too slowly. Whatever `held` raises.
         """
         data = b""  # first what came together with the end of the handshake
-        while True:
-            for frame in self._decoder.feed(data):
-                on_frame(frame)
-            if self.has_backlog:
-                await self.drain()
-            if not (data := await self._read(READ_BYTES)):
-                return
-
-    async def _read(self, size: int) -> bytes:
+        num_held, patience = 0, _Patience()
         try:
-            data = await self._reader.read(self._throttle.read_size(size))
+            while True:
+                for frame in self._decoder.feed(data):
+                    on_frame(frame)
+                    patience = _Patience()
+                before, num_held = num_held, self._decoder.num_held
+                if num_held != before:
+                    held(num_held - before)
+                if self.has_backlog:
+                    await self.drain()
+                if not (data := await self._read(READ_BYTES, patience if num_held else None)):
+                    return
+        finally:
+            held(-num_held)
+
+    async def _read(self, size: int, patience: "_Patience | None" = None) -> bytes:
+        reading = self._reader.read(self._throttle.read_size(size))
+        try:
+            data = await (reading if patience is None else patience.wait(reading))
         except OSError as error:  # resets, and ssl.SSLError
             raise ChannelClosed("the stream broke") from error
         self.traffic.bytes_received += len(data)
@@ -157,3 +176,29 @@ class LaneStream:
                 await self._writer.wait_closed()
         except (TimeoutError, OSError):
             self.abort()
+
+
+class _Patience:
+    """How long a peer may still keep us waiting for the rest of one frame; what it sends buys time."""
+
+    def __init__(self) -> None:
+        self._left_s = limits.FRAME_GRACE_S
+
+    async def wait(self, reading: Coroutine[object, object, bytes]) -> bytes:
+        """The result of `reading`.
+
+        Raises:
+            DeadlineExceeded: it takes too long.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        limit = asyncio.timeout(self._left_s)
+        try:
+            async with limit:
+                data = await reading
+        except TimeoutError as error:
+            if limit.expired():
+                raise DeadlineExceeded("a frame comes too slowly") from error
+            raise  # TCP's own
+        self._left_s += len(data) / limits.MIN_FRAME_BYTES_PER_S - (loop.time() - started)
+        return data

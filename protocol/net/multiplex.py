@@ -30,6 +30,7 @@ from shoal.protocol.net.admission import Admission
 from shoal.protocol.net.channel import Channel, ClientCount, Handler, Traffic
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.net.lane import LaneStream
+from shoal.protocol.net.origins import Origin, origin_of
 from shoal.protocol.net.refusals import error_of, refusal_of
 from shoal.protocol.net.server_session import FROM_CLIENT, ServerSession
 from shoal.protocol.net.throttle import Throttle
@@ -154,7 +155,8 @@ class LaneServer:
             return
         self._lanes.add(lane)
         try:
-            await self._serve(lane, proven_peer, throttle.traffic)
+            origin = origin_of(writer.get_extra_info("peername"))
+            await self._serve(lane, proven_peer, origin, throttle.traffic)
         except ChannelClosed:
             lane.close()
             await lane.wait_closed()
@@ -213,12 +215,14 @@ class LaneServer:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _serve(self, lane: LaneStream, proven_peer: PeerId | None, traffic: Traffic) -> None:
+    async def _serve(
+        self, lane: LaneStream, proven_peer: PeerId | None, origin: Origin | None, traffic: Traffic
+    ) -> None:
         with ExitStack() as place:
-            with self.admission.half_open():
+            with self.admission.half_open(origin, lane.abort):
                 hello, admitted = await self._receive_hello(lane, proven_peer)
                 try:
-                    session = self._enter(place, lane, admitted)
+                    session = self._enter(place, lane, admitted, origin)
                 except CapacityError as error:
                     await _send_away(lane, error)
             lane.begin(FROM_CLIENT, traffic)
@@ -241,7 +245,7 @@ class LaneServer:
             raise Malformed("not a HELLO")
         return hello, admitted
 
-    def _enter(self, place: ExitStack, lane: LaneStream, admitted: Admitted) -> ServerSession:
+    def _enter(self, place: ExitStack, lane: LaneStream, admitted: Admitted, origin: Origin | None) -> ServerSession:
         """Take a place for an authenticated lane, which `place` gives back.
 
         Raises:
@@ -249,8 +253,17 @@ class LaneServer:
         """
         if self._is_draining:
             raise Draining("we are leaving")
-        place.enter_context(self.admission.lane(admitted.peer))
+        if self.admission.is_full:
+            self._make_room()
+        place.enter_context(self.admission.lane(admitted.peer, origin))
         return place.enter_context(self._member(lane, admitted))
+
+    def _make_room(self) -> None:
+        """Cut the session that has been without requests longest, if that is long; the next newcomer has its places."""
+        longest = min(self._sessions.values(), key=lambda session: session.asked_at_s, default=None)
+        now = asyncio.get_running_loop().time()
+        if longest is not None and not longest.num_jobs and now - longest.asked_at_s >= limits.IDLE_S:
+            longest.abort()
 
     @contextmanager
     def _member(self, lane: LaneStream, admitted: Admitted) -> Iterator[ServerSession]:
@@ -270,6 +283,7 @@ class LaneServer:
             del session.lanes[admitted.lane]
             if not session.lanes:
                 del self._sessions[key]
+                session.end()
 
 
 def _welcome(hello: Hello | MemberHello) -> Welcome:

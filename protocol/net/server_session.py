@@ -34,6 +34,10 @@ FROM_CLIENT: frozenset[type[Message]] = frozenset({Dispatch, Cancel, Ping, Pong}
 """What a client may say after the handshake."""
 
 
+MIN_LOOK_S = 1.0
+"""Between two looks at a silent client: rounding must not make a wait of nothing, again and again."""
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     """A request that is being served.
@@ -51,7 +55,8 @@ class _Job:
 
 
 class ServerSession:
-    """The lanes of one (peer, session id) and its requests in flight.
+    """The lanes of one (peer, session id) and its requests in flight. A client that falls silent is asked by PING and
+    cut if it does not answer.
 
     Limits: per peer by `Admission`; over them BUSY at once. A handler runs in the task group of the lane that brought
     its request and is cancelled with it.
@@ -71,6 +76,10 @@ class ServerSession:
         self._admission = admission
         self._log = log
         self._jobs: dict[int, _Job] = {}
+        loop = asyncio.get_running_loop()
+        self.asked_at_s = self._heard_at_s = loop.time()
+        self._is_asked = False
+        self._timer = loop.call_later(limits.IDLE_S, self._look)
         # CANCEL (ctl) may overtake its DISPATCH (bulk); older ones belong to requests that were answered meanwhile
         self._early_cancels: deque[int] = deque(maxlen=limits.MAX_INFLIGHT_REQUESTS)
 
@@ -87,10 +96,20 @@ class ServerSession:
         """
         try:
             async with asyncio.TaskGroup() as handlers:
-                await lane.receive_all(lambda frame: self._on_frame(lane, frame, handlers))
+                held = self._admission.hold_unfinished
+                await lane.receive_all(lambda frame: self._on_frame(lane, frame, handlers), held)
                 raise ChannelClosed("the client closed")  # an error, because that cancels the handlers
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
+
+    def abort(self) -> None:
+        """Cut every lane."""
+        for lane in self.lanes.values():
+            lane.abort()
+
+    def end(self) -> None:
+        """All lanes have ended: nobody is looked after any more."""
+        self._timer.cancel()
 
     def say_drain(self, grace_s: float) -> None:
         """Tell the client to go elsewhere with new requests."""
@@ -98,7 +117,22 @@ class ServerSession:
         if Lane.CTL in self.lanes:
             self.lanes[Lane.CTL].write(0, Drain(min(round(grace_s * 1000), limits.MAX_DURATION_MS)))
 
+    def _look(self) -> None:
+        """Ask a silent client whether it lives, once; cut one that does not say so."""
+        loop = asyncio.get_running_loop()
+        silent_s, wait_s = loop.time() - self._heard_at_s, limits.PONG_TIMEOUT_S
+        if silent_s < limits.IDLE_S:
+            wait_s = max(MIN_LOOK_S, limits.IDLE_S - silent_s)
+        elif self._is_asked or Lane.CTL not in self.lanes:
+            self.abort()
+        else:
+            self._is_asked = True
+            self.lanes[Lane.CTL].write(0, Ping(bytes(8)))
+        self._timer = loop.call_later(wait_s, self._look)
+
     def _on_frame(self, lane: LaneStream, frame: Frame, handlers: asyncio.TaskGroup) -> None:
+        self._heard_at_s = asyncio.get_running_loop().time()
+        self._is_asked = False
         match frame.message:
             case Dispatch():
                 self._on_dispatch(lane, frame, frame.message, handlers)
@@ -119,7 +153,8 @@ class ServerSession:
             lane.write(request_id, refusal_of(error))
             return
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + message.deadline_ms / 1000
+        self.asked_at_s = loop.time()
+        deadline = self.asked_at_s + message.deadline_ms / 1000
         digest = request_hash(frame.header_bytes, frame.body)
         request = Request(self.peer, message, frame.body, digest, deadline)
         job = _Job(request_id, lane, size, loop.call_at(deadline, self._on_deadline, request_id))

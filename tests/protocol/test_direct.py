@@ -104,7 +104,7 @@ def test_a_client_that_never_starts_tls_is_cut(direct, monkeypatch):
 
 
 def test_silent_tcp_connections_count_as_half_open(direct, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_HALF_OPEN", 2)
+    monkeypatch.setattr(limits, "MAX_HALF_OPEN_PER_ORIGIN", 2)
 
     async def test():
         async with direct(echo) as swarm:

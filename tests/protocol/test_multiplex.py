@@ -361,16 +361,17 @@ def test_a_slow_handshake_is_cut(pair, monkeypatch):
     pair.run(test())
 
 
-def test_half_open_connections_are_limited(pair, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_HALF_OPEN", 2)
+def test_who_hesitates_in_the_handshake_makes_room_for_newcomers(pair, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_HALF_OPEN", 4)
 
     async def test():
         async with pair(echo) as swarm:
-            silent = [await swarm.open_stream() for _ in range(2)]
+            silent = [await swarm.open_stream() for _ in range(4)]
             for reader, _ in silent:
-                assert await reader.read(100)
-            with pytest.raises(ConnectFailed):
-                await swarm.connect()
+                assert await reader.read(100)  # CHALLENGE
+            await ask(await swarm.connect())
+            with suppress(ConnectionError):
+                assert await silent[0][0].read(100) == b""  # the oldest was cut
             for _, writer in silent:
                 writer.close()
 
