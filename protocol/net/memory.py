@@ -285,8 +285,12 @@ class _End(asyncio.Transport):
     def abort(self) -> None:
         if not self._is_lost:
             self.lose(None)
-            error = ConnectionResetError("the peer cut the connection")
-            self._loop.call_later(self._way.delay_s(), self.other.lose, error)
+            self._loop.call_later(self._way.delay_s(), self.other._on_reset)
+
+    def _on_reset(self) -> None:
+        """The other end has cut the connection; through a cut cable nobody hears of it."""
+        if not self._link.is_silent:
+            self.lose(ConnectionResetError("the peer cut the connection"))
 
     def lose(self, error: Exception | None) -> None:
         """The connection ends here."""
