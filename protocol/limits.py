@@ -54,11 +54,12 @@ MAX_CONNECTIONS_PER_PEER = 6
 MAX_CONNECTIONS_PER_ORIGIN = 256
 """Lanes of one IPv4 address or IPv6 /64: half of all, eighty clients behind one router."""
 
-MAX_HALF_OPEN = 128
-"""Connections of a node that have not finished their handshake; one more cuts the oldest of the origin with most."""
+MAX_HALF_OPEN = 256
+"""Connections of a node that have not finished their handshake; one more cuts the oldest of the origin with most. With
+`MAX_CONNECTIONS` they stay below the 1,024 files that a process commonly may open."""
 
-MAX_HALF_OPEN_PER_ORIGIN = 32
-"""Of one origin; one more is refused. Ten clients behind one router may come at once."""
+MAX_HALF_OPEN_PER_ORIGIN = 192
+"""Of one origin; one more is refused. Sixty-four clients behind one router may come at once, as the rate allows."""
 
 HANDSHAKES_PER_S = 128
 """TLS handshakes that a node begins, in all: each costs about a millisecond before its client is known."""
@@ -66,11 +67,11 @@ HANDSHAKES_PER_S = 128
 HANDSHAKE_BURST = 512
 """As many lanes as a node keeps may come at once."""
 
-HANDSHAKES_PER_S_PER_ORIGIN = 32
-"""Of one origin: ten clients a second behind one router."""
+HANDSHAKES_PER_S_PER_ORIGIN = 64
+"""Of one origin: twenty clients a second behind one router; half of all."""
 
 HANDSHAKE_BURST_PER_ORIGIN = 192
-"""A class of sixty that comes at once behind one router."""
+"""Sixty-four clients that come at once behind one router: a school's computer room."""
 
 FRAME_GRACE_S = 10.0
 """How long a peer may keep us waiting in the middle of a frame, beside the time that its bytes take below."""

@@ -29,8 +29,9 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 60, 15, 4
 """TCP asks a silent peer after a minute and gives it another, so that lanes of clients that lost power do not hold
 their places. (Linux alone would ask nine times in eleven minutes.)"""
 
-USER_TIMEOUT_MS = 30_000
-"""What we sent and nobody acknowledged for so long is lost (RFC 5482); TCP alone would try for a quarter of an hour."""
+USER_TIMEOUT_MS = 110_000
+"""What we sent and nobody acknowledged for so long is lost (RFC 5482); TCP alone would try for a quarter of an hour. It
+also ends keepalive (tcp(7)), so it must not be shorter than that: at 30 s one lost question would cut a quiet lane."""
 
 ACCEPT_PAUSE_S = 0.1
 """After a failed accept; the cause is mostly a lack of file descriptors, which trying at once does not mend."""

@@ -4,6 +4,7 @@ import pytest
 
 from shoal.protocol import limits
 from shoal.protocol.errors import Busy
+from shoal.protocol.messages import Lane
 from shoal.protocol.net.origins import HalfOpen, HalfOpenTable, HandshakeRates, origin_of
 
 
@@ -49,6 +50,15 @@ def test_one_origin_has_a_part_of_the_places(monkeypatch: pytest.MonkeyPatch) ->
     table.leave(places[0])
     table.enter(place("a", cuts))
     assert len(table) == 4
+    assert not cuts
+
+
+def test_sixty_four_clients_behind_one_router_may_come_at_once() -> None:
+    table, rates, cuts = HalfOpenTable(), HandshakeRates(Clock()), list[str | None]()
+    for _ in range(64 * len(Lane)):
+        rates.take("192.0.2.7")
+        table.enter(place("192.0.2.7", cuts))
+    assert 64 * len(Lane) <= limits.MAX_CONNECTIONS_PER_ORIGIN
     assert not cuts
 
 
