@@ -51,6 +51,7 @@ class Guest:
         self._sensors: Sensors | None = None
         self._gate: WorkGate | None = None
         self._acting = asyncio.Lock()
+        self._is_counting = True
         self.verdict = Verdict()
 
     async def first_verdict(self) -> Verdict:
@@ -85,13 +86,21 @@ class Guest:
 
     async def _look(self) -> None:
         now_s = self._clock()
-        try:
-            self._meter.update(asyncio.get_running_loop().time())
-        except OSError as error:
-            log_event(TransferNotCounted(type(error).__name__))
+        self._count(asyncio.get_running_loop().time())
         if self._sensors is None or not 0 <= now_s - self._sensors.now_s < SENSE_S:
             self._sensors = await asyncio.to_thread(self._read_sensors, now_s, self._meter.month_bytes)
         self._decide()
+
+    def _count(self, now: float) -> None:
+        """Count what was transferred. A full disk does not keep a node from serving; it is said once."""
+        try:
+            self._meter.update(now)
+        except OSError as error:
+            if self._is_counting:
+                log_event(TransferNotCounted(type(error).__name__))
+            self._is_counting = False
+        else:
+            self._is_counting = True
 
     def _decide(self) -> None:
         now_s, seen = self._clock(), self._sensors or Sensors(self._clock())

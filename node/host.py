@@ -19,7 +19,7 @@ from shoal.node.control import NodeControl
 from shoal.node.daemon import NodeInfo, no_progress, running_node, until_stopped
 from shoal.node.guest import Guest, ReadSensors
 from shoal.node.loading import StageProgress
-from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, log_event
+from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, TransferNotCounted, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
 from shoal.node.mqtt_settings import check_mqtt
 from shoal.node.pause_file import PauseFile
@@ -96,7 +96,10 @@ async def host(
             async with control_server(runtime_dir(), settings.name, control):
                 await _run(settings, control, on_ready, progress)
     finally:
-        meter.close()
+        try:
+            meter.close()
+        except OSError as error:  # a full disk: the file has counted too much, never too little
+            log_event(TransferNotCounted(type(error).__name__))
 
 
 async def _run(

@@ -172,6 +172,18 @@ class RevocationsNotFetched(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class LogNotWritten(LogEvent):
+    """The log file takes no more, as on a full disk; the node goes on. Said once, until it works again."""
+
+    LEVEL = logging.WARNING
+    error: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the log can not be written: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConnected(LogEvent):
     """The broker takes our figures."""
 
@@ -263,7 +275,7 @@ AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged
-    | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
+    | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

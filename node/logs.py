@@ -6,6 +6,7 @@ does.
 
 import asyncio
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from typing import TextIO
 import msgspec
 from platformdirs import user_state_path
 
-from shoal.node.log_events import LibrarySaid, LogEvent, fields_of, name_of
+from shoal.node.log_events import LibrarySaid, LogEvent, LogNotWritten, fields_of, log_event, name_of
 from shoal.protocol.control import MAX_LOG_LINES, LogLine
 
 MAX_FILE_BYTES = 5_000_000
@@ -81,6 +82,34 @@ class HumanFormatter(logging.Formatter):
         return f"{at} {record.levelname.lower():<7} {event if isinstance(event, LogEvent) else _library_said(record)}"
 
 
+class LogFile(RotatingFileHandler):
+    """The file. On a full disk its lines are lost and the node goes on; it is said once, to those who listen."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=NUM_OLD_FILES, encoding="utf-8")
+        self._is_failing = self._has_failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._has_failed = False
+        super().emit(record)
+        self._is_failing = self._is_failing and self._has_failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._has_failed = True
+        if not self._is_failing:
+            self._is_failing = True
+            log_event(LogNotWritten(type(error).__name__, os.strerror(error.errno or 0)))
+            self._has_failed = True  # the event came this way too
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is still in its buffer, which the disk does not take
+            super().close()
+
+
 class LogMemory(logging.Handler):
     """The last lines, and those who follow.
 
@@ -131,7 +160,7 @@ def logging_to(
     """
     stream = stream or sys.stderr
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = RotatingFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=NUM_OLD_FILES, encoding="utf-8")
+    file = LogFile(path)
     file.setFormatter(JsonFormatter())
     screen = logging.StreamHandler(stream)
     screen.setFormatter(HumanFormatter() if stream.isatty() else JsonFormatter())
