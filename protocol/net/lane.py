@@ -135,12 +135,14 @@ class LaneStream:
             DeadlineExceeded: a frame comes too slowly. Whatever `held` raises.
         """
         data = b""  # first what came together with the end of the handshake
-        num_held, patience = 0, _Patience()
+        num_held, is_new, patience = 0, False, _Patience()
         try:
             while True:
                 for frame in self._decoder.feed(data):
                     on_frame(frame)
-                    patience = _Patience()
+                    is_new = True
+                if is_new:
+                    is_new, patience = False, _Patience()
                 before, num_held = num_held, self._decoder.num_held
                 if num_held != before:
                     held(num_held - before)
