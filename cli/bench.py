@@ -71,6 +71,24 @@ def throughput(
 
 
 @bench_app.command()
+def overload(
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures both sides of every ratio.", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.", min=0.5)] = 4.0,
+    hostile: Annotated[int, typer.Option(help="Hostile connections.", min=4, max=10_000)] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a node gives under ten times its load, and what hostile connections cost honest clients."""
+    with reporting_errors():
+        from shoal.simulations.bench.overload import OverloadSettings, bench_overload, table
+
+        async def measure() -> None:
+            result = await bench_overload(OverloadSettings(rounds, seconds, num_hostile=hostile))
+            print(json.dumps(result) if as_json else table(result))
+
+        run_coroutine(measure)
+
+
+@bench_app.command()
 def kernels(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="fp8_block, bf16, int8_g128 ...; repeatable. Default: all.")
