@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from textual.pilot import Pilot
 from textual.strip import Strip
 
 from shoal.client.tui.preferences import Preferences
 from shoal.client.tui.top_bar import SCREENS
 from tests.client.tui.driving import answered, type_and_send
-from tests.client.tui.fakes import FakeSwarm, small_swarm, some_events, world
+from tests.client.tui.fakes import FakeSwarm, World, small_swarm, some_events, world
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SIZES = ((80, 24), (132, 40))
+NUM_SAME = 4
+"""Drawings in a row that must be equal before a screen counts as done."""
+
 THEMES = ("shoal-dark", "shoal-light", "shoal-contrast")
 
 
@@ -46,15 +50,22 @@ async def pictures(
         await answered(pilot, there)
         for place, mode in enumerate(SCREENS, 1):
             await pilot.press(f"alt+{place}")
-            await pilot.app.workers.wait_for_complete()
-            there.app.redraw()
-            await pilot.app.workers.wait_for_complete()
-            await pilot.pause()
-            drawn[mode] = Picture(plain_svg(there.app.export_screenshot(title="shoal chat")), _strips(there.app.screen))
+            drawn[mode] = await _at_rest(pilot, there)
         await pilot.press("f1")
-        await pilot.pause()
-        drawn["help"] = Picture(plain_svg(there.app.export_screenshot(title="shoal chat")), _strips(there.app.screen))
+        drawn["help"] = await _at_rest(pilot, there)
     return drawn
+
+
+async def _at_rest(pilot: Pilot[None], there: World) -> Picture:
+    """The screen when it has been the same for a while: on a busy machine one pause is not always enough."""
+    seen: list[Sequence[Strip]] = []
+    while len(seen) < NUM_SAME or any(strips != seen[-1] for strips in seen[-NUM_SAME:]):
+        await pilot.app.workers.wait_for_complete()
+        there.app.redraw()
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause()
+        seen.append(_strips(there.app.screen))
+    return Picture(plain_svg(there.app.export_screenshot(title="shoal chat")), seen[-1])
 
 
 def plain_svg(svg: str) -> str:
