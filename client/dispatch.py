@@ -128,12 +128,18 @@ class SwarmExperts:
         return partials
 
     async def _ask_one(self, request: "_Request") -> list[PartialSum]:
-        return [await self._exchange.ask(request.call, request.peer, request.experts, _now())]
+        asked = (request.peer, request.experts)
+        request.call.awaited.append(asked)
+        try:
+            return [await self._exchange.ask(request.call, request.peer, request.experts, _now())]
+        finally:
+            request.call.awaited.remove(asked)
 
-    async def _when_late(self, request: "_Request") -> Coroutine[None, None, list[PartialSum]] | None:
-        """Another way to the same answer, when it is time for one.
+    async def _when_late(self, request: "_Request") -> Coroutine[None, None, list[PartialSum]]:
+        """Another way to the same answer, when it is time for one and there is one; else this waits on.
 
-        Later than most of its answers: within the budget of hedges. Later than it ever was: of retries.
+        Later than most of its answers: within the budget of hedges. Later than it ever was: of retries. A replica that
+        is busy, or a budget that is spent, may be otherwise a timeout later; the holder's own deadline is much longer.
         """
         health, macs = self._holders.holder(request.peer).health, self._exchange.macs(request.call, request.experts)
         rto_s = health.rto_s(macs)
@@ -144,12 +150,14 @@ class SwarmExperts:
             if not plan.uncovered and self._hedges.take():
                 request.is_hedged = True
                 return self._carry_out(request.call, plan, request.tried)
-            rto_s -= hedge_after_s
-        await asyncio.sleep(rto_s)
-        plan = self._elsewhere(request, ASKED)
-        if plan.uncovered or not self._retries.take():
-            return None
-        return self._carry_out(request.call, plan, request.tried)
+            await asyncio.sleep(rto_s - hedge_after_s)
+        else:
+            await asyncio.sleep(rto_s)
+        while True:
+            plan = self._elsewhere(request, ASKED)
+            if not plan.uncovered and self._retries.take():
+                return self._carry_out(request.call, plan, request.tried)
+            await asyncio.sleep(rto_s)
 
     def _note_failure(self, request: "_Request", error: ShoalError) -> None:
         self._holders.failed(request.peer, error)
@@ -204,23 +212,31 @@ class SwarmExperts:
     async def _plan(self, call: LayerCall, experts: Sequence[ExpertId]) -> Plan:
         """Wait, as long as the layer may, until these experts can be asked of somebody.
 
+        A holder whose answer is still awaited is asked again only if nobody else has them: it may be cut off, and a
+        replica that has failed once, or is busy, is the better hope.
+
         Raises:
             CoverageGap: nobody holds some of them. Busy: their holders are all busy.
         """
         while True:
-            plan = self._cover(call, experts, ASKED)
+            awaited = call.awaited_for(experts)
+            if self._cover(call, experts, (*ASKED, Standing.BUSY), awaited).uncovered:
+                awaited = ()
+            plan = self._cover(call, experts, ASKED, awaited)
             if not plan.uncovered:
                 return plan
-            error, pause_s = await self._obstacle(call, experts)
+            error, pause_s = await self._obstacle(call, experts, awaited)
             if error is None:
                 continue
             if _now() + pause_s > call.give_up_at:
                 raise error
             await asyncio.sleep(pause_s)
 
-    async def _obstacle(self, call: LayerCall, experts: Sequence[ExpertId]) -> tuple[ShoalError | None, float]:
-        """Why nobody can be asked, and for how long to wait. None: a look into the directory has changed that."""
-        plan = self._cover(call, experts, (*ASKED, Standing.BUSY))
+    async def _obstacle(
+        self, call: LayerCall, experts: Sequence[ExpertId], awaited: tuple[PeerId, ...]
+    ) -> tuple[ShoalError | None, float]:
+        """Why nobody but `awaited` can be asked, and for how long to wait. None: that has changed meanwhile."""
+        plan = self._cover(call, experts, (*ASKED, Standing.BUSY), awaited)
         if plan.uncovered:
             await self._holders.refresh()
             plan = self._cover(call, experts, (*ASKED, Standing.BUSY))
@@ -233,7 +249,8 @@ class SwarmExperts:
 
     def _elsewhere(self, request: "_Request", standings: Sequence[Standing]) -> Plan:
         """Who would compute the experts of a request instead of those that were tried."""
-        return self._cover(request.call, request.experts, standings, request.tried)
+        awaited = request.call.awaited_for(request.experts)
+        return self._cover(request.call, request.experts, standings, (*request.tried, *awaited))
 
     def _cover(
         self,

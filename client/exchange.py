@@ -3,7 +3,7 @@
 Between dispatch, which decides whom to ask, and the channel. Knows nothing of replicas.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -43,8 +43,14 @@ class LayerCall:
     """In the order in which the answers came."""
     failed: list[PeerId] = field(default_factory=list)
     """Holders whose part others had to compute."""
+    awaited: list[tuple[PeerId, tuple[ExpertId, ...]]] = field(default_factory=list)
+    """Requests under way: whose, and for which experts."""
     num_pauses: int = 0
     """How often all holders of some expert had failed."""
+
+    def awaited_for(self, experts: Collection[ExpertId]) -> tuple[PeerId, ...]:
+        """Holders whose answer for some of these is still awaited."""
+        return tuple(peer for peer, asked in self.awaited if not set(asked).isdisjoint(experts))
 
 
 class Exchange:
