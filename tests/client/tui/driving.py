@@ -1,6 +1,7 @@
 """What tests of the screens do again and again."""
 
 from textual.pilot import Pilot
+from textual.worker import WorkerCancelled
 
 from tests.client.tui.fakes import World
 
@@ -14,9 +15,18 @@ async def type_and_send(pilot: Pilot[None], text: str) -> None:
     await pilot.pause()
 
 
+async def workers_done(pilot: Pilot[None]) -> None:
+    """Wait until no worker runs. One that a newer one has replaced, as the screens' timers do, has ended as well."""
+    while True:
+        try:
+            return await pilot.app.workers.wait_for_complete()
+        except WorkerCancelled:
+            continue
+
+
 async def answered(pilot: Pilot[None], there: World) -> None:
     """Let the model end its answer, and wait for it."""
     await pilot.pause()
     there.model.gate.set()
-    await pilot.app.workers.wait_for_complete()
+    await workers_done(pilot)
     await pilot.pause()

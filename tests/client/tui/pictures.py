@@ -15,7 +15,7 @@ from textual.strip import Strip
 
 from shoal.client.tui.preferences import Preferences
 from shoal.client.tui.top_bar import SCREENS
-from tests.client.tui.driving import answered, type_and_send
+from tests.client.tui.driving import answered, type_and_send, workers_done
 from tests.client.tui.fakes import FakeSwarm, World, small_swarm, some_events, world
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -60,9 +60,9 @@ async def _at_rest(pilot: Pilot[None], there: World) -> Picture:
     """The screen when it has been the same for a while: on a busy machine one pause is not always enough."""
     seen: list[Sequence[Strip]] = []
     while len(seen) < NUM_SAME or any(strips != seen[-1] for strips in seen[-NUM_SAME:]):
-        await pilot.app.workers.wait_for_complete()
+        await workers_done(pilot)
         there.app.redraw()
-        await pilot.app.workers.wait_for_complete()
+        await workers_done(pilot)
         await pilot.pause()
         seen.append(_strips(there.app.screen))
     return Picture(plain_svg(there.app.export_screenshot(title="shoal chat")), seen[-1])

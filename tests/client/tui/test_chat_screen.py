@@ -12,7 +12,7 @@ from shoal.client.tui.preferences import Preferences
 from shoal.client.tui.prompt import Prompt
 from shoal.protocol.errors import ChannelClosed
 from tests.client.tui.conftest import Run
-from tests.client.tui.driving import answered, type_and_send
+from tests.client.tui.driving import answered, type_and_send, workers_done
 from tests.client.tui.fakes import STORY, THOUGHT, pieces_of, world
 
 
@@ -40,7 +40,7 @@ def test_escape_stops_the_answer_and_keeps_what_came(tmp_path: Path, run: Run) -
             await type_and_send(pilot, "go on")
             assert there.model.num_closed == 0
             await pilot.press("escape")
-            await pilot.app.workers.wait_for_complete()
+            await workers_done(pilot)
             assert there.model.num_closed == 1
             assert there.session.dialogue.conversation.messages[-1].content == STORY
             await pilot.pause()

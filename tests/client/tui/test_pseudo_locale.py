@@ -13,7 +13,7 @@ from shoal.client import translate
 from shoal.client.tui.help_screen import HelpScreen
 from shoal.client.tui.top_bar import SCREENS
 from tests.client.tui.conftest import Run
-from tests.client.tui.driving import answered, type_and_send
+from tests.client.tui.driving import answered, type_and_send, workers_done
 from tests.client.tui.fakes import STORY, World, small_swarm, some_events, world
 
 ACCENTS = str.maketrans("aceinouyACEINOUY", "áçéíñóúýÁÇÉÍÑÓÚÝ")
@@ -72,7 +72,7 @@ async def every_screen(pilot: Pilot[None], there: World, look: Callable[[str], N
     for number, mode in enumerate(SCREENS, 1):
         await pilot.press(f"alt+{number}")
         await pilot.pause()
-        await pilot.app.workers.wait_for_complete()
+        await workers_done(pilot)
         await pilot.pause()
         look(mode)
         await pilot.press("f1")

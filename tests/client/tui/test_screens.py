@@ -14,6 +14,7 @@ from shoal.client.tui.themes import DEFAULT_THEME, MONO_THEME
 from shoal.client.tui.top_bar import SCREENS
 from shoal.protocol.errors import InvalidRequest
 from tests.client.tui.conftest import Run
+from tests.client.tui.driving import workers_done
 from tests.client.tui.fakes import World, small_swarm, some_events, with_more_peers, world
 
 
@@ -84,17 +85,17 @@ def test_the_node_is_paused_and_resumed(tmp_path: Path, run: Run) -> None:
         there = world(tmp_path)
         async with there.app.run_test(size=(80, 24)) as pilot:
             await pilot.press("alt+3")
-            await pilot.app.workers.wait_for_complete()
+            await workers_done(pilot)
             assert "serving" in seen(there, "#node-facts")
             assert "866.6 tokens" in seen(there, "#node-facts")
             for key in ("p", "p", "t"):
                 await pilot.press(key)
-                await pilot.app.workers.wait_for_complete()
+                await workers_done(pilot)
             assert there.node.asked == ["pause None", "resume", "pause 7200.0"]
             assert "paused" in seen(there, "#node-facts")
             there.node.present = None
             there.app.redraw()
-            await pilot.app.workers.wait_for_complete()
+            await workers_done(pilot)
             assert "No node of yours" in seen(there, "#node-facts")
 
     run(main())
