@@ -12,6 +12,9 @@ and a decode step of another stream waits for no more than that."""
 MAX_RUNNING = MAX_TOKENS_PER_FRAME - PREFILL_CHUNK
 """A pass has a row of every running stream and one chunk of a prompt, and all may go to one holder in one frame."""
 
+MAX_DRAFT_WIDTH = 16
+"""Drafts of a stream in one pass: beyond that even text that repeats itself gains little, and every one costs rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -28,6 +31,9 @@ class EngineSettings:
     kv_cache_bytes: int = 4 * 2**30
     """Memory for the KV caches of all streams: 62,000 tokens of DeepSeek-V3 in bf16. A context that does not fit in it
     is refused."""
+    draft_width: int | None = None
+    """Drafts of each stream in a pass, where there is a drafter. None: as many as pay by what passes take and how often
+    drafts are right; none where they do not pay."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_running <= MAX_RUNNING:
@@ -36,3 +42,5 @@ class EngineSettings:
             raise InvalidRequest(f"max_waiting is {self.max_waiting}, expected >= 0")
         if self.kv_cache_bytes < 1:
             raise InvalidRequest(f"kv_cache_bytes is {self.kv_cache_bytes}, expected >= 1")
+        if self.draft_width is not None and not 0 <= self.draft_width <= MAX_DRAFT_WIDTH:
+            raise InvalidRequest(f"draft_width is {self.draft_width}, expected 0..{MAX_DRAFT_WIDTH}")

@@ -20,9 +20,11 @@ from shoal.client.engine_settings import PREFILL_CHUNK, EngineSettings
 from shoal.client.generation import FinishReason, Generation, Recorder, Token
 from shoal.client.logprobs import MAX_TOP_LOGPROBS, TokenScore
 from shoal.client.passes import Chosen, Failed, Outcome, Passes, Scored
-from shoal.client.sampler import Sampler, Sampling
-from shoal.client.scheduler import Scheduler, Share
+from shoal.client.sampler import Sampled, Sampler, Sampling
+from shoal.client.scheduler import Scheduler, Share, no_drafts
 from shoal.client.sequence import Answering, AnySequence, Ending, Result, Scoring, Sequence
+from shoal.client.speculation.drafter import Drafter
+from shoal.client.speculation.speculator import Speculator
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.model import UNTIMED, Timing, Trunk
 from shoal.client.trunk.moe import RoutedExperts
@@ -50,8 +52,12 @@ class Engine:
         draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
         settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
         timing: Timing = UNTIMED,
+        drafter: Drafter | None = None,
     ) -> None:
-        """draw_seed: the seed of a generation that names none. timing: who is told how long everything took."""
+        """draw_seed: the seed of a generation that names none. timing: who is told how long everything took.
+
+        drafter: who guesses tokens for passes to verify; None: every pass brings one token.
+        """
         self.trunk = trunk
         self.routed_experts = routed_experts
         self.tokenizer = tokenizer
@@ -62,6 +68,7 @@ class Engine:
         """Tokens of prompt and answer together: the model's context, or what of it fits the budget for KV caches."""
         self._draw_seed = draw_seed
         self._passes = Passes(trunk, routed_experts, timing)
+        self._speculator = Speculator(drafter, settings.draft_width) if drafter else None
         self._timing = timing
         self._scheduler = Scheduler(settings, lambda room: trunk.new_cache(room, self.context_length))
         self._current: list[Share] = []
@@ -228,7 +235,8 @@ class Engine:
         """Run passes until no stream is left. Started anew if it was cancelled for the sake of a pass."""
         while self._scheduler.sequences:
             self._wake.clear()
-            shares = self._scheduler.next_pass(self._timing.clock())
+            width = self._speculator.width if self._speculator else no_drafts
+            shares = self._scheduler.next_pass(self._timing.clock(), width)
             if not shares:
                 await self._wake.wait()
                 continue
@@ -242,13 +250,21 @@ class Engine:
                     self._current = []
 
     async def _step(self, shares: list[Share]) -> None:
-        """One pass: forward, sample, hand out."""
-        started = self._timing.clock()
+        """One pass: draft, forward, sample, hand out."""
+        started, clock = self._timing.clock(), asyncio.get_running_loop().time
         self._num_passes += 1
         num_decoding = sum(share.sequence.is_decoding for share in shares)
+        speculator = self._speculator
+        began_drafting = clock()
+        if speculator:
+            shares = await speculator.drafted(shares)
+        drafted = clock()
         done = await self._passes.run(shares, self._num_passes)
-        for outcome in done.outcomes:
-            self._hand_out(outcome)
+        share_of = {id(share.sequence): share for share in shares}
+        num_accepted = sum(self._hand_out(outcome, share_of[id(outcome.sequence)]) for outcome in done.outcomes)
+        if speculator:
+            speculator.took(shares, drafted - began_drafting, clock() - drafted)
+            speculator.learn_from(shares, done)
         self._timing.observe(
             PassTaken(
                 pass_id=self._num_passes,
@@ -259,13 +275,16 @@ class Engine:
                 head_s=done.head_s,
                 sampling_s=done.sampling_s,
                 total_s=self._timing.clock() - started,
+                num_drafted=sum(len(share.drafts) for share in shares),
+                num_accepted=num_accepted,
+                draft_s=drafted - began_drafting,
             )
         )
 
-    def _hand_out(self, outcome: Outcome) -> None:
-        """Give a stream that is still there what the pass has brought it."""
+    def _hand_out(self, outcome: Outcome, share: Share) -> int:
+        """Give a stream that is still there what the pass has brought it; count the drafts that were right."""
         if outcome.sequence.cache is None:
-            return
+            return 0
         match outcome:
             case Failed(sequence, error):
                 self._fail([sequence], error)
@@ -273,13 +292,25 @@ class Engine:
                 scoring.put(scores)
                 if not scoring.num_pending:
                     self._finish(scoring)
-            case Chosen(answering, sampled):
-                token = answering.take(sampled)
-                answering.put(token)
-                if token.index == 0:
-                    self._tell_prefill(answering)
-                if token.finish_reason is not None:
-                    self._finish(answering)
+            case Chosen(answering, chosen, error):
+                return self._continue(answering, chosen, error, share)
+        return 0
+
+    def _continue(self, answering: Answering, chosen: list[Sampled], error: Exception | None, share: Share) -> int:
+        """Hand out the tokens of one pass up to the answer's end, and forget the rows of drafts that were wrong."""
+        for place, sampled in enumerate(chosen):
+            token = answering.take(sampled, 0 if place else len(share.drafts), was_drafted=place > 0)
+            answering.put(token)
+            if token.index == 0:
+                self._tell_prefill(answering)
+            if token.finish_reason is not None:
+                self._finish(answering)
+                return place
+        if answering.cache is not None:
+            answering.cache.truncate(len(answering.ids) - 1)
+        if error is not None:
+            self._fail([answering], error)
+        return len(chosen) - 1
 
     def _tell_prefill(self, answering: Answering) -> None:
         admitted_at = answering.admitted_at or answering.submitted_at

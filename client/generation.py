@@ -33,6 +33,10 @@ class Token:
     """Set on the last token of a generation, and only there. An end-of-sequence token is one too, without text."""
     top_logprobs: TopLogprobs = ()
     """The likeliest tokens in its place, as many as `Sampling.top_logprobs`; under the model, as `logprob` is."""
+    num_drafted: int = 0
+    """Drafts that were verified by the pass which brought this token, told by the first token of the pass."""
+    was_drafted: bool = False
+    """Whether a draft had named it, so that it came without a pass of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,12 @@ class Generation:
     """From the call to the first token."""
     tokens_per_s: float
     """Of the tokens after the first; 0 if there is only one."""
+    drafted_tokens: int = 0
+    """Guesses that passes verified (speculation)."""
+    accepted_tokens: int = 0
+    """Guesses that were right, each a token without a pass of its own."""
+    tokens_per_pass: float = 1.0
+    """Tokens by passes that brought some."""
 
 
 class Recorder:
@@ -74,4 +84,7 @@ class Recorder:
             finish_reason=tokens[-1].finish_reason or FinishReason.LENGTH,
             ttft_s=times[0] - self._started,
             tokens_per_s=(len(tokens) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 0.0,
+            drafted_tokens=sum(token.num_drafted for token in tokens),
+            accepted_tokens=sum(token.was_drafted for token in tokens),
+            tokens_per_pass=len(tokens) / sum(not token.was_drafted for token in tokens),
         )

@@ -8,7 +8,7 @@ goes back to the head of the queue and is run again from its tokens, which loses
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.client.engine_settings import PREFILL_CHUNK, EngineSettings
 from shoal.client.sequence import AnySequence
@@ -21,15 +21,29 @@ NewCache = Callable[[int], LatentCache]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A sequence's part of a pass: its next `count` pending tokens."""
+    """A sequence's part of a pass: its next `count` pending tokens, and drafts of what may come after them."""
 
     sequence: AnySequence
     count: int
+    start: int
+    """The position of the first of them."""
+    max_drafts: int = 0
+    """Drafts that there is room for."""
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.count + len(self.drafts)
 
     @property
     def is_last(self) -> bool:
         """Whether nothing is pending after it, so that the next token can be chosen."""
         return self.count == self.sequence.num_pending
+
+
+def no_drafts(num_streams: int) -> int:
+    """The width of passes that bring one token to a stream."""
+    return 0
 
 
 class Scheduler:
@@ -77,11 +91,18 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.cache = None
 
-    def next_pass(self, now: float) -> list[Share]:
-        """Shares of the next pass, decoding ones first; none if every sequence waits for its reader."""
+    def next_pass(self, now: float, width: Callable[[int], int] = no_drafts) -> list[Share]:
+        """Shares of the next pass, decoding ones first; none if every sequence waits for its reader.
+
+        width: how many drafts each decoding sequence should have, by how many of them there are.
+        """
         self._admit(now)
         ready = [sequence for sequence in self._running if sequence.is_read]
-        shares = [Share(sequence, 1) for sequence in ready if sequence.is_decoding]
+        decoding = [sequence for sequence in ready if sequence.is_decoding]
+        num_drafts = width(len(decoding)) if decoding else 0
+        shares = [
+            Share(sequence, 1, len(sequence.ids) - 1, min(num_drafts, sequence.max_drafts)) for sequence in decoding
+        ]
         prompts = [sequence for sequence in ready if not sequence.is_decoding]
         if prompts:
             shares.append(self._chunk(min(prompts, key=lambda sequence: sequence.last_turn)))
@@ -90,7 +111,8 @@ class Scheduler:
     def _chunk(self, sequence: AnySequence) -> Share:
         self._turn += 1
         sequence.last_turn = self._turn
-        return Share(sequence, min(sequence.num_pending, PREFILL_CHUNK))
+        start = len(sequence.ids) - sequence.num_pending
+        return Share(sequence, min(sequence.num_pending, PREFILL_CHUNK), start)
 
     def _admit(self, now: float) -> None:
         """Give places to those who wait longest, as many as fit."""
@@ -106,7 +128,9 @@ class Scheduler:
                 sequence.admitted_at = now
 
     def _within_budget(self, shares: list[Share]) -> list[Share]:
-        """The shares that are left when the youngest sequences have given up their caches, as far as that is needed."""
+        """The shares that are left when drafts, then the youngest sequences have given up their place, if need be."""
+        if self._bytes_after(shares) > self._settings.kv_cache_bytes:
+            shares = [replace(share, max_drafts=0) for share in shares]
         while len(self._running) > 1 and self._bytes_after(shares) > self._settings.kv_cache_bytes:
             youngest = self._running.pop()
             youngest.cache = None
@@ -115,7 +139,7 @@ class Scheduler:
         return shares
 
     def _bytes_after(self, shares: list[Share]) -> int:
-        grown = {id(share.sequence): share.count for share in shares}
+        grown = {id(share.sequence): share.count + share.max_drafts for share in shares}
         return sum(
             sequence.cache.size_bytes_at(sequence.cache.num_tokens + grown.get(id(sequence), 0))
             for sequence in self._running

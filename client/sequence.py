@@ -47,6 +47,11 @@ class Sequence(Generic[Result]):
         return self.num_pending == 1
 
     @property
+    def max_drafts(self) -> int:
+        """Drafts that a pass may verify for it: as many as it could use, were all of them right."""
+        return 0
+
+    @property
     def is_read(self) -> bool:
         """Whether its reader keeps up."""
         return self._results.qsize() < MAX_UNREAD
@@ -88,8 +93,18 @@ class Answering(Sequence[Token]):
         self._text = text
         self._ending = ending
 
-    def take(self, sampled: Sampled) -> Token:
-        """Continue by the token that was chosen."""
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """End-of-sequence tokens: nothing is chosen after one."""
+        return self._ending.end_ids
+
+    @property
+    def max_drafts(self) -> int:
+        """See `Sequence`: a pass brings one token more than its drafts."""
+        return self._ending.max_tokens - (len(self.ids) - self.num_prompt_tokens) - 1
+
+    def take(self, sampled: Sampled, num_drafted: int = 0, was_drafted: bool = False) -> Token:
+        """Continue by the token that was chosen. num_drafted, was_drafted: see `Token`."""
         index = len(self.ids) - self.num_prompt_tokens
         self.ids.append(sampled.token_id)
         is_end = sampled.token_id in self._ending.end_ids
@@ -99,7 +114,16 @@ class Answering(Sequence[Token]):
             piece += self._text.end()
         is_stopped = is_end or self._text.is_stopped
         reason = FinishReason.STOP if is_stopped else FinishReason.LENGTH if is_last else None
-        return Token(sampled.token_id, piece, index, sampled.logprob, reason, sampled.top_logprobs)
+        return Token(
+            sampled.token_id,
+            piece,
+            index,
+            sampled.logprob,
+            reason,
+            sampled.top_logprobs,
+            num_drafted=num_drafted,
+            was_drafted=was_drafted,
+        )
 
 
 class Scoring(Sequence[list[TokenScore]]):

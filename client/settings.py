@@ -10,6 +10,7 @@ DTYPES = ("fp32", "bf16")
 TRUNK_FORMATS = ("dense", "as-published", "fp8_block", "bf16", "int8_g128", "int4_g32", "int4_g128", "mxfp4")
 CHANNELS = ("direct", "libp2p")
 LAN_USES = ("members", "any", "off")
+SPECULATIONS = ("off", "auto", "mtp", "ngram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +65,8 @@ class SwarmSettings:
     """Whether to look on the LAN, by multicast DNS, if no peer of `join` answers. `members`: for the private swarm that
     we have a token of. `any`: for open swarms of this model too, without `join`; their holders are strangers, who could
     read the prompts, so nobody joins them by accident. `off`: never."""
+
+    speculate: Annotated[str, Meta(pattern=f"^({'|'.join(SPECULATIONS)})$")] = "off"
+    """Who guesses tokens for passes to verify: `mtp` (the model's own layer, its experts in this process), `ngram` (the
+    text, where it repeats itself), `auto` (both, as far as checkpoint and memory have them) or nobody. As many as pay
+    by measurement; the answer is the same."""

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import torch
 
+from shoal.client.engine_settings import EngineSettings
 from shoal.client.generate import Engine
+from shoal.client.speculation.choice import Speculation, choose_drafter
 from shoal.client.tokenizer import Tokenizer
-from shoal.client.trunk.checkpoint import load_trunk
+from shoal.client.trunk.checkpoint import load_mtp, load_trunk
 from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Trunk
+from shoal.client.trunk.mtp import Mtp
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore
@@ -30,6 +33,8 @@ class OpenTrunk:
 
     trunk: Trunk
     tokenizer: Tokenizer | None
+    mtp: Mtp | None = None
+    """If it was asked for, and the checkpoint has one."""
 
 
 def open_trunk(
@@ -38,8 +43,9 @@ def open_trunk(
     rounding: Rounding,
     worker: Worker,
     trunk_format: TrunkFormat = TrunkFormat.DENSE,
+    wants_mtp: bool = False,
 ) -> OpenTrunk:
-    """Load trunk and tokenizer of a model. Blocking: run it on a thread.
+    """Load trunk and tokenizer of a model, and its MTP layer for drafts. Blocking: run it on a thread.
 
     Raises:
         InvalidRequest: a packed format, and no C++ kernels. Else as `load_trunk` and `Tokenizer.load`.
@@ -48,7 +54,8 @@ def open_trunk(
     maker = linear_maker(trunk_format, dtype, torch.get_num_threads())
     trunk = load_trunk(store, worker, dtype, maker=maker)
     has_tokenizer = (directory / "tokenizer.json").is_file()
-    return OpenTrunk(trunk, Tokenizer.load(directory) if has_tokenizer else None)
+    mtp = load_mtp(store, trunk, maker) if wants_mtp else None
+    return OpenTrunk(trunk, Tokenizer.load(directory) if has_tokenizer else None, mtp)
 
 
 @contextmanager
@@ -58,9 +65,14 @@ def single_process_engine(
     worker: Worker,
     cache_dir: Path | None = None,
     trunk_format: TrunkFormat = TrunkFormat.DENSE,
+    speculation: Speculation = Speculation.OFF,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
 ) -> Iterator[Engine]:
     """An engine that needs no swarm: every expert in this process, read when it is first chosen. Blocking."""
     with ModelStore.open(directory, cache_dir or default_cache_dir()) as store:
-        opened = open_trunk(store, directory, rounding, worker, trunk_format)
+        wants_mtp = speculation in (Speculation.AUTO, Speculation.MTP)
+        opened = open_trunk(store, directory, rounding, worker, trunk_format, wants_mtp)
         backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
-        yield Engine(opened.trunk, LocalExperts(store, backend, rounding, worker), opened.tokenizer)
+        experts = LocalExperts(store, backend, rounding, worker)
+        drafter = choose_drafter(speculation, opened.mtp, experts)
+        yield Engine(opened.trunk, experts, opened.tokenizer, settings=settings, drafter=drafter)

@@ -25,13 +25,16 @@ from shoal.client.logprobs import TokenScore
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.peers import PeerSnapshot, snapshot
 from shoal.client.sampler import Sampling
-from shoal.client.settings import CHANNELS, DTYPES, LAN_USES, TRUNK_FORMATS, SwarmSettings
+from shoal.client.settings import CHANNELS, DTYPES, LAN_USES, SPECULATIONS, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
+from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
 from shoal.client.swarm_health import SwarmHealth, swarm_health
 from shoal.client.tally import Observers
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.linear_maker import TrunkFormat, require_kernels
+from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Timing
+from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
 from shoal.experts.store import open_store
@@ -137,8 +140,11 @@ class Swarm:
             )
             stack.push_async_callback(holders.aclose)
             trunk_format = TrunkFormat(settings.trunk_format)
+            speculation = Speculation(settings.speculate)
+            free_bytes = psutil.virtual_memory().available
+            wants_mtp = drafts_by_mtp(speculation, store, model.expert_bytes, free_bytes)
             opening = asyncio.create_task(
-                asyncio.to_thread(open_trunk, store, settings.model, rounding, worker, trunk_format)
+                asyncio.to_thread(open_trunk, store, settings.model, rounding, worker, trunk_format, wants_mtp)
             )
             try:
                 await holders.start()
@@ -147,7 +153,16 @@ class Swarm:
             opened = opening.result()
             experts = SwarmExperts(holders, model, observers, time.perf_counter, draw, settings.max_wait_s)
             timing = Timing(0, time.perf_counter, observers)
-            engine = Engine(opened.trunk, experts, opened.tokenizer, settings=_engine_settings(settings), timing=timing)
+            backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
+            own_experts = LocalExperts(store, backend, rounding, worker)
+            engine = Engine(
+                opened.trunk,
+                experts,
+                opened.tokenizer,
+                settings=_engine_settings(settings),
+                timing=timing,
+                drafter=choose_drafter(speculation, opened.mtp, own_experts),
+            )
             stack.push_async_callback(engine.aclose)
             swarm = Swarm(engine, holders, model, layers, observers, time.perf_counter)
             if settings.requires_coverage:
@@ -283,6 +298,8 @@ def _check(settings: SwarmSettings) -> None:
     EngineSettings(settings.max_streams, settings.max_waiting, settings.kv_cache_bytes or 1)
     if settings.lan not in LAN_USES:
         raise InvalidRequest(f"lan {settings.lan!r} is not one of {', '.join(LAN_USES)}")
+    if settings.speculate not in SPECULATIONS:
+        raise InvalidRequest(f"speculate is {settings.speculate!r}, not one of {', '.join(SPECULATIONS)}")
     if not settings.join and settings.lan != "any":
         raise InvalidRequest("join is empty: name a peer's address or an invite token")
 

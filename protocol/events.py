@@ -130,6 +130,12 @@ class PassTaken:
     """Choosing the tokens."""
     total_s: float
     """All of the pass, from choosing its streams to handing out tokens."""
+    num_drafted: int = 0
+    """Drafts that it verified."""
+    num_accepted: int = 0
+    """Those of them that were right: tokens without a pass of their own."""
+    draft_s: float = 0.0
+    """Making them; part of `total_s`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Attention:
         """x: dtype[T, H], normed: the new tokens of each sequence in turn -> dtype[T, H]."""
         counts = [some.count for some in rows]
         latents = [
-            self._attend(queries, some.cache.write(self.layer, new))  # [heads, T of one sequence, rank]
+            self._attend_rows(some, queries, some.cache.write(self.layer, new))  # [heads, T of one sequence, rank]
             for some, queries, new in zip(
                 rows,
                 self._queries(x, rotation).split_with_sizes(counts, dim=1),
@@ -89,6 +89,14 @@ class Attention:
         nope, rope = q.split_with_sizes([self._config.qk_nope_head_dim, self._config.qk_rope_head_dim], dim=-1)
         absorbed = self._weights.to_keys(nope.transpose(0, 1))  # [heads, T, rank]
         return torch.cat((absorbed, rotation.apply(rope).transpose(0, 1)), dim=-1)
+
+    def _attend_rows(self, some: Rows, queries: Tensor, rows: Tensor) -> Tensor:
+        """`_attend`, or as many single calls of it as decoding the same tokens would make."""
+        if not some.is_one_by_one:
+            return self._attend(queries, rows)
+        first = len(rows) - some.count + 1
+        each = [self._attend(queries[:, i : i + 1], rows[: first + i]) for i in range(some.count)]
+        return torch.cat(each, dim=1)
 
     def _attend(self, queries: Tensor, rows: Tensor) -> Tensor:
         """queries: [heads, T, W], the last T of the S tokens in rows: [S, W] -> latents [heads, T, rank]."""

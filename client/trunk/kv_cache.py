@@ -23,6 +23,9 @@ class Rows:
 
     count: int
     cache: "LatentCache"
+    is_one_by_one: bool = False
+    """Whether attention takes each of them by itself, in the shapes of a pass that brings one token: the same bits as
+    then. For drafts, whose verification must say what decoding would have said."""
 
 
 class LatentCache:

@@ -5,12 +5,13 @@ then verifies together with its own next token. Its routed experts go through th
 and head are the trunk's own; the checkpoint's duplicates of them are not read. Knows no sampling and no acceptance.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shoal.client.trunk.kv_cache import LatentCache, Rows
+from shoal.client.trunk.kv_cache import LatentCache, Rows, commit
 from shoal.client.trunk.layers import RmsNorm
 from shoal.client.trunk.linear import Linear
 from shoal.client.trunk.model import Block, Pass, Stream, Trunk
@@ -57,23 +58,29 @@ class Mtp:
 
         Raises and *Cancellation:* as `Trunk.forward`.
         """
+        return await self.forward_rows(hidden, next_ids, [Rows(len(hidden), cache)], routed_experts)
+
+    async def forward_rows(
+        self, hidden: Tensor, next_ids: Tensor, rows: Sequence[Rows], routed_experts: RoutedExperts
+    ) -> Tensor:
+        """`forward` for new tokens of several sequences; rows: whose they are, in turn, each sequence once."""
         if hidden.shape[:1] != next_ids.shape:
             raise InvalidRequest(f"{len(hidden)} hidden states and {len(next_ids)} next tokens")
-        trunk, start = self._trunk, cache.num_tokens + 1  # a row's position is that of its next token
+        trunk = self._trunk
         embedded = await trunk.embed(next_ids)
-        rotation = trunk.rotation([(start, len(hidden))])
-        step = Pass(rotation, [Rows(len(hidden), cache)], routed_experts, trunk.worker)
+        # a row's position is that of its next token
+        rotation = trunk.rotation([(some.cache.num_tokens + 1, some.count) for some in rows])
+        step = Pass(rotation, rows, routed_experts, trunk.worker)
         joined = await trunk.worker.run(self._join, embedded, hidden)
         stream = await self._weights.block.forward(Stream(joined), step)
         drafted = await trunk.worker.run(self._finish, stream)
-        cache.commit(len(hidden))
+        commit(rows)
         return drafted
 
-    async def draft(self, hidden: Tensor, next_ids: Tensor, cache: LatentCache, routed_experts: RoutedExperts) -> int:
-        """The likeliest token after next_ids[-1]; arguments as for `forward`."""
-        drafted = await self.forward(hidden, next_ids, cache, routed_experts)
-        logits = await self._trunk.logits(drafted[-1:])
-        return int(logits.argmax())
+    async def likeliest(self, drafted: Tensor) -> list[int]:
+        """The likeliest token by each row of `forward`'s result, dtype[N, H]."""
+        logits = await self._trunk.logits(drafted)
+        return [int(token_id) for token_id in logits.argmax(dim=-1)]
 
     def _join(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         return self._weights.eh_proj(torch.cat((self._weights.enorm(embedded), self._weights.hnorm(hidden)), dim=-1))

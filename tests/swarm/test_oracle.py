@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM
 
+from shoal.client.engine_settings import EngineSettings
 from shoal.client.sampler import Sampling
 from shoal.client.single_process import single_process_engine
+from shoal.client.speculation.choice import Speculation
 from shoal.experts.worker import InlineWorker
 from shoal.protocol.errors import ChannelClosed
 from shoal.protocol.events import DispatchSent, Event, ExpertsTimed, FailedOver, PassTaken, ReplyReceived
@@ -20,6 +22,7 @@ from tests.swarm.world import World, memory_swarm
 
 NUM_NEW_TOKENS = 32
 PROMPT = [5, 17, 3, 90, 41, 8, 8, 61]
+PROMPTS = [PROMPT, PROMPT[:1], PROMPT[2:], [7, 7, 7, 7]]
 
 
 def their_tokens(model: Path, prompt: list[int]) -> list[int]:
@@ -104,9 +107,6 @@ def test_bf16_tokens_are_equal_locally_and_in_a_swarm(tmp_path: Path) -> None:
     assert asyncio.run(main()) == expected
 
 
-PROMPTS = [PROMPT, PROMPT[:1], PROMPT[2:], [7, 7, 7, 7]]
-
-
 def test_streams_that_share_a_swarm_get_the_tokens_of_transformers_through_a_death(
     published: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +120,33 @@ def test_streams_that_share_a_swarm_get_the_tokens_of_transformers_through_a_dea
             )
 
     assert asyncio.run(main()) == [their_tokens(tmp_path / "copy", prompt) for prompt in PROMPTS]
+
+
+SPECULATING = EngineSettings(draft_width=3)
+
+
+@pytest.mark.parametrize("kill_after", [None, 5])
+def test_streams_that_speculate_get_the_tokens_of_transformers_alone_together_and_through_a_death(
+    published: Path, tmp_path: Path, kill_after: int | None
+) -> None:
+    dequantized_copy(published, tmp_path / "copy")
+
+    async def main() -> tuple[list[int], list[list[int]], int]:
+        words = holdings(4, 2, num_experts_of(published))
+        async with memory_swarm(
+            published, words, tmp_path / "cache", settings=SPECULATING, speculation=Speculation.AUTO
+        ) as world:
+            alone = await tokens_of(world)
+            together = await asyncio.gather(
+                *(tokens_of(world, kill_after if prompt is PROMPT else None, prompt) for prompt in PROMPTS)
+            )
+            return alone, together, sum(e.num_drafted for e in world.events if isinstance(e, PassTaken))
+
+    alone, together, num_drafted = asyncio.run(main())
+    theirs = [their_tokens(tmp_path / "copy", prompt) for prompt in PROMPTS]
+    assert alone == theirs[0]
+    assert together == theirs
+    assert num_drafted
 
 
 def test_a_pass_of_many_streams_is_one_frame_per_layer_and_holder(tmp_path: Path) -> None:

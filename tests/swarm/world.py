@@ -18,8 +18,10 @@ from shoal.client.generate import Engine
 from shoal.client.holders import Holders
 from shoal.client.model_id import model_id as model_id_of
 from shoal.client.single_process import open_trunk
+from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
 from shoal.client.swarm import ROUNDINGS, Swarm
 from shoal.client.tally import Observers
+from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Timing
 from shoal.experts.backend import PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
@@ -98,6 +100,7 @@ async def memory_swarm(
     seed: int = 0,
     impostors: Mapping[int, Path] = MappingProxyType({}),
     settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
+    speculation: Speculation = Speculation.OFF,
 ) -> AsyncIterator[World]:
     """Nodes with these `--experts` words, and a client that has joined them.
 
@@ -131,7 +134,7 @@ async def memory_swarm(
             announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0), clock)
             await announcers[identity.peer].announce()
             gates[identity.peer] = WorkGate(server, admission, [listener], announcers[identity.peer])
-        client = await _client(stack, store, model, network, book, dtype, entropy, settings)
+        client = await _client(stack, store, model, network, book, dtype, entropy, settings, speculation)
         yield World(network, servers, handlers, announcers, gates, client, store)
 
 
@@ -153,6 +156,7 @@ async def _client(
     dtype: str,
     entropy: random.Random,
     settings: EngineSettings,
+    speculation: Speculation,
 ) -> Client:
     identity, events = Identity.from_seed(entropy.randbytes(32)), list[Event]()
     observe, directory = Observers(events.append), AgingDirectory(book, identity)
@@ -174,10 +178,13 @@ async def _client(
     )
     stack.push_async_callback(holders.aclose)
     await holders.start()
-    opened = open_trunk(store, model, rounding, InlineWorker())
+    wants_mtp = drafts_by_mtp(speculation, store, model_id.expert_bytes, free_bytes=2**40)
+    opened = open_trunk(store, model, rounding, InlineWorker(), wants_mtp=wants_mtp)
+    own_experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), rounding, InlineWorker())
+    drafter = choose_drafter(speculation, opened.mtp, own_experts)
     experts = SwarmExperts(holders, model_id, observe, time.perf_counter, entropy.random, MAX_WAIT_S)
     timing = Timing(0, time.perf_counter, observe)
-    engine = Engine(opened.trunk, experts, opened.tokenizer, settings=settings, timing=timing)
+    engine = Engine(opened.trunk, experts, opened.tokenizer, settings=settings, timing=timing, drafter=drafter)
     stack.push_async_callback(engine.aclose)
     swarm = Swarm(engine, holders, model_id, layers, observe, time.perf_counter)
     return Client(swarm, holders, directory, events)
