@@ -9,7 +9,7 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.idle_threads import let_idle_threads_sleep
-from shoal.cli.options import DTypeOption, TrunkFormatOption, parse_ids
+from shoal.cli.options import DTypeOption, SpeculateFlag, SpeculateOption, TrunkFormatOption, parse_ids
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 
@@ -83,6 +83,33 @@ def overload(
 
         async def measure() -> None:
             result = await bench_overload(OverloadSettings(rounds, seconds, num_hostile=hostile))
+            print(json.dumps(result) if as_json else table(result))
+
+        run_coroutine(measure)
+
+
+@bench_app.command()
+def decode(
+    rtt: Annotated[str, typer.Option(help="Round-trip times in milliseconds, e.g. 0,5,20,50.")] = "0,5,20,50",
+    speculate: SpeculateFlag = SpeculateOption.AUTO,
+    stories: Annotated[int, typer.Option(help="Held-out stories to continue.", min=1, max=31)] = 6,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 64,
+    temperature: Annotated[float, typer.Option(help="0: greedy. Seeds are fixed.", min=0)] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What guessed tokens bring at some round-trip times: tokens per pass, and tokens per second with and without."""
+    with reporting_errors():
+        import torch
+
+        from shoal.client.speculation.choice import Speculation
+        from shoal.simulations.bench.decode import DecodeSettings, bench_decode, table
+
+        rtts_ms = parse_ids(rtt) or []
+        settings = DecodeSettings(rtts_ms, Speculation(speculate.value), stories, tokens, temperature)
+        torch.set_num_threads(1)  # nodes and client share this process
+
+        async def measure() -> None:
+            result = await bench_decode(settings)
             print(json.dumps(result) if as_json else table(result))
 
         run_coroutine(measure)

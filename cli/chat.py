@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption
+from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption, SpeculateFlag, SpeculateOption
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -51,6 +51,7 @@ def chat(
     dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     lan: LanUseOption = LanOption.MEMBERS,
+    speculate: SpeculateFlag = SpeculateOption.OFF,
 ) -> None:
     """Chat with a model: in a swarm, or at any OpenAI-compatible endpoint."""
     with reporting_errors():
@@ -64,10 +65,11 @@ def chat(
             raise typer.BadParameter(
                 "give one of --join TOKEN, --demo, --api URL and --lan any, or type `shoal join` first"
             )
-        words = _swarm_words(model, words_in, dtype, channel, lan)
+        words = _swarm_words(model, words_in, dtype, channel, lan, speculate)
         if web:
             options = {"--api": api, "--api-model": api_model, "--model": model, "--node-name": node_name}
-            arguments = _arguments(options | {"--dtype": dtype.value, "--channel": channel.value, "--lan": lan.value})
+            options |= {"--dtype": dtype.value, "--channel": channel.value, "--lan": lan.value}
+            arguments = _arguments(options | {"--speculate": speculate.value})
             _run_web(web_port, arguments, words, api_key, (nodes, replicas) if demo else None)
             return
         with _noise_to(_log_path()):
@@ -122,11 +124,14 @@ def _arguments(options: dict[str, str | Path | None]) -> list[str]:
     return [word for name, value in options.items() if value for word in (name, str(value))]
 
 
-def _swarm_words(model: Path | None, join: tuple[str, ...], dtype: str, channel: str, lan: LanOption) -> "SwarmWords":
+def _swarm_words(
+    model: Path | None, join: tuple[str, ...], dtype: str, channel: str, lan: LanOption, speculate: SpeculateOption
+) -> "SwarmWords":
     from shoal.cli.chat_connections import SwarmWords
     from shoal.simulations.demo_model import MODEL_DIRECTORY
 
-    return SwarmWords(model or MODEL_DIRECTORY, model.name if model else DEMO_NAME, join, dtype, channel, lan.value)
+    name = model.name if model else DEMO_NAME
+    return SwarmWords(model or MODEL_DIRECTORY, name, join, dtype, channel, lan.value, speculate.value)
 
 
 def _fork_server() -> "ForkServerContext":

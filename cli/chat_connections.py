@@ -27,6 +27,7 @@ class SwarmWords:
     dtype: str
     channel: str
     lan: str = "members"
+    speculate: str = "off"
     threads: int = 0
 
 
@@ -91,7 +92,15 @@ async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, t
     from shoal.client.swarm import Swarm
 
     tell(_("joining the swarm"))
-    settings = SwarmSettings(words.model, join, words.dtype, words.channel, threads=words.threads, lan=words.lan)
+    settings = SwarmSettings(
+        words.model,
+        join,
+        words.dtype,
+        words.channel,
+        threads=words.threads,
+        lan=words.lan,
+        speculate=words.speculate,
+    )
     async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
         yield Connection(SwarmChat(swarm, words.model_name), swarm)
 

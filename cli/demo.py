@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, TrunkFormatOption, parse_ids, program
+from shoal.cli.options import (
+    ChannelOption,
+    DTypeOption,
+    SpeculateFlag,
+    SpeculateOption,
+    TrunkFormatOption,
+    parse_ids,
+    program,
+)
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ def demo(
         TrunkFormatOption, typer.Option(help="How the trunk's linears are held; as-published keeps fp8 at one byte.")
     ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
+    speculate: SpeculateFlag = SpeculateOption.OFF,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Start a swarm on this machine, stream a story, kill a node in mid-answer, prove that nothing changed."""
@@ -70,6 +79,7 @@ def demo(
             dtype=dtype.value,
             channel=channel.value,
             trunk_format=trunk_format.value,
+            speculate=speculate.value,
         )
         bar = ProgressBar()
         narrator = Quiet() if as_json else Storyteller(settings.prompt, bar)

@@ -47,6 +47,20 @@ NameOption = Annotated[str | None, typer.Option(help="Which node of this machine
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; docs/schemas says which.")]
 
 
+class SpeculateOption(StrEnum):
+    """Who guesses tokens: `Speculation`, without importing torch for `--help`."""
+
+    OFF = "off"
+    AUTO = "auto"
+    MTP = "mtp"
+    NGRAM = "ngram"
+
+
+SpeculateFlag = Annotated[
+    SpeculateOption, typer.Option(help="Guess tokens ahead, to have several verified at once; the answer is the same.")
+]
+
+
 class ChannelOption(StrEnum):
     """How experts are reached."""
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption, TrunkFormatOption, parse_ids
+from shoal.cli.options import (
+    ChannelOption,
+    DTypeOption,
+    LanOption,
+    LanUseOption,
+    SpeculateFlag,
+    SpeculateOption,
+    TrunkFormatOption,
+    parse_ids,
+)
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -38,6 +47,7 @@ def run(
     ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     lan: LanUseOption = LanOption.MEMBERS,
+    speculate: SpeculateFlag = SpeculateOption.OFF,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
@@ -64,7 +74,7 @@ def run(
         )  # fmt: skip
         settings = SwarmSettings(
             model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
-            trunk_format=trunk_format.value, lan=lan.value,
+            trunk_format=trunk_format.value, lan=lan.value, speculate=speculate.value,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""
         run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption, TrunkFormatOption
+from shoal.cli.options import (
+    ChannelOption,
+    DTypeOption,
+    LanOption,
+    LanUseOption,
+    SpeculateFlag,
+    SpeculateOption,
+    TrunkFormatOption,
+)
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -60,6 +68,7 @@ def serve(
     ] = TrunkFormatOption.DENSE,
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     lan: LanUseOption = LanOption.MEMBERS,
+    speculate: SpeculateFlag = SpeculateOption.OFF,
 ) -> None:
     """Serve an OpenAI-compatible API until SIGTERM or Ctrl-C."""
     with reporting_errors():
@@ -88,7 +97,7 @@ def serve(
         swarm = SwarmSettings(
             model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False, lan=lan.value,
-            max_streams=settings.max_running, max_waiting=settings.max_running,
+            max_streams=settings.max_running, max_waiting=settings.max_running, speculate=speculate.value,
         )  # fmt: skip
         shown_name = name or (DEMO_NAME if model is None else model.resolve().name)
         with ProgressBar() as bar:

@@ -37,6 +37,7 @@ class DemoSettings:
     dtype: str = "fp32"
     channel: str = "direct"
     trunk_format: str = "dense"
+    speculate: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ async def run_demo(context: ForkServerContext, settings: DemoSettings, narrator:
             settings.swarm.cache_dir,
             threads=settings.swarm.threads,
             trunk_format=settings.trunk_format,
+            speculate=settings.speculate,
         )
         swarm = await stack.enter_async_context(Swarm.join(join, executioner))
         prompt_ids = swarm.prompt_ids(settings.prompt)

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from shoal.client.api.line import Line
 from shoal.client.api.model import Model
-from shoal.protocol.events import Event, FailedOver, ReplyReceived
+from shoal.protocol.events import Event, FailedOver, PassTaken, ReplyReceived
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 """Buckets for requests: a swarm in a room answers in tenths of a second, one across a continent in minutes."""
@@ -45,6 +45,9 @@ class Metrics:
         )
         self.aborted = Counter("shoal:request_aborts", "Requests whose client went away.", registry=registry)
         self._exchanges = histogram("expert_rpc", "One exchange with a holder.", EXCHANGE_SECONDS)
+        self._draft_passes = Counter("shoal:spec_decode_num_drafts", "Passes that verified drafts.", registry=registry)
+        self._drafted = Counter("shoal:spec_decode_num_draft_tokens", "Tokens drafted.", registry=registry)
+        self._accepted = Counter("shoal:spec_decode_num_accepted_tokens", "Drafts that were right.", registry=registry)
         self._failovers = Counter("shoal:failovers", "Calls that a replica had to answer.", registry=registry)
 
     def observe(self, event: Event) -> None:
@@ -53,6 +56,10 @@ class Metrics:
             self._exchanges.observe(event.exchange_s)
         elif isinstance(event, FailedOver):
             self._failovers.inc()
+        elif isinstance(event, PassTaken) and event.num_drafted:
+            self._draft_passes.inc()
+            self._drafted.inc(event.num_drafted)
+            self._accepted.inc(event.num_accepted)
 
     def watch(self, model: Model, line: Line, version: str) -> None:
         """Read these when asked: they are states, not events."""

@@ -29,8 +29,6 @@ LIMIT_S = 600.0
 
 PROMPTS = ("Once upon a time there was a little frog", "The king had three", "One day a girl found", "In the wood")
 MAX_STREAMS = 3
-DRAFT_WIDTHS = (0, 0, 1, 4)
-"""Half of the runs speculate; their tokens are those of the oracle, which does not."""
 NUM_TOKENS = 6
 FAULTS_WITHIN_S = (0.05, 0.2, 0.6)
 """Faults begin while the answers grow: six tokens over four layers of 10 ms take a quarter of a second without any."""
@@ -49,8 +47,6 @@ class Setup:
     plan: tuple[Fault, ...]
     prompts: tuple[str, ...]
     sampling: Sampling
-    draft_width: int
-    """Drafts of each stream in a pass; 0: the client does not speculate."""
 
 
 @dataclass
@@ -117,7 +113,6 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
         plan=tuple(draw_faults(rng, len(holdings), steady, rng.choice(FAULTS_WITHIN_S))),
         prompts=tuple(rng.choices(PROMPTS, k=rng.randint(1, MAX_STREAMS))),
         sampling=sampling,
-        draft_width=random.Random(f"drafts {seed}").choice(DRAFT_WIDTHS),
     )
 
 
@@ -146,15 +141,7 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
         outcome.promises.saw(event)
 
     async with open_world(
-        model,
-        setup.holdings,
-        setup.skews_s,
-        entropy,
-        injector.delay_s,
-        injector.tamper,
-        injector.wrap,
-        observe,
-        setup.draft_width,
+        model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe
     ) as world:
         faults = asyncio.create_task(injector.run(world), name="faults")
         try:

@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from shoal.client.dispatch import MAX_WAIT_S, SwarmExperts
-from shoal.client.dispatch import SwarmExperts
-from shoal.client.engine_settings import EngineSettings
 from shoal.client.generate import Engine
 from shoal.client.holders import Holders
 from shoal.client.model_id import ModelId, model_id
 from shoal.client.single_process import OpenTrunk, open_trunk
-from shoal.client.speculation.choice import Speculation, choose_drafter
 from shoal.client.swarm import Swarm
 from shoal.client.tally import Observers
-from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
@@ -74,8 +70,6 @@ class SimulatedModel:
     opened: OpenTrunk
     backend: ExpertBackend
     packed: dict[tuple[LayerId, ExpertId], PackedExpert]
-    drafter_experts: LocalExperts
-    """MTP's, in the client's process."""
 
     @property
     def layers(self) -> list[LayerId]:
@@ -89,9 +83,8 @@ class SimulatedModel:
 def load_model(store: ModelStore, directory: Path, rounding: Rounding) -> SimulatedModel:
     """Load a (small) model whole."""
     backend, spec = choose_backend(KernelChoice.AUTO, 1), store.spec
-    opened = open_trunk(store, directory, rounding, InlineWorker(), wants_mtp=True)
-    drafter_experts = LocalExperts(store, backend, rounding, InlineWorker())
-    model = SimulatedModel(store, rounding, opened, backend, {}, drafter_experts)
+    opened = open_trunk(store, directory, rounding, InlineWorker())
+    model = SimulatedModel(store, rounding, opened, backend, {})
     for layer in model.layers:
         for expert in map(ExpertId, range(spec.router.num_experts)):
             model.packed[layer, expert] = backend.pack(spec.expert, store.expert(layer, expert))
@@ -230,8 +223,8 @@ class World:
     engine: Engine = field(init=False)
     swarm: Swarm = field(init=False)
 
-    async def join(self, observers: Observers, draft_width: int) -> None:
-        """The client enters. draft_width: drafts of each stream in a pass; 0: it does not speculate."""
+    async def join(self, observers: Observers) -> None:
+        """The client enters."""
         loop, model = asyncio.get_running_loop(), self.model
         identity = Identity.from_seed(self.entropy.randbytes(32))
         self.peer = identity.peer
@@ -251,15 +244,6 @@ class World:
         await self.holders.start()
         experts = SwarmExperts(self.holders, model.id, observers, loop.time, self.entropy.random, self.max_wait_s)
         self.engine = Engine(model.opened.trunk, experts, model.opened.tokenizer)
-        experts = SwarmExperts(self.holders, model.id, observers, loop.time, self.entropy.random)
-        speculation = Speculation.AUTO if draft_width else Speculation.OFF
-        self.engine = Engine(
-            model.opened.trunk,
-            experts,
-            model.opened.tokenizer,
-            settings=EngineSettings(draft_width=draft_width),
-            drafter=choose_drafter(speculation, model.opened.mtp, model.drafter_experts),
-        )
         self.swarm = Swarm(self.engine, self.holders, model.id, model.layers, observers, loop.time)
 
 
@@ -276,7 +260,6 @@ async def open_world(
     capacities: Sequence[int] = (),
     heal: HealSettings = HealSettings(),  # noqa: B008  # frozen
     max_wait_s: float = MAX_WAIT_S,
-    draft_width: int = 0,
 ) -> AsyncIterator[World]:
     """Start one node per holding, and a client that has joined them; end all of them. capacities: experts that each
     node may hold to mend the swarm; empty: none takes anything over."""
@@ -290,7 +273,7 @@ async def open_world(
     try:
         for node in nodes:
             await node.start(world)
-        await world.join(Observers(observe), draft_width)
+        await world.join(Observers(observe))
         yield world
     finally:
         if hasattr(world, "engine"):

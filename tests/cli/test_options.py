@@ -3,8 +3,9 @@
 import pytest
 import typer
 
-from shoal.cli.options import TrunkFormatOption, parse_ids, parse_size
-from shoal.client.settings import TRUNK_FORMATS
+from shoal.cli.options import SpeculateOption, TrunkFormatOption, parse_ids, parse_size
+from shoal.client.settings import SPECULATIONS, TRUNK_FORMATS
+from shoal.client.speculation.choice import Speculation
 from shoal.client.trunk.linear_maker import TrunkFormat
 
 
@@ -42,3 +43,7 @@ def test_what_are_no_token_ids_is_refused(words: str) -> None:
 
 def test_trunk_formats_are_named_alike_everywhere() -> None:
     assert [option.value for option in TrunkFormatOption] == list(TRUNK_FORMATS) == [each.value for each in TrunkFormat]
+
+
+def test_drafters_are_named_alike_everywhere() -> None:
+    assert [option.value for option in SpeculateOption] == list(SPECULATIONS) == [each.value for each in Speculation]

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.client.api.model import Coverage
-from shoal.protocol.events import FailedOver, ReplyReceived
+from shoal.protocol.events import FailedOver, PassTaken, ReplyReceived
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from tests.client.api.fake_model import FakeModel, gateway
 
@@ -53,6 +53,9 @@ def test_metrics_follow_vllms_names_and_count() -> None:
         peer = PeerId("12D3")
         door.services.metrics.observe(ReplyReceived(peer, LayerId(1), 0.002, 0.0, 0.001))
         door.services.metrics.observe(FailedOver(peer, LayerId(1), (ExpertId(3),), "ChannelClosed", 0.1))
+        for num_drafted, num_accepted in ((3, 2), (0, 0), (4, 0)):
+            pass_taken = PassTaken(1, 1, 0, 1, 0, 0.0, 0.0, 0.1, num_drafted, num_accepted)
+            door.services.metrics.observe(pass_taken)
         return (await door.get("/metrics")).text
 
     families = {family.name: family for family in text_string_to_metric_families(asyncio.run(use()))}
@@ -69,6 +72,9 @@ def test_metrics_follow_vllms_names_and_count() -> None:
     assert samples["shoal:request_success_total", "length"] == 1
     assert samples["shoal:request_errors_total", "invalid_type"] == 1
     assert samples["shoal:failovers_total",] == 1
+    assert samples["shoal:spec_decode_num_drafts_total",] == 2
+    assert samples["shoal:spec_decode_num_draft_tokens_total",] == 7
+    assert samples["shoal:spec_decode_num_accepted_tokens_total",] == 2
     assert samples["shoal:coverage_ratio",] == 1
     assert samples["shoal:num_requests_running",] == 0
     assert len(samples) < 300

@@ -1,0 +1,199 @@
+"""What speculation brings to one stream at some round-trip times: tokens per pass, tokens per second with and without.
+
+Nodes' servers and a client in one process, joined by memory channels that delay messages by half a round trip: real
+arithmetic, real clock, no sockets. Every round continues every held-out story without and with drafts, one after the
+other, so that a busy machine slows both alike; the ratio is taken story by story. Answers are compared, too.
+"""
+
+import random
+import statistics
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+from shoal.client.generate import Engine, Token
+from shoal.client.sampler import Sampling
+from shoal.client.speculation.choice import Speculation, choose_drafter
+from shoal.client.trunk.local_experts import LocalExperts
+from shoal.experts.choose_backend import KernelChoice, choose_backend
+from shoal.experts.worker import ComputeWorker
+from shoal.node.assignment import parse_holding
+from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.events import ignore
+from shoal.protocol.ids import PeerId
+from shoal.protocol.net.memory import untouched
+from shoal.simulations.bench.machine import describe_machine, git_commit
+from shoal.simulations.demo_model.held_out import held_out_stories
+from shoal.simulations.local import holdings
+from shoal.simulations.virtual.soak import demo_model_in_memory
+from shoal.simulations.virtual.world import SimulatedModel, open_world
+
+PROMPT_TOKENS = 64
+"""Of a story: enough to be one, and the rest of its answer is the model's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What is measured."""
+
+    rtts_ms: Sequence[float] = (0, 5, 20, 50)
+    speculate: Speculation = Speculation.AUTO
+    stories: int = 6
+    tokens: int = 64
+    temperature: float = 0.0
+    nodes: int = 4
+    replicas: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One round-trip time; rates and ratios are medians over the stories, ranges their least and most."""
+
+    rtt_ms: float
+    tokens_per_pass: float
+    drafted_per_pass: float
+    accepted_share: float
+    tokens_per_s_without: float
+    tokens_per_s_with: float
+    ratio: float
+    ratio_range: tuple[float, float]
+    answers_differ: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One answer."""
+
+    tokens: list[Token]
+    seconds: float
+    """From the first token to the last."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return (len(self.tokens) - 1) / self.seconds
+
+
+async def bench_decode(settings: DecodeSettings, cache_dir: Path | None = None) -> dict[str, object]:
+    """Measure every round-trip time.
+
+    Raises:
+        InvalidRequest: no or negative times, no story. ShoalError: whatever nodes, swarm or model raise.
+    """
+    if not settings.rtts_ms or min(settings.rtts_ms) < 0 or settings.stories < 1 or settings.tokens < 2:
+        raise InvalidRequest("expected round-trip times >= 0 ms, a story or more and two tokens or more")
+    with demo_model_in_memory(cache_dir) as model:
+        rows = [await _row(model, settings, rtt_ms) for rtt_ms in settings.rtts_ms]
+    return {
+        "machine": describe_machine(),
+        "commit": git_commit(),
+        "speculate": settings.speculate.value,
+        "temperature": settings.temperature,
+        "nodes": settings.nodes,
+        "stories": settings.stories,
+        "tokens": settings.tokens,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -> Row:
+    prompts = _prompts(model, settings.stories)
+    async with _engines(model, settings, rtt_ms) as (plain, drafting):
+        for engine in (plain, drafting):  # connections, deadlines, packed experts, and how many drafts pay
+            await _answer(engine, prompts[-1], settings, seed=len(prompts))
+        pairs = [
+            (await _answer(plain, prompt, settings, seed), await _answer(drafting, prompt, settings, seed))
+            for seed, prompt in enumerate(prompts[: settings.stories])
+        ]
+    tokens = [token for _, run in pairs for token in run.tokens]
+    num_passes = sum(not token.was_drafted for token in tokens)
+    num_drafted, num_accepted = sum(t.num_drafted for t in tokens), sum(t.was_drafted for t in tokens)
+    ratios = sorted(run.tokens_per_s / base.tokens_per_s for base, run in pairs)
+    return Row(
+        rtt_ms=rtt_ms,
+        tokens_per_pass=len(tokens) / num_passes,
+        drafted_per_pass=num_drafted / num_passes,
+        accepted_share=num_accepted / max(1, num_drafted),
+        tokens_per_s_without=statistics.median(base.tokens_per_s for base, _ in pairs),
+        tokens_per_s_with=statistics.median(run.tokens_per_s for _, run in pairs),
+        ratio=statistics.median(ratios),
+        ratio_range=(ratios[0], ratios[-1]),
+        answers_differ=sum([t.id for t in a.tokens] != [t.id for t in b.tokens] for a, b in pairs),
+    )
+
+
+@asynccontextmanager
+async def _engines(
+    model: SimulatedModel, settings: DecodeSettings, rtt_ms: float
+) -> AsyncIterator[tuple[Engine, Engine]]:
+    """A swarm, and two engines on it that take turns: without drafts and with."""
+    num_experts = model.store.spec.router.num_experts
+    held = [
+        parse_holding(words, model.store.spec) for words in holdings(settings.nodes, settings.replicas, num_experts)
+    ]
+    holding = [{layer: ids for layer, ids in each.items() if layer in model.layers} for each in held]
+
+    def delay_s(source: PeerId, target: PeerId) -> float:
+        return rtt_ms / 2000
+
+    entropy = random.Random(0)
+    worker = ComputeWorker("trunk")
+    try:
+        async with open_world(
+            model, holding, [0.0] * len(holding), entropy, delay_s, untouched, lambda _, handler: handler, ignore,
+            node_worker=lambda node: worker,
+        ) as world:  # fmt: skip
+            plain = world.engine
+            experts = LocalExperts(model.store, choose_backend(KernelChoice.AUTO, 1), model.rounding, worker)
+            drafter = choose_drafter(settings.speculate, model.opened.mtp, experts)
+            drafting = Engine(plain.trunk, plain.routed_experts, plain.tokenizer, drafter=drafter)
+            try:
+                yield plain, drafting
+            finally:
+                await drafting.aclose()
+    finally:
+        await worker.aclose()
+
+
+def _prompts(model: SimulatedModel, count: int) -> list[list[int]]:
+    """Beginnings of held-out stories, and one more for warming up."""
+    tokenizer = model.opened.tokenizer
+    if tokenizer is None:
+        raise InvalidRequest("the model has no tokenizer")
+    stories = [tokenizer.encode(story.plain)[:PROMPT_TOKENS] for story in held_out_stories()]
+    if len(stories) <= count:
+        raise InvalidRequest(f"{count} stories asked for, {len(stories) - 1} are there")
+    return stories[: count + 1]
+
+
+async def _answer(engine: Engine, prompt: list[int], settings: DecodeSettings, seed: int) -> _Run:
+    sampling = Sampling(temperature=settings.temperature, seed=seed, max_tokens=settings.tokens, ignore_eos=True)
+    tokens, times = list[Token](), list[float]()
+    async with aclosing(engine.stream(prompt, sampling)) as stream:
+        async for token in stream:
+            tokens.append(token)
+            times.append(perf_counter())
+    return _Run(tokens, times[-1] - times[0])
+
+
+def table(result: dict[str, object]) -> str:
+    """The result as Markdown."""
+    lines = [
+        f"drafts by {result['speculate']}, temperature {result['temperature']}, {result['nodes']} nodes,"
+        f" {result['stories']} held-out stories of {result['tokens']} tokens, commit {result['commit']},"
+        f" {result['machine']}",
+        "",
+        "| RTT ms | tokens/s without | with | ratio (range over stories) | tokens a pass | drafts a pass | right |"
+        " answers that differ |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in cast(list[dict[str, Any]], result["rows"]):
+        least, most = row["ratio_range"]
+        lines.append(
+            f"| {row['rtt_ms']:g} | {row['tokens_per_s_without']:.1f} | {row['tokens_per_s_with']:.1f}"
+            f" | {row['ratio']:.2f} ({least:.2f}-{most:.2f}) | {row['tokens_per_pass']:.2f}"
+            f" | {row['drafted_per_pass']:.2f} | {100 * row['accepted_share']:.0f} % | {row['answers_differ']} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,403 @@
+"""Answers are the same with and without drafts, whoever drafts, however wrong, and whatever goes wrong meanwhile.
+
+Run: pytest tests/client/speculation/test_speculation.py
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shoal.client.constraint import TokenConstraint
+from shoal.client.engine_settings import MAX_DRAFT_WIDTH, EngineSettings
+from shoal.client.generate import Engine, Token
+from shoal.client.sampler import Sampling
+from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
+from shoal.client.speculation.drafter import Drafts, Wish
+from shoal.client.speculation.mtp_drafter import MAX_TAIL, MtpDrafter
+from shoal.client.tokenizer import Tokenizer
+from shoal.client.trunk.checkpoint import load_mtp, load_trunk
+from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
+from shoal.client.trunk.local_experts import LocalExperts
+from shoal.client.trunk.model import Timing, Trunk
+from shoal.client.trunk.moe import RoutedExperts
+from shoal.experts.choose_backend import KernelChoice, choose_backend
+from shoal.experts.store import ModelStore
+from shoal.experts.worker import InlineWorker
+from shoal.kernels.cpu import is_available
+from shoal.protocol.errors import CoverageGap, InvalidRequest, NoTokenAllowed
+from shoal.protocol.events import Event, PassTaken
+from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.messages import Rounding
+from tests.checkpoints import SHAPES, write_checkpoint
+from tests.client.tiny_tokenizer import CONFIG, train
+
+VOCABULARY = train()
+SHAPE = replace(SHAPES["ragged_fp8_mtp_sharded"], vocab_size=VOCABULARY.get_vocab_size(), max_positions=400)
+LOGPROB_BOUND = 1e-4
+"""As in tests/client/test_batching.py."""
+PROMPT = (5, 17, 300, 2)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trunk for all tests."""
+
+    store: ModelStore
+    trunk: Trunk
+    experts: LocalExperts
+
+    def engine(
+        self,
+        drafter: "Oracle | MtpDrafter | None" = None,
+        width: int = 4,
+        experts: RoutedExperts | None = None,
+        kv_cache_bytes: int = 2**30,
+        events: list[Event] | None = None,
+    ) -> Engine:
+        timing = Timing(0, lambda: 0.0, (events if events is not None else []).append)
+        tokenizer = Tokenizer(VOCABULARY.to_str().encode(), CONFIG)
+        limits = EngineSettings(kv_cache_bytes=kv_cache_bytes, draft_width=width)
+        return Engine(
+            self.trunk, experts or self.experts, tokenizer, lambda: 7, settings=limits, timing=timing, drafter=drafter
+        )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """How many threads torch uses decides how it sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+EXACT = pytest.mark.skipif(not is_available(), reason="needs the C++ kernels: a C++20 compiler at installation")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((TrunkFormat.AS_PUBLISHED, torch.float32), id="packed_fp32", marks=EXACT),
+        pytest.param((TrunkFormat.AS_PUBLISHED, torch.bfloat16), id="packed_bf16", marks=EXACT),
+        pytest.param((TrunkFormat.DENSE, torch.float32), id="dense_fp32"),
+    ],
+)
+def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Model:
+    trunk_format, dtype = request.param
+    directory = tmp_path_factory.mktemp("speculation") / "model"
+    write_checkpoint(directory, SHAPE, seed=3)
+    store, worker = ModelStore.open(directory, directory.parent / "cache"), InlineWorker()
+    rounding = Rounding.FP32 if dtype is torch.float32 else Rounding.BF16
+    experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), rounding, worker)
+    trunk = load_trunk(store, worker, dtype, maker=linear_maker(trunk_format, dtype, 1))
+    return Model(store, trunk, experts)
+
+
+@dataclass
+class Oracle:
+    """A drafter that knows the answers, and errs where it is told to: after `errs_every` right ones."""
+
+    answers: Sequence[Sequence[int]]
+    """Prompts with their answers."""
+    errs_every: int
+    wants_states = True
+    num_seen: int = 0
+
+    def saw(self, stream: object, start: int, states: Tensor) -> None:
+        self.num_seen += len(states)
+
+    async def draft(self, wishes: Sequence[Wish]) -> list[Drafts]:
+        return [self._one(wish) for wish in wishes]
+
+    def _one(self, wish: Wish) -> Drafts:
+        ids = list(wish.ids)
+        known = next((list(answer) for answer in self.answers if list(answer[: len(ids)]) == ids), ids)
+        right = known[len(ids) : len(ids) + wish.width]
+        return tuple((t + 1) % 300 if (len(ids) + i) % self.errs_every == 0 else t for i, t in enumerate(right))
+
+
+@dataclass
+class Evens:
+    """A grammar: even tokens only, `length` of them, then nothing may come."""
+
+    length: int = 99
+
+    def allowed(self) -> Tensor | None:
+        mask = torch.zeros(SHAPE.vocab_size, dtype=torch.bool)
+        if self.length:
+            mask[::2] = True
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        assert token_id % 2 == 0
+        self.length -= 1
+
+
+async def stream(
+    engine: Engine, prompt: Sequence[int], sampling: Sampling, grammar: TokenConstraint | None = None
+) -> list[Token]:
+    async with aclosing(engine.stream(prompt, sampling, grammar)) as tokens:
+        return [token async for token in tokens]
+
+
+def is_left_clean(engine: Engine) -> bool:
+    load = engine.load
+    return (load.num_running, load.num_waiting, load.kv_bytes) == (0, 0, 0)
+
+
+def assert_same(tokens: list[Token], expected: list[Token]) -> None:
+    def told(tokens: list[Token]) -> list[tuple[object, ...]]:
+        return [(t.id, t.text, t.index, t.finish_reason, [i for i, _ in t.top_logprobs]) for t in tokens]
+
+    assert told(tokens) == told(expected)
+    assert [t.logprob for t in tokens] == pytest.approx([t.logprob for t in expected], abs=LOGPROB_BOUND)
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.5, 1.0]),
+    top_k=st.sampled_from([0, 3]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.7]),
+    top_logprobs=st.sampled_from([0, 2]),
+    seed=st.integers(0, 1000),
+    max_tokens=st.integers(1, 14),
+    stop=st.sampled_from([(), ("e",), ("th", "a")]),
+    ignore_eos=st.booleans(),
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    asked=st.lists(st.tuples(st.lists(st.integers(0, 300), min_size=1, max_size=8), samplings), min_size=1, max_size=5),
+    errs_every=st.sampled_from([1, 2, 3, 1000]),
+    width=st.sampled_from([1, 4, MAX_DRAFT_WIDTH]),
+)
+def test_answers_are_the_same_however_wrong_the_drafts_are_and_whoever_shares_the_pass(
+    model: Model, asked: list[tuple[list[int], Sampling]], errs_every: int, width: int
+) -> None:
+    plain = model.engine()
+    expected = [asyncio.run(stream(plain, prompt, sampling)) for prompt, sampling in asked]
+    answers = [prompt + [t.id for t in tokens] for (prompt, _), tokens in zip(asked, expected, strict=True)]
+    engine = model.engine(Oracle(answers, errs_every), width)
+
+    async def together() -> list[list[Token]]:
+        return await asyncio.gather(*(stream(engine, prompt, sampling) for prompt, sampling in asked))
+
+    for tokens, wanted in zip(asyncio.run(together()), expected, strict=True):
+        assert_same(tokens, wanted)
+    assert is_left_clean(engine)
+
+
+GREEDY = Sampling(max_tokens=13, ignore_eos=True)
+
+
+def answer_of(model: Model, prompt: Sequence[int] = PROMPT) -> list[int]:
+    return [*prompt, *(t.id for t in asyncio.run(stream(model.engine(), prompt, GREEDY)))]
+
+
+def test_right_drafts_take_passes_away_and_every_figure_says_so(model: Model) -> None:
+    events: list[Event] = []
+    engine = model.engine(Oracle([answer_of(model)], errs_every=1000), width=3, events=events)
+    generation = asyncio.run(engine.generate(PROMPT, GREEDY))
+    passes = [event for event in events if isinstance(event, PassTaken)]
+    assert [event.num_drafted for event in passes] == [0, 3, 3, 3]  # the prompt's brings the first token
+    assert sum(event.num_accepted for event in passes) == generation.accepted_tokens == generation.drafted_tokens == 9
+    assert generation.tokens_per_pass == pytest.approx(13 / 4)
+
+
+def test_no_draft_goes_beyond_what_the_answer_may_have(model: Model) -> None:
+    events: list[Event] = []
+    engine = model.engine(Oracle([answer_of(model)], errs_every=1000), width=8, events=events)
+    asyncio.run(stream(engine, PROMPT, replace(GREEDY, max_tokens=3)))
+    assert [event.num_drafted for event in events if isinstance(event, PassTaken)] == [0, 1]
+
+
+def test_a_grammar_sees_the_tokens_of_the_answer_and_no_draft(model: Model) -> None:
+    sampling = replace(GREEDY, temperature=1.0, seed=4)
+    expected = asyncio.run(stream(model.engine(), PROMPT, sampling, Evens()))
+    answer = [*PROMPT, *(token.id for token in expected)]
+    tokens = asyncio.run(stream(model.engine(Oracle([answer], errs_every=3)), PROMPT, sampling, Evens()))
+    assert_same(tokens, expected)
+
+
+def test_tokens_before_a_grammars_dead_end_are_handed_out_and_then_its_error(model: Model) -> None:
+    expected = asyncio.run(stream(model.engine(), PROMPT, GREEDY, Evens()))
+    answer = [*PROMPT, *(token.id for token in expected)]
+    engine, got = model.engine(Oracle([answer], errs_every=1000)), list[int]()
+
+    async def main() -> None:
+        async with aclosing(engine.stream(PROMPT, GREEDY, Evens(length=4))) as tokens:
+            async for token in tokens:
+                got.append(token.id)
+
+    with pytest.raises(NoTokenAllowed):
+        asyncio.run(main())
+    assert got == answer[len(PROMPT) :][:4]
+    assert is_left_clean(engine)
+
+
+@dataclass
+class Gap:
+    """Experts of which one layer is missing for the rows behind the first of a pass, or for all."""
+
+    experts: RoutedExperts
+    first_row: int
+    num_gaps: int = 0
+
+    async def __call__(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
+        mine = set(topk_idx[: self.first_row].flatten().tolist())
+        missing = [e for e in topk_idx[self.first_row :].flatten().tolist() if e not in mine]
+        if missing and len(x) in (1, 4):  # one token, or one and three drafts; a prompt has others
+            self.num_gaps += 1
+            raise CoverageGap(layer, [ExpertId(missing[0])], 1.0)
+        return await self.experts(layer, x, topk_idx, topk_weights)
+
+
+def test_an_expert_that_only_drafts_need_ends_nothing(model: Model) -> None:
+    answer, gap = answer_of(model, (5, 17)), Gap(model.experts, first_row=1)
+    engine = model.engine(Oracle([answer], errs_every=1000), width=3, experts=gap)
+    assert [t.id for t in asyncio.run(stream(engine, (5, 17), GREEDY))] == answer[2:]
+    assert gap.num_gaps == 1  # then it goes on without drafts
+
+
+def test_an_expert_that_the_answer_needs_ends_it_with_drafts_too(model: Model) -> None:
+    engine = model.engine(Oracle([answer_of(model, (5, 17))], 1000), 3, Gap(model.experts, first_row=0))
+    with pytest.raises(CoverageGap):
+        asyncio.run(stream(engine, (5, 17), GREEDY))
+    assert is_left_clean(engine)
+
+
+def test_drafts_take_no_memory_from_anybodys_cache(model: Model) -> None:
+    """A budget for both caches and not for drafts behind them: drafts give way, no stream does."""
+    prompts = [tuple(range(250)), tuple(range(1, 251))]
+    expected = [answer_of(model, prompt)[250:] for prompt in prompts]
+    answers = [[*prompt, *answer] for prompt, answer in zip(prompts, expected, strict=True)]
+    engine = model.engine(Oracle(answers, 1000), 8, kv_cache_bytes=2 * 400 * model.trunk.cache_bytes_per_token)
+
+    async def together() -> list[list[Token]]:
+        return await asyncio.gather(*(stream(engine, prompt, GREEDY) for prompt in prompts))
+
+    assert [[t.id for t in tokens] for tokens in asyncio.run(together())] == expected
+
+
+class Endless(Oracle):
+    """Drafts for ever."""
+
+    async def draft(self, wishes: Sequence[Wish]) -> list[Drafts]:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody answers")
+
+
+def test_leaving_while_drafts_are_made_frees_the_place_and_others_go_on(model: Model) -> None:
+    engine = model.engine(Endless([], 1))
+
+    async def main() -> list[Token]:
+        async with aclosing(engine.stream(PROMPT, GREEDY)) as tokens:
+            assert (await anext(tokens)).index == 0  # the next pass is waiting for its drafts
+        assert is_left_clean(engine)
+        return await stream(engine, PROMPT, replace(GREEDY, max_tokens=1))
+
+    assert len(asyncio.run(main())) == 1
+
+
+def test_mtp_drafts_the_same_for_streams_together_as_alone_and_wrong_ones_leave_no_trace(model: Model) -> None:
+    mtp = load_mtp(model.store, model.trunk, None)
+    assert mtp is not None
+    ids = torch.arange(40) * 7 % 300
+
+    async def drafts_of(drafter: MtpDrafter, keys: list["Key"], ends: list[int]) -> list[Drafts]:
+        return await drafter.draft([Wish(k, ids[: end + 1].tolist(), 3) for k, end in zip(keys, ends, strict=True)])
+
+    async def main() -> None:
+        states = await model.trunk.forward(ids, model.trunk.new_cache(), model.experts)
+        a, b, c = Key(), Key(), Key()
+        one, two = MtpDrafter(mtp, model.experts), MtpDrafter(mtp, model.experts)
+        for end in (10, 11, 14, 20):  # drafts in between, all of them thrown away
+            start = {10: 0, 11: 10, 14: 11, 20: 14}[end]
+            one.saw(a, start, states[start:end])
+            last = (await drafts_of(one, [a], [end]))[0]
+        two.saw(b, 0, states[:20])
+        two.saw(c, 0, states[:5])
+        together = await drafts_of(two, [b, c], [20, 5])
+        assert together[0] == last
+        assert [len(drafts) for drafts in together] == [3, 3]
+        assert await drafts_of(two, [Key()], [20]) == [()]  # of whom it knows nothing
+        two.saw(b, 3, states[3:8])  # run anew from there: only what it has seen since counts
+        assert await drafts_of(two, [b], [20]) == [()]
+        assert len((await drafts_of(two, [b], [8]))[0]) == 3
+
+    asyncio.run(main())
+
+
+class Key:
+    """Some stream."""
+
+
+def test_states_that_wait_are_bounded(model: Model) -> None:
+    mtp = load_mtp(model.store, model.trunk, None)
+    assert mtp is not None
+    drafter, key = MtpDrafter(mtp, model.experts), Key()
+    for start in range(0, 390, 130):
+        drafter.saw(key, start, torch.zeros(130, model.trunk.config.hidden_size, dtype=model.trunk.dtype))
+    assert sum(tail.num_waiting for tail in drafter._tails.values()) == MAX_TAIL
+    assert len(asyncio.run(drafter.draft([Wish(key, [1] * 391, 2)]))[0]) == 2
+
+
+@pytest.mark.parametrize("choice", [Speculation.AUTO, Speculation.MTP, Speculation.NGRAM])
+def test_every_choice_gives_the_same_answer(model: Model, choice: Speculation) -> None:
+    has_mtp = drafts_by_mtp(choice, model.store, 1, 2**40)
+    mtp = load_mtp(model.store, model.trunk, None) if has_mtp else None
+    drafter = choose_drafter(choice, mtp, model.experts)
+    limits = EngineSettings()
+    engine = Engine(model.trunk, model.experts, None, lambda: 7, settings=limits, drafter=drafter)
+    tokens = asyncio.run(stream(engine, PROMPT, replace(GREEDY, max_tokens=40)))
+    plain = asyncio.run(stream(model.engine(), PROMPT, replace(GREEDY, max_tokens=40)))
+    assert [token.id for token in tokens] == [token.id for token in plain]
+
+
+def test_mtp_is_refused_by_name_where_it_cannot_be(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="more than a quarter"):
+        drafts_by_mtp(Speculation.MTP, model.store, expert_bytes=2**30, free_bytes=2**30)
+    assert not drafts_by_mtp(Speculation.AUTO, model.store, expert_bytes=2**30, free_bytes=2**30)
+    write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=1)
+    without = ModelStore.open(tmp_path / "model", tmp_path / "cache")
+    with pytest.raises(InvalidRequest, match="no MTP layer"):
+        drafts_by_mtp(Speculation.MTP, without, 1, 2**40)
+    assert not drafts_by_mtp(Speculation.AUTO, without, 1, 2**40)
+
+
+CHI_SQUARE_LIMIT = 29.588
+"""The 99.9th percentile with 10 degrees of freedom."""
+
+
+def test_verified_samples_keep_the_samplers_distribution() -> None:
+    """Chi-square over 11 tokens: of the first token, and of the second where the draft before it was right."""
+    from shoal.client.answer_text import AnswerText
+    from shoal.client.passes import Chosen, _choose
+    from shoal.client.sampler import Sampler
+    from shoal.client.sequence import Answering, Ending
+
+    logits = torch.randn(2, 11, generator=torch.Generator().manual_seed(5))
+    sampling = Sampling(temperature=0.9)
+    draft = int(logits[0].argmax())
+    counts = torch.zeros(2, 11)
+    for seed in range(6000):
+        sampler = Sampler(sampling, [0], torch.Generator().manual_seed(seed))
+        answering = Answering([0], sampler, AnswerText(None, ()), Ending(9, frozenset()), 0.0)
+        outcome = _choose(answering, logits, [draft])
+        assert isinstance(outcome, Chosen)
+        assert (len(outcome.sampled) == 2) == (outcome.sampled[0].token_id == draft)
+        for place, sampled in enumerate(outcome.sampled):
+            counts[place, sampled.token_id] += 1
+    expected = (logits / 0.9).softmax(dim=-1) * counts.sum(dim=1, keepdim=True)
+    assert counts[1].sum() > 1000
+    assert (((counts - expected) ** 2 / expected).sum(dim=1) < CHI_SQUARE_LIMIT).all()
