@@ -12,9 +12,9 @@ from torch import Tensor
 class TokenConstraint(Protocol):
     """One answer's grammar and its state. Called on the trunk's worker: `allowed`, then `accept`, for every token.
 
-    Only one call runs at a time, and none after an end-of-sequence token; where drafts are verified, a few may come after
-    a stop string has ended the answer. Calls must be quick: every stream that shares
-    the trunk waits for them. An exception of theirs ends the answer and reaches its reader as it is.
+    Only one call runs at a time, and none after an end-of-sequence token; where drafts are verified, a few may come
+    after a stop string has ended the answer. Calls must be quick: every stream that shares the trunk waits for them. An
+    exception of theirs ends the answer and reaches its reader as it is.
     """
 
     def allowed(self) -> Tensor | None:

@@ -13,7 +13,7 @@ from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.ids import LayerId
 
 MEMORY_SHARE = 0.25
-"""Of the memory that is free before the trunk is loaded: what MTP's experts may take. DeepSeek-V3's are 11.3 GB in fp8."""
+"""Of the memory that is free before the trunk is loaded: what MTP's experts may take (DeepSeek-V3's: 11.3 GB)."""
 
 MIN_MATCH_ALONE = 2
 """Where there is no MTP to ask instead, shorter matches are guesses worth verifying."""
