@@ -99,14 +99,11 @@ def decode(
 ) -> None:
     """What guessed tokens bring at some round-trip times: tokens per pass, and tokens per second with and without."""
     with reporting_errors():
-        import torch
-
         from shoal.client.speculation.choice import Speculation
         from shoal.simulations.bench.decode import DecodeSettings, bench_decode, table
 
         rtts_ms = parse_ids(rtt) or []
-        settings = DecodeSettings(rtts_ms, Speculation(speculate.value), stories, tokens, temperature)
-        torch.set_num_threads(1)  # nodes and client share this process
+        settings = DecodeSettings(rtts_ms, Speculation(speculate.value), stories, tokens, temperature, threads=1)
 
         async def measure() -> None:
             result = await bench_decode(settings)

@@ -14,6 +14,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
+import torch
+
 from shoal.client.generate import Engine, Token
 from shoal.client.sampler import Sampling
 from shoal.client.speculation.choice import Speculation, choose_drafter
@@ -46,6 +48,8 @@ class DecodeSettings:
     temperature: float = 0.0
     nodes: int = 4
     replicas: int = 2
+    threads: int = 0
+    """Torch's, of nodes and client together; 0: as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ async def bench_decode(settings: DecodeSettings, cache_dir: Path | None = None) 
     """
     if not settings.rtts_ms or min(settings.rtts_ms) < 0 or settings.stories < 1 or settings.tokens < 2:
         raise InvalidRequest("expected round-trip times >= 0 ms, a story or more and two tokens or more")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     with demo_model_in_memory(cache_dir) as model:
         rows = [await _row(model, settings, rtt_ms) for rtt_ms in settings.rtts_ms]
     return {
