@@ -19,6 +19,7 @@ import torch
 from shoal.client.generate import Engine, Token
 from shoal.client.sampler import Sampling
 from shoal.client.speculation.choice import Speculation, choose_drafter
+from shoal.client.trunk.checkpoint import load_mtp
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.worker import ComputeWorker
@@ -149,11 +150,10 @@ async def _engines(
     try:
         async with open_world(
             model, holding, [0.0] * len(holding), entropy, delay_s, untouched, lambda _, handler: handler, ignore,
-            node_worker=lambda node: worker,
         ) as world:  # fmt: skip
             plain = world.engine
             experts = LocalExperts(model.store, choose_backend(KernelChoice.AUTO, 1), model.rounding, worker)
-            drafter = choose_drafter(settings.speculate, model.opened.mtp, experts)
+            drafter = choose_drafter(settings.speculate, load_mtp(model.store, model.opened.trunk), experts)
             drafting = Engine(plain.trunk, plain.routed_experts, plain.tokenizer, drafter=drafter)
             try:
                 yield plain, drafting
