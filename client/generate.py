@@ -20,7 +20,7 @@ from shoal.client.engine_settings import PREFILL_CHUNK, EngineSettings
 from shoal.client.generation import FinishReason, Generation, Recorder, Token
 from shoal.client.logprobs import MAX_TOP_LOGPROBS, TokenScore
 from shoal.client.passes import Chosen, Failed, Outcome, Passes, Scored
-from shoal.client.sampler import Sampled, Sampler, Sampling
+from shoal.client.sampler import Sampler, Sampling
 from shoal.client.scheduler import Scheduler, Share, no_drafts
 from shoal.client.sequence import Answering, AnySequence, Ending, Result, Scoring, Sequence
 from shoal.client.speculation.drafter import Drafter
@@ -251,20 +251,19 @@ class Engine:
 
     async def _step(self, shares: list[Share]) -> None:
         """One pass: draft, forward, sample, hand out."""
-        started, clock = self._timing.clock(), asyncio.get_running_loop().time
+        started, draft_s = self._timing.clock(), 0.0
+        if self._speculator:
+            shares, draft_s = await self._drafted(self._speculator, shares)
+            if not shares:
+                return
         self._num_passes += 1
         num_decoding = sum(share.sequence.is_decoding for share in shares)
-        speculator = self._speculator
-        began_drafting = clock()
-        if speculator:
-            shares = await speculator.drafted(shares)
-        drafted = clock()
+        began = asyncio.get_running_loop().time() if self._speculator else 0.0
         done = await self._passes.run(shares, self._num_passes)
-        share_of = {id(share.sequence): share for share in shares}
-        num_accepted = sum(self._hand_out(outcome, share_of[id(outcome.sequence)]) for outcome in done.outcomes)
-        if speculator:
-            speculator.took(shares, drafted - began_drafting, clock() - drafted)
-            speculator.learn_from(shares, done)
+        num_accepted = sum(map(self._hand_out, done.outcomes))
+        if self._speculator:
+            self._speculator.took(shares, draft_s, asyncio.get_running_loop().time() - began)
+            self._speculator.learn_from(shares, done)
         self._timing.observe(
             PassTaken(
                 pass_id=self._num_passes,
@@ -277,11 +276,18 @@ class Engine:
                 total_s=self._timing.clock() - started,
                 num_drafted=sum(len(share.drafts) for share in shares),
                 num_accepted=num_accepted,
-                draft_s=drafted - began_drafting,
+                draft_s=draft_s,
             )
         )
 
-    def _hand_out(self, outcome: Outcome, share: Share) -> int:
+    async def _drafted(self, speculator: Speculator, shares: list[Share]) -> tuple[list[Share], float]:
+        """The shares, with drafts, of streams that are still there when those are made; and the seconds that took."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        drafted = await speculator.drafted(shares)
+        return [share for share in drafted if share.sequence.cache is not None], clock() - began
+
+    def _hand_out(self, outcome: Outcome) -> int:
         """Give a stream that is still there what the pass has brought it; count the drafts that were right."""
         if outcome.sequence.cache is None:
             return 0
@@ -292,25 +298,25 @@ class Engine:
                 scoring.put(scores)
                 if not scoring.num_pending:
                     self._finish(scoring)
-            case Chosen(answering, chosen, error):
-                return self._continue(answering, chosen, error, share)
+            case Chosen():
+                return self._continue(outcome.sequence, outcome)
         return 0
 
-    def _continue(self, answering: Answering, chosen: list[Sampled], error: Exception | None, share: Share) -> int:
+    def _continue(self, answering: Answering, chosen: Chosen) -> int:
         """Hand out the tokens of one pass up to the answer's end, and forget the rows of drafts that were wrong."""
-        for place, sampled in enumerate(chosen):
-            token = answering.take(sampled, 0 if place else len(share.drafts), was_drafted=place > 0)
+        for place, sampled in enumerate(chosen.sampled):
+            token = answering.take(sampled, 0 if place else chosen.num_drafted, was_drafted=place > 0)
             answering.put(token)
             if token.index == 0:
                 self._tell_prefill(answering)
             if token.finish_reason is not None:
                 self._finish(answering)
                 return place
-        if answering.cache is not None:
+        if chosen.num_drafted and answering.cache is not None:
             answering.cache.truncate(len(answering.ids) - 1)
-        if error is not None:
-            self._fail([answering], error)
-        return len(chosen) - 1
+        if chosen.error is not None:
+            self._fail([answering], chosen.error)
+        return len(chosen.sampled) - 1
 
     def _tell_prefill(self, answering: Answering) -> None:
         admitted_at = answering.admitted_at or answering.submitted_at

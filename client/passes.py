@@ -31,6 +31,8 @@ class Chosen:
 
     sequence: Answering
     sampled: list[Sampled]
+    num_drafted: int = 0
+    """Drafts that were verified; every one has a row in the cache, right or wrong."""
     error: Exception | None = None
     """What prevents the token after them."""
 
@@ -141,7 +143,8 @@ class _Head:
 
 
 def _ids(share: Share) -> list[int]:
-    return [*share.sequence.pending(share.count), *share.drafts]
+    pending = share.sequence.pending(share.count)
+    return [*pending, *share.drafts] if share.drafts else pending
 
 
 def _heads(shares: list[Share]) -> Iterator[_Head]:
@@ -199,7 +202,7 @@ def _choose(sequence: Answering, logits: Tensor, drafts: list[int]) -> Outcome:
         try:
             chosen.append(sequence.sampler.sample(row))
         except Exception as error:  # a stream's own: it is told, and the others of the pass go on
-            return Chosen(sequence, chosen, error) if chosen else Failed(sequence, error)
+            return Chosen(sequence, chosen, len(drafts), error) if chosen else Failed(sequence, error)
         if chosen[-1].token_id != draft or draft in sequence.end_ids:
             break
-    return Chosen(sequence, chosen)
+    return Chosen(sequence, chosen, len(drafts))

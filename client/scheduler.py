@@ -101,7 +101,8 @@ class Scheduler:
         decoding = [sequence for sequence in ready if sequence.is_decoding]
         num_drafts = width(len(decoding)) if decoding else 0
         shares = [
-            Share(sequence, 1, len(sequence.ids) - 1, min(num_drafts, sequence.max_drafts)) for sequence in decoding
+            Share(sequence, 1, len(sequence.ids) - 1, min(num_drafts, sequence.max_drafts) if num_drafts else 0)
+            for sequence in decoding
         ]
         prompts = [sequence for sequence in ready if not sequence.is_decoding]
         if prompts:
@@ -129,7 +130,7 @@ class Scheduler:
 
     def _within_budget(self, shares: list[Share]) -> list[Share]:
         """The shares that are left when drafts, then the youngest sequences have given up their place, if need be."""
-        if self._bytes_after(shares) > self._settings.kv_cache_bytes:
+        if any(share.max_drafts for share in shares) and self._bytes_after(shares) > self._settings.kv_cache_bytes:
             shares = [replace(share, max_drafts=0) for share in shares]
         while len(self._running) > 1 and self._bytes_after(shares) > self._settings.kv_cache_bytes:
             youngest = self._running.pop()

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from shoal.client.engine_settings import EngineSettings
 from shoal.client.generate import Engine
-from shoal.client.speculation.choice import Speculation, choose_drafter
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_mtp, load_trunk
 from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
@@ -65,14 +63,9 @@ def single_process_engine(
     worker: Worker,
     cache_dir: Path | None = None,
     trunk_format: TrunkFormat = TrunkFormat.DENSE,
-    speculation: Speculation = Speculation.OFF,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
 ) -> Iterator[Engine]:
     """An engine that needs no swarm: every expert in this process, read when it is first chosen. Blocking."""
     with ModelStore.open(directory, cache_dir or default_cache_dir()) as store:
-        wants_mtp = speculation in (Speculation.AUTO, Speculation.MTP)
-        opened = open_trunk(store, directory, rounding, worker, trunk_format, wants_mtp)
+        opened = open_trunk(store, directory, rounding, worker, trunk_format)
         backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
-        experts = LocalExperts(store, backend, rounding, worker)
-        drafter = choose_drafter(speculation, opened.mtp, experts)
-        yield Engine(opened.trunk, experts, opened.tokenizer, settings=settings, drafter=drafter)
+        yield Engine(opened.trunk, LocalExperts(store, backend, rounding, worker), opened.tokenizer)

@@ -28,17 +28,20 @@ from shoal.client.sampler import Sampling
 from shoal.client.settings import CHANNELS, DTYPES, LAN_USES, SPECULATIONS, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
 from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
+from shoal.client.speculation.drafter import Drafter
+from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.swarm_health import SwarmHealth, swarm_health
 from shoal.client.tally import Observers
 from shoal.client.tokenizer import Tokenizer
 from shoal.client.trunk.linear_maker import TrunkFormat, require_kernels
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Timing
+from shoal.client.trunk.mtp import Mtp
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
-from shoal.experts.store import open_store
-from shoal.experts.worker import ComputeWorker
+from shoal.experts.store import ModelStore, open_store
+from shoal.experts.worker import ComputeWorker, Worker
 from shoal.protocol.errors import ConnectFailed, CoverageGap, InvalidRequest
 from shoal.protocol.events import Observer, ignore
 from shoal.protocol.identity import Identity, load_or_create_identity
@@ -141,8 +144,9 @@ class Swarm:
             stack.push_async_callback(holders.aclose)
             trunk_format = TrunkFormat(settings.trunk_format)
             speculation = Speculation(settings.speculate)
-            free_bytes = psutil.virtual_memory().available
-            wants_mtp = drafts_by_mtp(speculation, store, model.expert_bytes, free_bytes)
+            wants_mtp = speculation is not Speculation.OFF and await asyncio.to_thread(
+                drafts_by_mtp, speculation, store, model.expert_bytes, psutil.virtual_memory().available
+            )
             opening = asyncio.create_task(
                 asyncio.to_thread(open_trunk, store, settings.model, rounding, worker, trunk_format, wants_mtp)
             )
@@ -153,15 +157,13 @@ class Swarm:
             opened = opening.result()
             experts = SwarmExperts(holders, model, observers, time.perf_counter, draw, settings.max_wait_s)
             timing = Timing(0, time.perf_counter, observers)
-            backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
-            own_experts = LocalExperts(store, backend, rounding, worker)
             engine = Engine(
                 opened.trunk,
                 experts,
                 opened.tokenizer,
                 settings=_engine_settings(settings),
                 timing=timing,
-                drafter=choose_drafter(speculation, opened.mtp, own_experts),
+                drafter=_drafter(speculation, opened.mtp, store, rounding, worker),
             )
             stack.push_async_callback(engine.aclose)
             swarm = Swarm(engine, holders, model, layers, observers, time.perf_counter)
@@ -285,6 +287,16 @@ def _engine_settings(settings: SwarmSettings) -> EngineSettings:
     if kv_cache_bytes is None:
         kv_cache_bytes = int(psutil.virtual_memory().available * KV_SHARE_OF_FREE_MEMORY)
     return EngineSettings(settings.max_streams, settings.max_waiting, kv_cache_bytes)
+
+
+def _drafter(
+    speculation: Speculation, mtp: Mtp | None, store: ModelStore, rounding: Rounding, worker: Worker
+) -> Drafter | None:
+    """Who drafts; MTP's experts are read when they are first chosen."""
+    if mtp is None:
+        return choose_drafter(speculation)
+    backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
+    return choose_drafter(speculation, MtpDrafter(mtp, LocalExperts(store, backend, rounding, worker)))
 
 
 def _check(settings: SwarmSettings) -> None:

@@ -106,6 +106,10 @@ class ModelStore:
             raise CheckpointError(shard.tensors[0].file, shard.name, f"{shard.format.name}, the manifest has {stated}")
         return shard.weights()
 
+    def has_experts(self, layer: LayerId) -> bool:
+        """Whether every routed expert of a layer can be read on this machine: a checkpoint has all of its layers."""
+        return layer in self.spec.moe_layers
+
     def file_of(self, name: str) -> str:
         """What errors call the place of a tensor. Raises CheckpointError if there is none."""
         return self.checkpoint.file_of(name)

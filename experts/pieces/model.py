@@ -85,6 +85,12 @@ class PieceModel(ModelStore):
             raise CheckpointError(piece.name, None, "its tensors are not an expert's of this model")
         return ExpertShard(self.weight_format, tensors, self.spec.names.layout).weights()
 
+    def has_experts(self, layer: LayerId) -> bool:
+        """Whether the pieces of all routed experts of a layer are in the store."""
+        if layer not in self.spec.moe_layers:
+            return False
+        return not self.missing((layer, ExpertId(expert)) for expert in range(self.spec.router.num_experts))
+
     def has(self, name: str) -> bool:
         """Whether the trunk has a tensor of this name."""
         return name in self.manifest.trunk

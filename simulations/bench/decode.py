@@ -19,6 +19,7 @@ import torch
 from shoal.client.generate import Engine, Token
 from shoal.client.sampler import Sampling
 from shoal.client.speculation.choice import Speculation, choose_drafter
+from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.trunk.checkpoint import load_mtp
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.choose_backend import KernelChoice, choose_backend
@@ -153,7 +154,8 @@ async def _engines(
         ) as world:  # fmt: skip
             plain = world.engine
             experts = LocalExperts(model.store, choose_backend(KernelChoice.AUTO, 1), model.rounding, worker)
-            drafter = choose_drafter(settings.speculate, load_mtp(model.store, model.opened.trunk), experts)
+            mtp = load_mtp(model.store, model.opened.trunk)
+            drafter = choose_drafter(settings.speculate, MtpDrafter(mtp, experts) if mtp else None)
             drafting = Engine(plain.trunk, plain.routed_experts, plain.tokenizer, drafter=drafter)
             try:
                 yield plain, drafting

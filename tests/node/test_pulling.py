@@ -91,6 +91,14 @@ def test_a_part_is_pulled_and_the_plan_counts_its_bytes_exactly(model: Path, she
     assert fetched.num_pieces == 3
 
 
+def test_a_layer_has_its_experts_when_the_last_of_them_is_here(model: Path, shelf: Shelf) -> None:
+    pull(Wish("tiny", (str(model),), experts="1:0-7,2:0-6", has_trunk=False), shelf)
+    with open_pieces(shelf.find("tiny")) as store:
+        assert [store.has_experts(LayerId(layer)) for layer in range(4)] == [False, True, False, False]
+    with ModelStore.open(model, model) as whole:
+        assert [whole.has_experts(LayerId(layer)) for layer in range(5)] == [False, True, True, True, False]
+
+
 def test_a_plan_reads_no_weights_and_forecasts_by_the_rate_that_it_measures(model: Path, shelf: Shelf) -> None:
     async def plan() -> tuple[Plan, float | None]:
         async with planned(Wish("tiny", (str(model),)), shelf) as pulled:

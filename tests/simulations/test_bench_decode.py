@@ -1,13 +1,24 @@
 """The benchmark of speculation measures what it says, on a run too small to tell anything."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from shoal.client.speculation.choice import Speculation
 from shoal.protocol.errors import InvalidRequest
 from shoal.simulations.bench.decode import DecodeSettings, bench_decode, table
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """How many threads torch uses decides how it sums, and which answers are compared to which."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_every_round_trip_time_is_a_row_and_no_answer_differs(tmp_path: Path) -> None:

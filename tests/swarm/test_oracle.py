@@ -1,7 +1,7 @@
 """The whole-system oracle: transformers, one process, a swarm, and a swarm that loses a holder give the same tokens."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,16 @@ from shoal.protocol.messages import Rounding
 from shoal.simulations.local import holdings
 from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
 from tests.swarm.world import World, memory_swarm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """How many threads torch uses decides how it sums, here and in transformers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 NUM_NEW_TOKENS = 32
 PROMPT = [5, 17, 3, 90, 41, 8, 8, 61]

@@ -19,6 +19,7 @@ from shoal.client.holders import Holders
 from shoal.client.model_id import model_id as model_id_of
 from shoal.client.single_process import open_trunk
 from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
+from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.swarm import ROUNDINGS, Swarm
 from shoal.client.tally import Observers
 from shoal.client.trunk.local_experts import LocalExperts
@@ -181,7 +182,7 @@ async def _client(
     wants_mtp = drafts_by_mtp(speculation, store, model_id.expert_bytes, free_bytes=2**40)
     opened = open_trunk(store, model, rounding, InlineWorker(), wants_mtp=wants_mtp)
     own_experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), rounding, InlineWorker())
-    drafter = choose_drafter(speculation, opened.mtp, own_experts)
+    drafter = choose_drafter(speculation, MtpDrafter(opened.mtp, own_experts) if opened.mtp else None)
     experts = SwarmExperts(holders, model_id, observe, time.perf_counter, entropy.random, MAX_WAIT_S)
     timing = Timing(0, time.perf_counter, observe)
     engine = Engine(opened.trunk, experts, opened.tokenizer, settings=settings, timing=timing, drafter=drafter)

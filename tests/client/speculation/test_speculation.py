@@ -6,7 +6,7 @@ Run: pytest tests/client/speculation/test_speculation.py
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -309,6 +309,46 @@ def test_leaving_while_drafts_are_made_frees_the_place_and_others_go_on(model: M
     assert len(asyncio.run(main())) == 1
 
 
+@dataclass
+class Held(Oracle):
+    """Drafts that come when somebody lets them."""
+
+    is_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    may_answer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def draft(self, wishes: Sequence[Wish]) -> list[Drafts]:
+        self.is_asked.set()
+        await self.may_answer.wait()
+        return await super().draft(wishes)
+
+
+def test_who_stays_when_another_leaves_while_drafts_are_made_gets_the_same_answer(model: Model) -> None:
+    answers = [answer_of(model), answer_of(model, (5, 17))]
+    held, events = Held(answers, errs_every=3), list[Event]()
+    engine = model.engine(held, width=3, events=events)
+
+    async def main() -> list[Token]:
+        leaving = engine.stream(PROMPT, GREEDY)
+        staying = asyncio.create_task(stream(engine, (5, 17), GREEDY))
+        async with aclosing(leaving):
+            await anext(leaving)
+            await held.is_asked.wait()
+        held.may_answer.set()
+        return await staying
+
+    assert [token.id for token in asyncio.run(main())] == answers[1][2:]
+    assert is_left_clean(engine)
+    assert all(event.num_prefilled >= 0 for event in events if isinstance(event, PassTaken))
+
+
+def test_without_a_drafter_nothing_is_drafted_timed_or_told(model: Model) -> None:
+    events: list[Event] = []
+    generation = asyncio.run(model.engine(events=events).generate(PROMPT, GREEDY))
+    passes = [event for event in events if isinstance(event, PassTaken)]
+    assert [(event.num_drafted, event.num_accepted, event.draft_s) for event in passes] == [(0, 0, 0.0)] * 13
+    assert (generation.drafted_tokens, generation.accepted_tokens, generation.tokens_per_pass) == (0, 0, 1.0)
+
+
 def test_mtp_drafts_the_same_for_streams_together_as_alone_and_wrong_ones_leave_no_trace(model: Model) -> None:
     mtp = load_mtp(model.store, model.trunk, None)
     assert mtp is not None
@@ -356,7 +396,7 @@ def test_states_that_wait_are_bounded(model: Model) -> None:
 def test_every_choice_gives_the_same_answer(model: Model, choice: Speculation) -> None:
     has_mtp = drafts_by_mtp(choice, model.store, 1, 2**40)
     mtp = load_mtp(model.store, model.trunk, None) if has_mtp else None
-    drafter = choose_drafter(choice, mtp, model.experts)
+    drafter = choose_drafter(choice, MtpDrafter(mtp, model.experts) if mtp else None)
     limits = EngineSettings()
     engine = Engine(model.trunk, model.experts, None, lambda: 7, settings=limits, drafter=drafter)
     tokens = asyncio.run(stream(engine, PROMPT, replace(GREEDY, max_tokens=40)))
@@ -373,6 +413,17 @@ def test_mtp_is_refused_by_name_where_it_cannot_be(model: Model, tmp_path: Path)
     with pytest.raises(InvalidRequest, match="no MTP layer"):
         drafts_by_mtp(Speculation.MTP, without, 1, 2**40)
     assert not drafts_by_mtp(Speculation.AUTO, without, 1, 2**40)
+    with pytest.raises(InvalidRequest, match="no MTP layer"):
+        choose_drafter(Speculation.MTP)
+
+
+def test_mtp_whose_experts_are_not_on_this_machine_is_left_alone_or_refused(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelStore, "has_experts", lambda self, layer: False)
+    assert not drafts_by_mtp(Speculation.AUTO, model.store, 1, 2**40)
+    with pytest.raises(InvalidRequest, match=r"not here; .* models pull model --experts 3:0-7"):
+        drafts_by_mtp(Speculation.MTP, model.store, 1, 2**40)
 
 
 CHI_SQUARE_LIMIT = 29.588
