@@ -161,7 +161,7 @@ class Batcher:
         """Compute a batch: the boundary at which errors become answers."""
         try:
             computed = await self._compute(batch)
-        except Exception as error:
+        except Exception as error:  # the boundary: every client gets its answer, and the queue goes on
             if len(batch) == 1 or isinstance(error, CapacityError):
                 for job in batch:
                     _fail(job, error)

@@ -75,7 +75,7 @@ def survey(shape: Shape, found: Found, me: Me, room: int, now_s: float, is_yield
 
 def with_us(survey_of_others: Survey, shape: Shape, mine: Mapping[LayerId, Sequence[ExpertId]]) -> Counts:
     """i32[L, E]: all replicas, ours among them."""
-    return (survey_of_others.replicas + shape.mask(dict(mine))).astype(np.int32)  # type: ignore[arg-type]
+    return (survey_of_others.replicas + shape.mask(dict(mine))).astype(np.int32)  # type: ignore[arg-type]  # `mask` reads any sequences
 
 
 def _counts(record: HolderRecord, me: Me) -> bool:

@@ -230,7 +230,7 @@ def _from_fields(fields: dict[int, object], owner: PeerId) -> HolderRecord:
         peer=owner,
         experts=_experts(bitmap),  # type: ignore[arg-type]  # checked by _check_fields
         addresses=tuple(addresses),  # type: ignore[arg-type]
-        coming=_experts(fields.get(_COMING_KEY, b"")),  # type: ignore[arg-type]
+        coming=_experts(fields.get(_COMING_KEY, b"")),  # type: ignore[arg-type]  # as checked
         zone=str(fields.get(_ZONE_KEY, "")),
         expires_at_s=expires_ms / 1000,  # type: ignore[operator]
         **values,  # type: ignore[arg-type]
