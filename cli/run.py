@@ -54,7 +54,7 @@ def run(
     with reporting_errors():
         from shoal.cli.model_words import model_directory
         from shoal.cli.swarms import words_to_join
-        from shoal.client.sampler import Sampling
+        from shoal.client.engine.sampler import Sampling
         from shoal.client.settings import SwarmSettings
         from shoal.protocol.errors import InvalidRequest
         from shoal.simulations.demo_model import MODEL_DIRECTORY

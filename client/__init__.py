@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.client.answer import Answer
-    from shoal.client.constraint import TokenConstraint
-    from shoal.client.generate import FinishReason, Generation, Token
-    from shoal.client.logprobs import TokenScore
-    from shoal.client.sampler import Sampling
+    from shoal.client.engine.constraint import TokenConstraint
+    from shoal.client.engine.generate import FinishReason, Generation, Token
+    from shoal.client.engine.logprobs import TokenScore
+    from shoal.client.engine.sampler import Sampling
     from shoal.client.settings import SwarmSettings
     from shoal.client.swarm import Swarm
     from shoal.client.swarm_health import SwarmHealth
@@ -57,15 +57,15 @@ __all__ = [
 
 _HOMES = {
     "Answer": "answer",
-    "FinishReason": "generate",
-    "Generation": "generate",
-    "Sampling": "sampler",
+    "FinishReason": "engine.generate",
+    "Generation": "engine.generate",
+    "Sampling": "engine.sampler",
     "Swarm": "swarm",
     "SwarmHealth": "swarm_health",
     "SwarmSettings": "settings",
-    "Token": "generate",
-    "TokenConstraint": "constraint",
-    "TokenScore": "logprobs",
+    "Token": "engine.generate",
+    "TokenConstraint": "engine.constraint",
+    "TokenScore": "engine.logprobs",
 }
 """Modules of this package by public name; the errors live in `shoal.protocol.errors`."""
 

@@ -5,8 +5,8 @@ Beside `generate.py`, which knows no swarm. Knows holders and events; knows no t
 
 from dataclasses import asdict, dataclass
 
-from shoal.client.generate import Generation, Recorder, Token
-from shoal.client.holders import Holders
+from shoal.client.engine.generate import Generation, Recorder, Token
+from shoal.client.routing.holders import Holders
 from shoal.client.tally import Observers, Tally
 
 

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from shoal.client.answer import Answer
-from shoal.client.generate import Token
-from shoal.client.sampler import Sampling
+from shoal.client.engine.generate import Token
+from shoal.client.engine.sampler import Sampling
 from shoal.client.settings import SwarmSettings
 from shoal.client.swarm import Prompt, Swarm
 from shoal.protocol.events import Observer, ignore

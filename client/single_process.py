@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from shoal.client.generate import Engine
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.engine.generate import Engine
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_mtp, load_trunk
 from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
 from shoal.client.trunk.local_experts import LocalExperts

@@ -15,16 +15,15 @@ import psutil
 import torch
 
 from shoal.client.answer import Answer, Watch
-from shoal.client.chat_template import ChatMessage
-from shoal.client.constraint import TokenConstraint
-from shoal.client.dispatch import SwarmExperts
-from shoal.client.engine_settings import EngineSettings
-from shoal.client.generate import Engine, Recorder, Token
-from shoal.client.holders import Holders
-from shoal.client.logprobs import TokenScore
-from shoal.client.model_id import ModelId, model_id
-from shoal.client.peers import PeerSnapshot, snapshot
-from shoal.client.sampler import Sampling
+from shoal.client.engine.constraint import TokenConstraint
+from shoal.client.engine.engine_settings import EngineSettings
+from shoal.client.engine.generate import Engine, Recorder, Token
+from shoal.client.engine.logprobs import TokenScore
+from shoal.client.engine.sampler import Sampling
+from shoal.client.routing.dispatch import SwarmExperts
+from shoal.client.routing.holders import Holders
+from shoal.client.routing.model_id import ModelId, model_id
+from shoal.client.routing.peers import PeerSnapshot, snapshot
 from shoal.client.settings import CHANNELS, DTYPES, LAN_USES, SPECULATIONS, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
 from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
@@ -32,7 +31,8 @@ from shoal.client.speculation.drafter import Drafter
 from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.swarm_health import SwarmHealth, swarm_health
 from shoal.client.tally import Observers
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.chat_template import ChatMessage
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.client.trunk.linear_maker import TrunkFormat, require_kernels
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.client.trunk.model import Timing

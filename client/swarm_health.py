@@ -6,7 +6,7 @@ Beside `swarm.py`, which takes it. Knows counts; knows no holders by name (`peer
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal.client.engine_load import EngineLoad
+from shoal.client.engine.engine_load import EngineLoad
 from shoal.protocol.ids import ExpertId, LayerId
 
 

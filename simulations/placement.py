@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from shoal.client.choose import choose as choose_holders
+from shoal.client.routing.choose import choose as choose_holders
 from shoal.node.placement import (
     LIFETIME_SCALE_S,
     LIFETIME_SHAPE,

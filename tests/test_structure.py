@@ -14,7 +14,7 @@ OWNERS = {
     # the composition roots read the wall clock once and pass it down
     "time": ("node/daemon.py", "node/host.py", "client/swarm.py", "simulations/", "cli/"),
     "random": ("simulations/",),
-    "secrets": ("client/swarm.py", "client/generate.py"),
+    "secrets": ("client/swarm.py", "client/engine/generate.py"),
     "socket": ("protocol/net/", "simulations/"),
     "transformers": (),
     "textual": ("client/tui/",),

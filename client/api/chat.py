@@ -16,7 +16,7 @@ from shoal.client.api.deepseek_output import DeepSeekOutput
 from shoal.client.api.sampling_fields import sampling_of
 from shoal.client.api.services import Services
 from shoal.client.api.token_names import usage
-from shoal.client.generate import Token
+from shoal.client.engine.generate import Token
 
 
 @dataclass(frozen=True, slots=True)

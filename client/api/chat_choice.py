@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from shoal.client.api.deepseek_output import CallArguments, CallBegins, Content, DeepSeekOutput, Part, Reasoning
 from shoal.client.api.token_names import chat_logprob
-from shoal.client.generate import FinishReason, Token
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.engine.generate import FinishReason, Token
+from shoal.client.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from shoal.client.api.chat_schema import ContentPart, Message, Tool, ToolCall
 from shoal.client.api.deepseek_output import THINK_BEGIN
 from shoal.client.api.errors import bad_request
 from shoal.client.api.tools import as_system_prompt, for_template
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

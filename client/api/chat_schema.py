@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from shoal.client.api.errors import bad_request
 from shoal.client.api.sampling_fields import SamplingFields, TokenCount
-from shoal.client.logprobs import MAX_TOP_LOGPROBS
+from shoal.client.engine.logprobs import MAX_TOP_LOGPROBS
 
 MAX_TOOLS = 128
 """OpenAI's limit."""

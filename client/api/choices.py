@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from shoal.client.api.metrics import Stopwatch
 from shoal.client.api.services import Services
-from shoal.client.generate import Token
-from shoal.client.sampler import Sampling
+from shoal.client.engine.generate import Token
+from shoal.client.engine.sampler import Sampling
 
 OnToken = Callable[[int, Token], Awaitable[None]]
 """Told of every token of every sequence: (place of the sequence, token)."""

@@ -8,7 +8,7 @@ from msgspec import Meta
 from shoal.client.api.chat_schema import Message, Tool
 from shoal.client.api.errors import bad_request
 from shoal.client.api.sampling_fields import SamplingFields
-from shoal.client.logprobs import MAX_TOP_LOGPROBS
+from shoal.client.engine.logprobs import MAX_TOP_LOGPROBS
 
 MAX_PROMPTS = 128
 """Prompts of one request; they take places in the line one by one."""

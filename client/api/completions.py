@@ -14,8 +14,8 @@ from shoal.client.api.completion_schema import CompletionRequest
 from shoal.client.api.sampling_fields import sampling_of
 from shoal.client.api.services import Services
 from shoal.client.api.token_names import CompletionLogprobs, usage
-from shoal.client.generate import Token
-from shoal.client.logprobs import TokenScore
+from shoal.client.engine.generate import Token
+from shoal.client.engine.logprobs import TokenScore
 
 
 class _Choice:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoal.client.api.deepseek_output import CALL_BEGIN, CALL_END, CALL_SEP, CALLS_BEGIN, CALLS_END, THINK_END
 from shoal.client.api.errors import bad_request
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.protocol.errors import InvalidRequest
 
 MAX_SCHEMA_CHARS = 64 * 1024

@@ -4,12 +4,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.client.constraint import TokenConstraint
-from shoal.client.generate import Token
-from shoal.client.logprobs import TokenScore
-from shoal.client.sampler import Sampling
+from shoal.client.engine.constraint import TokenConstraint
+from shoal.client.engine.generate import Token
+from shoal.client.engine.logprobs import TokenScore
+from shoal.client.engine.sampler import Sampling
 from shoal.client.swarm import Swarm
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from shoal.client.tokenizer import GENERATION_FILE
+from shoal.client.text.tokenizer import GENERATION_FILE
 from shoal.protocol.errors import CheckpointError
 
 

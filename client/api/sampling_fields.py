@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from shoal.client.api.errors import bad_request
 from shoal.client.api.sampling_defaults import SamplingDefaults
-from shoal.client.sampler import MAX_STOP_CHARS, MAX_STOP_STRINGS, MIN_TEMPERATURE, Sampling
+from shoal.client.engine.sampler import MAX_STOP_CHARS, MAX_STOP_STRINGS, MIN_TEMPERATURE, Sampling
 
 MAX_CHOICES = 16
 """Answers to one prompt: each is a KV cache of its own. (OpenAI: 128.)"""

@@ -10,7 +10,7 @@ from shoal.client.api.metrics import Metrics
 from shoal.client.api.model import Model
 from shoal.client.api.sampling_defaults import SamplingDefaults
 from shoal.client.api.shutdown import Shutdown
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

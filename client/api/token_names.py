@@ -1,8 +1,8 @@
 """Tokens as OpenAI's log-probabilities name them."""
 
-from shoal.client.generate import Token
-from shoal.client.logprobs import TopLogprobs
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.engine.generate import Token
+from shoal.client.engine.logprobs import TopLogprobs
+from shoal.client.text.tokenizer import Tokenizer
 
 MIN_LOGPROB = -9999.0
 """JSON knows no infinity; OpenAI writes this for tokens that can not come."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.client.peers import PeerSnapshot
+from shoal.client.routing.peers import PeerSnapshot
 from shoal.protocol.ids import ExpertId, LayerId
 
 ROLES = ("system", "user", "assistant")

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from shoal.client.chat.backend import ChatMessage, ChatOptions, ChatPiece
 from shoal.client.chat.reasoning import OPEN, ReasoningSplitter
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.client.swarm import Swarm
 from shoal.client.translate import _
 from shoal.protocol.errors import InvalidRequest

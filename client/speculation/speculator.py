@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from shoal.client.engine_settings import PREFILL_CHUNK
-from shoal.client.passes import PassDone
-from shoal.client.scheduler import Share
-from shoal.client.sequence import Answering, AnySequence
+from shoal.client.engine.engine_settings import PREFILL_CHUNK
+from shoal.client.engine.passes import PassDone
+from shoal.client.engine.scheduler import Share
+from shoal.client.engine.sequence import Answering, AnySequence
 from shoal.client.speculation.acceptance import Acceptance
 from shoal.client.speculation.drafter import Drafter, Wish
 from shoal.client.speculation.pass_times import PassTimes

@@ -1,12 +1,12 @@
 """The routed experts in this process: what a swarm must agree with, and all a model needs that fits one machine.
 
-Stands where `client/dispatch.py` stands otherwise: same seam, same grouping by expert, same order of summation. Knows
-no peers.
+Stands where `client/routing/dispatch.py` stands otherwise: same seam, same grouping by expert, same order of summation.
+Knows no peers.
 """
 
 from torch import Tensor
 
-from shoal.client.grouping import group_by_expert
+from shoal.client.routing.grouping import group_by_expert
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker

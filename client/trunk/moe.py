@@ -19,7 +19,7 @@ from shoal.protocol.ids import LayerId
 
 
 class RoutedExperts(Protocol):
-    """The routed experts of every layer, wherever they live: a swarm (`client/dispatch.py`) or this process."""
+    """The routed experts of every layer, wherever they live: a swarm (`client/routing/dispatch.py`) or this process."""
 
     async def __call__(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
         """Sum of each token's chosen experts, weighted, added in ascending expert id.

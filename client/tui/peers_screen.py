@@ -8,7 +8,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import DataTable
 
-from shoal.client.peers import PeerSnapshot
+from shoal.client.routing.peers import PeerSnapshot
 from shoal.client.translate import N_, _
 from shoal.client.tui.bars import milliseconds, short
 from shoal.client.tui.panel import Panel

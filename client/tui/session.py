@@ -11,7 +11,7 @@ from shoal.client.chat.conversations import Conversation, ConversationStore, new
 from shoal.client.chat.coverage import CoverageSummary, summarize
 from shoal.client.chat.dialogue import Dialogue
 from shoal.client.chat.node_control import NodeControl
-from shoal.client.peers import PeerSnapshot
+from shoal.client.routing.peers import PeerSnapshot
 from shoal.client.tui.event_book import EventBook
 from shoal.client.tui.preferences import Preferences
 from shoal.protocol.errors import ShoalError

@@ -1,6 +1,6 @@
 """Names of states as a user reads them: translated where they are shown, so that no screen spells them twice."""
 
-from shoal.client.peers import Breaker
+from shoal.client.routing.peers import Breaker
 from shoal.client.translate import _
 from shoal.protocol.control import PauseReason
 

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import torch
 
-from shoal.client.generate import Engine, Token
-from shoal.client.sampler import Sampling
+from shoal.client.engine.generate import Engine, Token
+from shoal.client.engine.sampler import Sampling
 from shoal.client.speculation.choice import Speculation, choose_drafter
 from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.trunk.checkpoint import load_mtp

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.kernels.cpu import Format
 from shoal.node.assignment import Holding
 from shoal.protocol.events import Event, ExpertsTimed

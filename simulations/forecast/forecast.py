@@ -1,7 +1,7 @@
 """What a swarm would give: tokens per second of one stream and of many, a prompt's time, data, memory, and the limit.
 
 A pass is the trunk plus its MoE layers one after another (`layer_time.py`), for as many rows as streams decode together
-(`client/scheduler.py` takes one token of each). Passes are drawn, timed and averaged.
+(`client/engine/scheduler.py` takes one token of each). Passes are drawn, timed and averaged.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.client.choose import choose
-from shoal.client.engine_settings import PREFILL_CHUNK
+from shoal.client.engine.engine_settings import PREFILL_CHUNK
+from shoal.client.routing.choose import choose
 from shoal.simulations.forecast.compute import Calibration, context_s
 from shoal.simulations.forecast.layer_time import (
     DEATHS,

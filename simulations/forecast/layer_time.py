@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shoal.client.choose import Held, Plan
+from shoal.client.routing.choose import Held, Plan
 from shoal.protocol.ids import ExpertId, PeerId
 from shoal.simulations.forecast.compute import Calibration, Times, expert_times, shared_expert_times, trunk_times
 from shoal.simulations.forecast.peers import LayerView, Peer, TrunkHost

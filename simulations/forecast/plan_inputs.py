@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 
 from shoal.client import Swarm, SwarmSettings
-from shoal.client.peers import PeerSnapshot
+from shoal.client.routing.peers import PeerSnapshot
 from shoal.client.trunk.linear_maker import TrunkFormat
 from shoal.experts.family import model_spec, read_config
 from shoal.protocol.errors import InvalidRequest

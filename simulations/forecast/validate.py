@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.client.choose import choose
-from shoal.client.generate import Engine
-from shoal.client.sampler import Sampling
+from shoal.client.engine.generate import Engine
+from shoal.client.engine.sampler import Sampling
+from shoal.client.routing.choose import choose
 from shoal.client.trunk.linear_maker import TrunkFormat
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.worker import InlineWorker

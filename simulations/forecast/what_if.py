@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shoal.client.choose import Held, Plan
+from shoal.client.routing.choose import Held, Plan
 from shoal.protocol.ids import ExpertId, PeerId
 from shoal.simulations.forecast.forecast import StreamsForecast, Swarm, Tally, forecast_streams
 from shoal.simulations.forecast.peers import LayerView

@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.node.assignment import Holding
 from shoal.node.healer import HealSettings
 from shoal.protocol.ids import ExpertId

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoal.client.dispatch import HEDGE_BURST, HEDGE_SHARE
+from shoal.client.routing.dispatch import HEDGE_BURST, HEDGE_SHARE
 from shoal.protocol.events import DispatchSent, Event, Hedged
 from shoal.simulations.virtual.world import World
 

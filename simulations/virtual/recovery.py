@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.node.assignment import Holding
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import DispatchSent, Event, Hedged

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
-from shoal.client.generate import Engine
-from shoal.client.sampler import Sampling
+from shoal.client.engine.generate import Engine
+from shoal.client.engine.sampler import Sampling
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.worker import InlineWorker
 from shoal.node.assignment import Holding

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from shoal.client.dispatch import MAX_WAIT_S, SwarmExperts
-from shoal.client.generate import Engine
-from shoal.client.holders import Holders
-from shoal.client.model_id import ModelId, model_id
+from shoal.client.engine.generate import Engine
+from shoal.client.routing.dispatch import MAX_WAIT_S, SwarmExperts
+from shoal.client.routing.holders import Holders
+from shoal.client.routing.model_id import ModelId, model_id
 from shoal.client.single_process import OpenTrunk, open_trunk
 from shoal.client.swarm import Swarm
 from shoal.client.tally import Observers

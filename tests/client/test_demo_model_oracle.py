@@ -12,9 +12,9 @@ import torch
 from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from shoal import simulations
-from shoal.client.generate import Engine, Generation
-from shoal.client.sampler import Sampling
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.engine.generate import Engine, Generation
+from shoal.client.engine.sampler import Sampling
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_trunk
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.reference_backend import ReferenceBackend

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.protocol.errors import (
     Busy,
     CoverageGap,

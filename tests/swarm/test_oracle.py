@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM
 
-from shoal.client.engine_settings import EngineSettings
-from shoal.client.sampler import Sampling
+from shoal.client.engine.engine_settings import EngineSettings
+from shoal.client.engine.sampler import Sampling
 from shoal.client.single_process import single_process_engine
 from shoal.client.speculation.choice import Speculation
 from shoal.experts.worker import InlineWorker

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.node.admission import Admission, AdmissionLimits, Demand, Wire
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.decision import Sensors, Verdict

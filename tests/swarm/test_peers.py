@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.peers import Breaker, PeerSnapshot
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
+from shoal.client.routing.peers import Breaker, PeerSnapshot
 from shoal.experts.shard import read_shard
 from shoal.protocol.errors import Malformed
 from shoal.protocol.ids import ExpertId

@@ -12,11 +12,11 @@ from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 
-from shoal.client.dispatch import SwarmExperts
-from shoal.client.engine_settings import EngineSettings
-from shoal.client.generate import Engine
-from shoal.client.holders import Holders
-from shoal.client.model_id import model_id as model_id_of
+from shoal.client.engine.engine_settings import EngineSettings
+from shoal.client.engine.generate import Engine
+from shoal.client.routing.dispatch import SwarmExperts
+from shoal.client.routing.holders import Holders
+from shoal.client.routing.model_id import model_id as model_id_of
 from shoal.client.single_process import open_trunk
 from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
 from shoal.client.speculation.mtp_drafter import MtpDrafter

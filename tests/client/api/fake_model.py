@@ -17,11 +17,11 @@ from shoal.client.api.model import Coverage
 from shoal.client.api.sampling_defaults import SamplingDefaults
 from shoal.client.api.services import Clocks, Services
 from shoal.client.api.settings import ApiSettings
-from shoal.client.constraint import TokenConstraint
-from shoal.client.generate import FinishReason, Token
-from shoal.client.logprobs import TokenScore
-from shoal.client.sampler import Sampling
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.engine.constraint import TokenConstraint
+from shoal.client.engine.generate import FinishReason, Token
+from shoal.client.engine.logprobs import TokenScore
+from shoal.client.engine.sampler import Sampling
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.protocol.errors import ContextLengthExceeded, ShoalError
 from shoal.simulations.demo_model import MODEL_DIRECTORY
 

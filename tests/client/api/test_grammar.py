@@ -22,7 +22,7 @@ from shoal.client.api.deepseek_output import (
 )
 from shoal.client.api.errors import ApiError
 from shoal.client.api.grammar import Grammars
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.protocol.errors import InvalidRequest
 from shoal.simulations.demo_model import MODEL_DIRECTORY
 

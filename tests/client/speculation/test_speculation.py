@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoal.client.constraint import TokenConstraint
-from shoal.client.engine_settings import MAX_DRAFT_WIDTH, EngineSettings
-from shoal.client.generate import Engine, Token
-from shoal.client.sampler import Sampling
+from shoal.client.engine.constraint import TokenConstraint
+from shoal.client.engine.engine_settings import MAX_DRAFT_WIDTH, EngineSettings
+from shoal.client.engine.generate import Engine, Token
+from shoal.client.engine.sampler import Sampling
 from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
 from shoal.client.speculation.drafter import Drafts, Wish
 from shoal.client.speculation.mtp_drafter import MAX_TAIL, MtpDrafter
-from shoal.client.tokenizer import Tokenizer
+from shoal.client.text.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_mtp, load_trunk
 from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
 from shoal.client.trunk.local_experts import LocalExperts
@@ -37,12 +37,12 @@ from shoal.protocol.events import Event, PassTaken
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Rounding
 from tests.checkpoints import SHAPES, write_checkpoint
-from tests.client.tiny_tokenizer import CONFIG, train
+from tests.client.text.tiny_tokenizer import CONFIG, train
 
 VOCABULARY = train()
 SHAPE = replace(SHAPES["ragged_fp8_mtp_sharded"], vocab_size=VOCABULARY.get_vocab_size(), max_positions=400)
 LOGPROB_BOUND = 1e-4
-"""As in tests/client/test_batching.py."""
+"""As in tests/client/engine/test_batching.py."""
 PROMPT = (5, 17, 300, 2)
 
 
@@ -432,10 +432,10 @@ CHI_SQUARE_LIMIT = 29.588
 
 def test_verified_samples_keep_the_samplers_distribution() -> None:
     """Chi-square over 11 tokens: of the first token, and of the second where the draft before it was right."""
-    from shoal.client.answer_text import AnswerText
-    from shoal.client.passes import Chosen, _choose
-    from shoal.client.sampler import Sampler
-    from shoal.client.sequence import Answering, Ending
+    from shoal.client.engine.passes import Chosen, _choose
+    from shoal.client.engine.sampler import Sampler
+    from shoal.client.engine.sequence import Answering, Ending
+    from shoal.client.text.answer_text import AnswerText
 
     logits = torch.randn(2, 11, generator=torch.Generator().manual_seed(5))
     sampling = Sampling(temperature=0.9)

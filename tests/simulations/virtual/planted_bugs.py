@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.client import dispatch, exchange, hedge
-from shoal.client.choose import Plan, choose_in_tiers
-from shoal.client.combine import PartialSum, combine
-from shoal.client.dispatch import SwarmExperts
-from shoal.client.health import Health, Standing
-from shoal.client.hedge import Budget
-from shoal.client.holders import Holders
+from shoal.client.routing import dispatch, exchange, hedge
+from shoal.client.routing.choose import Plan, choose_in_tiers
+from shoal.client.routing.combine import PartialSum, combine
+from shoal.client.routing.dispatch import SwarmExperts
+from shoal.client.routing.health import Health, Standing
+from shoal.client.routing.hedge import Budget
+from shoal.client.routing.holders import Holders
 from shoal.node.admission import Admission
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.tensors import read_partial_body

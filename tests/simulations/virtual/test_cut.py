@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.dispatch import FIRST_PAUSE_S
-from shoal.client.health import MIN_RTO_S
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
+from shoal.client.routing.dispatch import FIRST_PAUSE_S
+from shoal.client.routing.health import MIN_RTO_S
 from shoal.protocol.errors import Busy, PeerFailed, ShoalError
 from shoal.protocol.events import DispatchSent, Event
 from shoal.protocol.ids import PeerId

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.dispatch import HEDGE_SHARE
+from shoal.client.routing.dispatch import HEDGE_SHARE
 from shoal.protocol.errors import InvalidRequest
 from shoal.simulations.virtual.recovery import measure_recovery, measure_tail
 from shoal.simulations.virtual.soak import demo_model_in_memory

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.holders import CONNECT_TIMEOUT_S, GIVE_UP_SILENT_S, REFRESH_S
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
+from shoal.client.routing.holders import CONNECT_TIMEOUT_S, GIVE_UP_SILENT_S, REFRESH_S
 from shoal.protocol.events import DispatchSent, Event, HolderJoined
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.memory import no_delay, untouched

@@ -1,0 +1,208 @@
+"""One forward pass for the streams that share it: their rows through the trunk, then head and sampler for each.
+
+Between the loop of `generate.py` and the trunk. What goes wrong for one stream (its grammar, its numbers, an expert
+that only it needs) is that stream's result and nobody else's. Knows no queue and no reader.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from shoal.client.engine.blame import Witness
+from shoal.client.engine.logprobs import TokenScore, score_tokens
+from shoal.client.engine.sampler import Sampled
+from shoal.client.engine.scheduler import Share
+from shoal.client.engine.sequence import Answering, AnySequence, Scoring
+from shoal.client.trunk.kv_cache import Rows
+from shoal.client.trunk.model import Timing, Trunk
+from shoal.client.trunk.moe import RoutedExperts
+from shoal.protocol.errors import ShoalError
+
+HEAD_ROWS = 32
+"""Rows that go through the head at a time: 16 MB of logits for DeepSeek-V3's vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An answer's next tokens: as many more than one as its drafts were right."""
+
+    sequence: Answering
+    sampled: list[Sampled]
+    num_drafted: int = 0
+    """Drafts that were verified; every one has a row in the cache, right or wrong."""
+    error: Exception | None = None
+    """What prevents the token after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of a part of a prompt."""
+
+    sequence: Scoring
+    scores: list[TokenScore]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What ends a stream."""
+
+    sequence: AnySequence
+    error: Exception
+
+
+Outcome = Chosen | Scored | Failed
+"""What a pass has brought a stream; a stream whose prompt goes on has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassDone:
+    """What a pass has brought and what it took besides the layers."""
+
+    outcomes: Iterable[Outcome]
+    head_s: float = 0.0
+    sampling_s: float = 0.0
+    states: Tensor | None = None
+    """dtype[T, H] of all rows, shares in turn; None: the layers did not come to an end."""
+    spoiled: Sequence[AnySequence] = ()
+    """Streams whose drafts, and not their own tokens, an error was about: they are as before."""
+
+
+class Passes:
+    """Runs passes of one trunk, one at a time."""
+
+    def __init__(self, trunk: Trunk, routed_experts: RoutedExperts, timing: Timing) -> None:
+        self._trunk = trunk
+        self._routed_experts = routed_experts
+        self._timing = timing
+
+    async def run(self, shares: list[Share], pass_id: int) -> PassDone:
+        """Run the shares' tokens. Each sequence stands in one share and has a cache.
+
+        An error of the routed experts is the outcome of the streams that it is about, and the others stay as they were:
+        their tokens are still pending and may be run again.
+
+        Raises:
+            What is no error of one stream: a closed worker, say.
+
+        *Cancellation:* as `Trunk.forward_rows`.
+        """
+        ids = torch.tensor([token_id for share in shares for token_id in _ids(share)])
+        rows = [
+            Rows(share.num_rows, share.sequence.cache, is_one_by_one=bool(share.drafts))
+            for share in shares
+            if share.sequence.cache
+        ]
+        heads = list(_heads(shares))
+        witness, timing = Witness(self._routed_experts), replace(self._timing, pass_id=pass_id)
+        try:
+            hidden = await self._trunk.forward_rows(ids, rows, witness, timing)
+        except ShoalError as error:
+            return _blamed(shares, error, witness.rows_at_fault(error))
+        return await self._finish(heads, hidden)
+
+    async def _finish(self, heads: "list[_Head]", hidden: Tensor) -> PassDone:
+        """Samples and scores of the streams that are still there."""
+        clock, outcomes, head_s = self._timing.clock, list[Outcome](), 0.0
+        started = clock()
+        present = [head for head in heads if head.sequence.cache is not None]
+        answering = [(head, head.sequence) for head in present if isinstance(head.sequence, Answering)]
+        for some in _batches(answering):
+            begun = clock()
+            rows = [row for head, _ in some for row in range(head.start, head.stop)]
+            logits = await self._trunk.logits(hidden[rows])
+            head_s += clock() - begun
+            logits_of_each = logits.split_with_sizes([head.stop - head.start for head, _ in some])
+            outcomes += await self._trunk.worker.run(_choose_each, some, logits_of_each)
+        for head in present:
+            if isinstance(head.sequence, Scoring):
+                scores = await self._scores(head.sequence, hidden[head.start : head.stop], head.targets)
+                outcomes.append(Scored(head.sequence, scores))
+        return PassDone(outcomes, head_s, clock() - started - head_s, hidden)
+
+    async def _scores(self, scoring: Scoring, hidden: Tensor, targets: list[int]) -> list[TokenScore]:
+        scores: list[TokenScore] = []
+        for start in range(0, len(targets), HEAD_ROWS):
+            logits = await self._trunk.logits(hidden[start : start + HEAD_ROWS])
+            ids = torch.tensor(targets[start : start + HEAD_ROWS])
+            scores += await self._trunk.worker.run(score_tokens, logits, ids, scoring.top_logprobs)
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Rows of a pass that are to go through the head."""
+
+    sequence: AnySequence
+    start: int
+    stop: int
+    targets: list[int]
+    """Whose likelihood is asked for in each row; for an answer, whose next tokens are to be chosen, its drafts."""
+
+
+def _ids(share: Share) -> list[int]:
+    pending = share.sequence.pending(share.count)
+    return [*pending, *share.drafts] if share.drafts else pending
+
+
+def _heads(shares: list[Share]) -> Iterator[_Head]:
+    """Of an answer's last pending token and its drafts, and of every token that is scored."""
+    end = 0
+    for share in shares:
+        start, end = end, end + share.num_rows
+        if isinstance(share.sequence, Scoring):
+            yield _Head(share.sequence, start, end, share.sequence.targets(share.count))
+        elif share.is_last:
+            yield _Head(share.sequence, start + share.count - 1, end, list(share.drafts))
+
+
+def _batches(answering: "list[tuple[_Head, Answering]]") -> "Iterator[list[tuple[_Head, Answering]]]":
+    """Parts of about `HEAD_ROWS` rows; an answer's rows stay together."""
+    batch, num_rows = list[tuple[_Head, Answering]](), 0
+    for head, sequence in answering:
+        if batch and num_rows + head.stop - head.start > HEAD_ROWS:
+            yield batch
+            batch, num_rows = [], 0
+        batch.append((head, sequence))
+        num_rows += head.stop - head.start
+    if batch:
+        yield batch
+
+
+def _blamed(shares: list[Share], error: ShoalError, rows_at_fault: Tensor | None) -> PassDone:
+    """The error, as the outcome of those whose rows are at fault; of all where nobody knows.
+
+    Drafts may be wrong, and then their rows are nobody's: a stream does not end by them.
+    """
+    if rows_at_fault is None:
+        return PassDone([Failed(share.sequence, error) for share in shares])
+    parts = list(zip(shares, rows_at_fault.split_with_sizes([share.num_rows for share in shares]), strict=True))
+    failed = [share.sequence for share, part in parts if bool(part[: share.count].any())]
+    spoiled = [share.sequence for share, part in parts if bool(part.any()) and share.sequence not in failed]
+    return PassDone([Failed(sequence, error) for sequence in failed], spoiled=spoiled)
+
+
+def _choose_each(answering: "list[tuple[_Head, Answering]]", logits: Sequence[Tensor]) -> list[Outcome]:
+    """The next tokens of each stream, or what prevents them. logits: f32[1 + drafts, V] of each."""
+    return [_choose(sequence, rows, head.targets) for (head, sequence), rows in zip(answering, logits, strict=True)]
+
+
+def _choose(sequence: Answering, logits: Tensor, drafts: list[int]) -> Outcome:
+    """Choose a token from each row, as decoding would, until one is not what its draft said.
+
+    The token of the first row is the sampler's own choice, whatever was drafted. If that is what the draft said, the
+    next row was computed from it, and so on. A draft is thus right with the probability that the sampler gives it, and
+    if it is wrong the token comes from the rest of the distribution: speculative sampling (Leviathan et al. 2023, arXiv
+    2211.17192 §2.3) with all of a draft's probability on one token. The generator is used as if there were no drafts.
+    """
+    chosen: list[Sampled] = []
+    for row, draft in zip_longest(logits, drafts):
+        try:
+            chosen.append(sequence.sampler.sample(row))
+        except Exception as error:  # a stream's own: it is told, and the others of the pass go on
+            return Chosen(sequence, chosen, len(drafts), error) if chosen else Failed(sequence, error)
+        if chosen[-1].token_id != draft or draft in sequence.end_ids:
+            break
+    return Chosen(sequence, chosen, len(drafts))

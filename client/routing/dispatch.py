@@ -1,0 +1,290 @@
+"""From the router's choice to the layer's routed output, through the swarm: group, choose, send, fail over, combine.
+
+Implements the trunk's seam `RoutedExperts`. One frame per (layer, holder) with all its experts and only the tokens they
+need. A holder that fails, or is slower than it ever was, is overtaken by its replicas: a death costs one retry and no
+token. Extra requests have budgets, so that trouble does not breed trouble. Knows no model beyond `ModelId` and no
+sockets.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from shoal.client.routing.choose import Plan, choose_in_tiers
+from shoal.client.routing.combine import PartialSum, combine
+from shoal.client.routing.exchange import Exchange, LayerCall, timed
+from shoal.client.routing.grouping import group_by_expert
+from shoal.client.routing.health import Standing
+from shoal.client.routing.hedge import Budget, race
+from shoal.client.routing.holders import Holders
+from shoal.client.routing.model_id import ModelId
+from shoal.protocol.errors import Busy, CoverageGap, DeadlineExceeded, IntegrityError, NotHeld, ShoalError
+from shoal.protocol.events import FailedOver, Hedged, Observer
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.messages import Rounding
+
+MAX_WAIT_S = 30.0
+"""How long a layer waits for holders that are all busy or gone before its error: most restarts are shorter."""
+
+HEDGE_SHARE, HEDGE_BURST = 0.05, 4.0
+"""Requests sent twice because an answer is late, as a share of all (DESIGN §9), and how many at once."""
+
+RETRY_SHARE, RETRY_BURST = 0.1, 32.0
+"""The same for requests sent again because their holder failed; beyond it retries wait. The burst is one layer whose
+holders all die at once."""
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+"""Before all holders of an expert are asked again: doubled from the first to the last, with full jitter."""
+
+ASKED = (Standing.USABLE, Standing.DOUBTED)
+"""Whom a request may go to at once, the better first."""
+
+GAP_POLL_S = 1.0
+"""Between two looks into the directory while nobody holds an expert."""
+
+GAP_RETRY_AFTER_S = 30.0
+"""A third of a record's life: when holders that are back will have announced themselves."""
+
+
+class SwarmExperts:
+    """Routed experts that live on other machines."""
+
+    def __init__(
+        self,
+        holders: Holders,
+        model: ModelId,
+        observe: Observer,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        max_wait_s: float = MAX_WAIT_S,
+    ) -> None:
+        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop. draw: a number in 0..1, for
+        jitter. max_wait_s: how long a layer may wait for experts that are busy or gone; 0: not at all."""
+        self._holders = holders
+        self._rounding = model.rounding
+        self._observe = observe
+        self._clock = clock
+        self._draw = draw
+        self._max_wait_s = max_wait_s
+        self._exchange = Exchange(holders, model, observe, clock)
+        self._hedges = Budget(HEDGE_SHARE, HEDGE_BURST)
+        self._retries = Budget(RETRY_SHARE, RETRY_BURST)
+
+    async def __call__(
+        self, layer: LayerId, x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Weighted sum over the chosen experts. x: f32|bf16[T, H]; topk_idx: i64[T, K]; topk_weights: f32[T, K].
+
+        Returns f32[T, H].
+
+        Raises:
+            IntegrityError: x is not finite. CoverageGap: for `max_wait_s`, nobody reachable held an expert. ShoalError:
+            for as long, every replica failed; the last one's error.
+
+        *Cancellation:* requests in flight are cancelled at their holders.
+        """
+        if not bool(torch.isfinite(x).all()):
+            # said here, or every holder would refuse and be taken for a liar
+            raise IntegrityError(f"the hidden states of layer {layer} are not finite: the trunk's weights are damaged")
+        started = self._clock()
+        wire_dtype = torch.bfloat16 if self._rounding is Rounding.BF16 else torch.float32
+        rows = group_by_expert(topk_idx, topk_weights)
+        call = LayerCall(layer, x.to(wire_dtype), rows, _now() + self._max_wait_s)
+        partials = await self._compute(call, rows.experts)
+        total = combine(partials, x.shape[0], x.shape[1])
+        self._observe(timed(call, started, self._clock()))
+        return total
+
+    async def _compute(self, call: LayerCall, experts: Sequence[ExpertId]) -> list[PartialSum]:
+        """Have these experts computed by whoever is best."""
+        return await self._carry_out(call, await self._plan(call, experts), tried=())
+
+    async def _carry_out(self, call: LayerCall, plan: Plan, tried: tuple[PeerId, ...]) -> list[PartialSum]:
+        parts = [self._ask(_Request(call, peer, share, (*tried, peer))) for peer, share in plan.shares.items()]
+        if len(parts) == 1:
+            return await parts[0]
+        return [part for partials in await _all(parts) for part in partials]
+
+    async def _ask(self, request: "_Request") -> list[PartialSum]:
+        """Ask one holder; if it is late or fails, others."""
+        started = self._clock()
+        self._hedges.earn()
+        self._retries.earn()
+        try:
+            raced = await race(self._ask_one(request), partial(self._when_late, request))
+        except ShoalError as error:
+            self._note_failure(request, error)
+            if not error.retry_elsewhere:
+                raise
+            failure = error
+        else:
+            self._note_backup(request, raced.is_backup, self._clock() - started)
+            return raced.result
+        partials = await self._retry(request, failure)
+        self._note_failover(request, type(failure), self._clock() - started)
+        return partials
+
+    async def _ask_one(self, request: "_Request") -> list[PartialSum]:
+        asked = (request.peer, request.experts)
+        request.call.awaited.append(asked)
+        try:
+            return [await self._exchange.ask(request.call, request.peer, request.experts, _now())]
+        finally:
+            request.call.awaited.remove(asked)
+
+    async def _when_late(self, request: "_Request") -> Coroutine[None, None, list[PartialSum]]:
+        """Another way to the same answer, when it is time for one and there is one; else this waits on.
+
+        Later than most of its answers: within the budget of hedges. Later than it ever was: of retries. A replica that
+        is busy, or a budget that is spent, may be otherwise a timeout later; the holder's own deadline is much longer.
+        """
+        health, macs = self._holders.holder(request.peer).health, self._exchange.macs(request.call, request.experts)
+        rto_s = health.rto_s(macs)
+        hedge_after_s = health.hedge_after_s(macs)
+        if hedge_after_s < rto_s:
+            await asyncio.sleep(hedge_after_s)
+            plan = self._elsewhere(request, (Standing.USABLE,))
+            if not plan.uncovered and self._hedges.take():
+                request.is_hedged = True
+                return self._carry_out(request.call, plan, request.tried)
+            await asyncio.sleep(rto_s - hedge_after_s)
+        else:
+            await asyncio.sleep(rto_s)
+        while True:
+            plan = self._elsewhere(request, ASKED)
+            if not plan.uncovered and self._retries.take():
+                return self._carry_out(request.call, plan, request.tried)
+            await asyncio.sleep(rto_s)
+
+    def _note_failure(self, request: "_Request", error: ShoalError) -> None:
+        self._holders.failed(request.peer, error)
+        if isinstance(error, NotHeld):
+            self._holders.not_held(request.peer, request.call.layer, request.experts)
+
+    def _note_backup(self, request: "_Request", has_won: bool, call_s: float) -> None:
+        """What a race tells of the holder that was asked first."""
+        if has_won:
+            self._holders.overtaken(request.peer, call_s, self._exchange.macs(request.call, request.experts))
+        if request.is_hedged:
+            self._observe(Hedged(request.peer, request.call.layer, request.experts, has_won, call_s))
+        elif has_won:
+            self._note_failover(request, DeadlineExceeded, call_s)
+
+    def _note_failover(self, request: "_Request", reason: type[ShoalError], call_s: float) -> None:
+        request.call.failed.append(request.peer)
+        self._observe(FailedOver(request.peer, request.call.layer, request.experts, reason.__name__, call_s))
+
+    async def _retry(self, request: "_Request", failure: ShoalError) -> list[PartialSum]:
+        """Ask those that have not been tried; when there are none, everybody again after a pause.
+
+        Raises:
+            ShoalError: the time that the layer may wait is over; `failure`, or a gap that it caused.
+        """
+        call, tried = request.call, request.tried
+        plan = self._elsewhere(request, ASKED)
+        if plan.uncovered or not self._retries.take():
+            await self._pause(call, failure)
+        if plan.uncovered:
+            plan, tried = await self._plan_after(failure, call, request.experts), ()
+        return await self._carry_out(call, plan, tried)
+
+    async def _pause(self, call: LayerCall, failure: ShoalError) -> None:
+        """Before the same holders are asked again: longer each time, with full jitter.
+
+        Raises:
+            ShoalError: `failure`; the layer has no time for a pause.
+        """
+        call.num_pauses += 1
+        pause_s = min(FIRST_PAUSE_S * 2.0**call.num_pauses, MAX_PAUSE_S) * self._draw()
+        if _now() + pause_s > call.give_up_at:
+            raise failure
+        await asyncio.sleep(pause_s)
+
+    async def _plan_after(self, failure: ShoalError, call: LayerCall, experts: Sequence[ExpertId]) -> Plan:
+        try:
+            return await self._plan(call, experts)
+        except CoverageGap as gap:
+            raise gap from failure
+
+    async def _plan(self, call: LayerCall, experts: Sequence[ExpertId]) -> Plan:
+        """Wait, as long as the layer may, until these experts can be asked of somebody.
+
+        A holder whose answer is still awaited is asked again only if nobody else has them: it may be cut off, and a
+        replica that has failed once, or is busy, is the better hope.
+
+        Raises:
+            CoverageGap: nobody holds some of them. Busy: their holders are all busy.
+        """
+        while True:
+            awaited = call.awaited_for(experts)
+            if self._cover(call, experts, (*ASKED, Standing.BUSY), awaited).uncovered:
+                awaited = ()
+            plan = self._cover(call, experts, ASKED, awaited)
+            if not plan.uncovered:
+                return plan
+            error, pause_s = await self._obstacle(call, experts, awaited)
+            if error is None:
+                continue
+            if _now() + pause_s > call.give_up_at:
+                raise error
+            await asyncio.sleep(pause_s)
+
+    async def _obstacle(
+        self, call: LayerCall, experts: Sequence[ExpertId], awaited: tuple[PeerId, ...]
+    ) -> tuple[ShoalError | None, float]:
+        """Why nobody but `awaited` can be asked, and for how long to wait. None: that has changed meanwhile."""
+        plan = self._cover(call, experts, (*ASKED, Standing.BUSY), awaited)
+        if plan.uncovered:
+            await self._holders.refresh()
+            plan = self._cover(call, experts, (*ASKED, Standing.BUSY))
+        if plan.uncovered:
+            return CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S), GAP_POLL_S * (0.5 + self._draw())
+        pause_s = self._holders.busy_for_s(plan.shares)
+        if pause_s == 0:
+            return None, 0.0
+        return Busy(f"every holder of some experts of layer {call.layer}", pause_s), pause_s
+
+    def _elsewhere(self, request: "_Request", standings: Sequence[Standing]) -> Plan:
+        """Who would compute the experts of a request instead of those that were tried."""
+        awaited = request.call.awaited_for(request.experts)
+        return self._cover(request.call, request.experts, standings, (*request.tried, *awaited))
+
+    def _cover(
+        self,
+        call: LayerCall,
+        experts: Sequence[ExpertId],
+        standings: Sequence[Standing],
+        excluded: tuple[PeerId, ...] = (),
+    ) -> Plan:
+        tiers = [self._holders.of_standing(call.layer, standing, excluded) for standing in standings]
+        return choose_in_tiers(experts, tiers, self._holders.costs())
+
+
+@dataclass(slots=True)
+class _Request:
+    """Some experts of a call at one holder."""
+
+    call: LayerCall
+    peer: PeerId
+    experts: tuple[ExpertId, ...]
+    tried: tuple[PeerId, ...]
+    """Who has been asked for these experts, `peer` included."""
+    is_hedged: bool = False
+    """Others were asked before the holder could be called stalled."""
+
+
+async def _all(parts: Sequence[Coroutine[None, None, list[PartialSum]]]) -> list[list[PartialSum]]:
+    """Run the parts of a layer together; the first error cancels the others and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

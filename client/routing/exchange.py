@@ -1,0 +1,142 @@
+"""One request to one holder and its answer: the frame that goes out, the checks of what comes back.
+
+Between dispatch, which decides whom to ask, and the channel. Knows nothing of replicas.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+
+from shoal.client.routing.combine import PartialSum
+from shoal.client.routing.grouping import ExpertRows
+from shoal.client.routing.holders import Holders
+from shoal.client.routing.model_id import ModelId
+from shoal.protocol.errors import ChannelClosed, Malformed
+from shoal.protocol.events import DispatchSent, ExpertsTimed, Observer, ReplyReceived
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.messages import Dispatch, DType, Rounding
+from shoal.protocol.tensors import read_partial_body, tensor_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answered request: when, and the holder's word on its own part."""
+
+    peer: PeerId
+    sent_at: float
+    received_at: float
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(slots=True)
+class LayerCall:
+    """One layer's work: hidden states as the wire wants them, the router's choice, and how it goes."""
+
+    layer: LayerId
+    x: torch.Tensor
+    rows: ExpertRows
+    give_up_at: float
+    """Loop time until which holders that are busy, or not there, are waited for."""
+    answered: list[Answered] = field(default_factory=list)
+    """In the order in which the answers came."""
+    failed: list[PeerId] = field(default_factory=list)
+    """Holders whose part others had to compute."""
+    awaited: list[tuple[PeerId, tuple[ExpertId, ...]]] = field(default_factory=list)
+    """Requests under way: whose, and for which experts."""
+    num_pauses: int = 0
+    """How often all holders of some expert had failed."""
+
+    def awaited_for(self, experts: Collection[ExpertId]) -> tuple[PeerId, ...]:
+        """Holders whose answer for some of these is still awaited."""
+        return tuple(peer for peer, asked in self.awaited if not set(asked).isdisjoint(experts))
+
+
+class Exchange:
+    """Asks holders."""
+
+    def __init__(self, holders: Holders, model: ModelId, observe: Observer, clock: Callable[[], float]) -> None:
+        self._holders = holders
+        self._model = model
+        self._observe = observe
+        self._clock = clock
+
+    def macs(self, call: LayerCall, experts: tuple[ExpertId, ...]) -> int:
+        """Multiply-accumulates of some experts of a call."""
+        return sum(call.rows.select(experts).num_rows) * self._model.macs_per_row
+
+    async def ask(self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...], now: float) -> PartialSum:
+        """Have a holder compute some experts of a call. now: loop time.
+
+        Raises:
+            ShoalError: as `Channel.request`; NonFinite, Malformed: an answer that cannot be.
+
+        *Cancellation:* the holder is told.
+        """
+        rows = call.rows.select(experts)
+        token_idx, row_idx = torch.unique(rows.row_idx, return_inverse=True)  # only the tokens this holder needs
+        holder = self._holders.holder(peer)
+        macs = len(row_idx) * self._model.macs_per_row
+        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(macs))
+        body = (
+            tensor_bytes(call.x[token_idx]),
+            tensor_bytes(rows.topk_weights),
+            tensor_bytes(row_idx.to(torch.int32).to(torch.uint16)),
+        )
+        if holder.channel is None:
+            raise ChannelClosed(f"{peer} is gone")
+        self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx)))
+        started = self._clock()
+        holder.health.asked(macs, now)
+        try:
+            reply = await holder.channel.request(message, body)
+        finally:
+            holder.health.ended(macs)
+        if (reply.message.num_tokens, reply.message.hidden) != (message.num_tokens, message.hidden):
+            raise Malformed("a partial sum of another shape than was asked for")
+        values = read_partial_body(reply.message, reply.body)
+        received = self._clock()
+        queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
+        call.answered.append(Answered(peer, started, received, queue_s, compute_s))
+        holder.health.answered(received - started, compute_s, macs)
+        self._observe(ReplyReceived(peer, call.layer, received - started, queue_s, compute_s))
+        return PartialSum(experts, token_idx, values)
+
+    def _message(self, call: LayerCall, rows: ExpertRows, num_tokens: int, deadline_s: float) -> Dispatch:
+        model = self._model
+        return Dispatch(
+            model_root=model.root,
+            layer=call.layer,
+            rounding=model.rounding,
+            weight_format=model.weight_format,
+            dtype=DType.BF16 if model.rounding is Rounding.BF16 else DType.F32,
+            num_tokens=num_tokens,
+            hidden=model.hidden,
+            experts=rows.experts,
+            num_rows=rows.num_rows,
+            deadline_ms=max(1, round(deadline_s * 1000)),
+        )
+
+
+def timed(call: LayerCall, started: float, ended: float) -> ExpertsTimed:
+    """Where the time of a finished call went. A holder that claims more work than its answer took is cut to that."""
+    first, last = call.answered[0], call.answered[-1]
+    exchange_s = first.received_at - first.sent_at
+    compute_s = min(first.compute_s, exchange_s)
+    queue_s = min(first.queue_s, exchange_s - compute_s)
+    straggling_s = last.received_at - first.received_at
+    before_s = first.sent_at - started
+    failed_s = before_s if call.failed else 0.0
+    return ExpertsTimed(
+        layer=call.layer,
+        num_tokens=len(call.x),
+        num_holders=len({answer.peer for answer in call.answered}),
+        slowest=last.peer,
+        wire_s=exchange_s - compute_s - queue_s,
+        queue_s=queue_s,
+        compute_s=compute_s,
+        straggling_s=straggling_s,
+        failed_s=failed_s,
+        local_s=ended - started - exchange_s - straggling_s - failed_s,
+    )

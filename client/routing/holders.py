@@ -1,0 +1,289 @@
+"""The live view of who can compute what: directory records, channels to their holders, and how well each answers.
+
+Between the directory and `dispatch`. A background task refreshes records and reconnects; a holder is offered only while
+it is connected, has passed its challenge, is not draining and its breaker is closed.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shoal.client.routing.audit import challenge
+from shoal.client.routing.health import Health, Standing
+from shoal.client.routing.model_id import ModelId
+from shoal.experts.manifest import Manifest
+from shoal.protocol.errors import DeadlineExceeded, ShoalError
+from shoal.protocol.events import HolderJoined, HolderLost, Observer
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.net.channel import Channel, Connector, Traffic
+from shoal.protocol.net.directory import Directory
+from shoal.protocol.net.task_set import TaskSet
+from shoal.protocol.records import HolderRecord
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 15.0
+"""Between two looks into the directory: a third of the life of a record that is renewed at a third of its own."""
+
+RECONNECT_S = 0.5
+"""After a connection broke: a process that was restarted is back by then, and not all clients come at once."""
+
+MAX_PROBE_PAUSE_S = 1.0
+"""Between two pings of a holder that does not answer."""
+
+GIVE_UP_SILENT_S = 10.0
+"""A connection that has answered no ping for so long is opened anew. TCP doubles its pauses while a cable is cut and
+needs as long again to notice that it is mended (measured: 90 s after a minute); a router may have forgotten it."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""For connection, handshake and challenge together they may take twice this."""
+
+MAX_PARALLEL_CONNECTS = 16
+"""Connections that are opened at the same time."""
+
+
+@dataclass(slots=True)
+class Holder:
+    """One peer that announces experts of our model."""
+
+    peer: PeerId
+    addresses: tuple[str, ...] = ()
+    experts: dict[LayerId, frozenset[ExpertId]] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+    channel: Channel | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self.channel is not None and not (self.channel.is_closed or self.channel.is_draining)
+
+    def is_usable(self, now: float) -> bool:
+        return self.is_connected and self.health.standing(now) is Standing.USABLE
+
+
+class Holders:
+    """All holders of one model that we know. Use inside `async with`-like pairs of `start` and `aclose`."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        connector: Connector,
+        manifest: Manifest,
+        model: ModelId,
+        layers: Sequence[LayerId],
+        observe: Observer,
+        choose_probe: Callable[[Sequence[ExpertId]], ExpertId],
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+    ) -> None:
+        """choose_probe: which expert to challenge a holder with. clock: seconds, for durations. draw: a number in 0..1,
+        for jitter."""
+        self._draw = draw
+        self._has_lost = asyncio.Event()
+        self._probes = TaskSet()
+        self._clock = clock
+        self._directory = directory
+        self._connector = connector
+        self._manifest = manifest
+        self._model = model
+        self._layers = layers
+        self._observe = observe
+        self._choose_probe = choose_probe
+        self._holders: dict[PeerId, Holder] = {}
+        self._past_traffic = Traffic()
+        self._refreshing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look up, connect, challenge; then keep doing so in the background."""
+        await self.refresh()
+        self._task = asyncio.create_task(self._run(), name="holders")
+
+    async def aclose(self) -> None:
+        """Stop refreshing and probing, and close all channels."""
+        await self._probes.aclose()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await asyncio.gather(*(holder.channel.aclose() for holder in self._holders.values() if holder.channel))
+
+    def usable(self, layer: LayerId, excluded: Collection[PeerId] = ()) -> dict[PeerId, frozenset[ExpertId]]:
+        """Experts of a layer by holder that may be asked now."""
+        return self.of_standing(layer, Standing.USABLE, excluded)
+
+    def of_standing(
+        self, layer: LayerId, standing: Standing, excluded: Collection[PeerId] = ()
+    ) -> dict[PeerId, frozenset[ExpertId]]:
+        """Experts of a layer by connected holder of this standing."""
+        now = asyncio.get_running_loop().time()
+        return {
+            holder.peer: holder.experts[layer]
+            for holder in self._holders.values()
+            if layer in holder.experts
+            and holder.peer not in excluded
+            and holder.is_connected
+            and holder.health.standing(now) is standing
+        }
+
+    def busy_for_s(self, peers: Collection[PeerId]) -> float:
+        """Seconds until the first of these that are busy takes requests again; 0 if none is."""
+        now = asyncio.get_running_loop().time()
+        waits_s = [self._holders[peer].health.busy_until - now for peer in peers]
+        return min((wait_s for wait_s in waits_s if wait_s > 0), default=0.0)
+
+    def costs(self) -> Mapping[PeerId, float]:
+        """Expected seconds of an exchange by holder."""
+        return {peer: holder.health.cost_s() for peer, holder in self._holders.items()}
+
+    def holder(self, peer: PeerId) -> Holder:
+        return self._holders[peer]
+
+    def replicas(self, layer: LayerId) -> dict[ExpertId, int]:
+        """How many usable holders each expert of a layer has; 0 for none."""
+        counts = dict.fromkeys((ExpertId(i) for i in range(self._model.num_experts)), 0)
+        for experts in self.usable(layer).values():
+            for expert in experts:
+                counts[expert] += 1
+        return counts
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all channels so far, closed ones included."""
+        total = Traffic(self._past_traffic.bytes_sent, self._past_traffic.bytes_received)
+        for holder in self._holders.values():
+            if holder.channel is not None:
+                total.bytes_sent += holder.channel.traffic.bytes_sent
+                total.bytes_received += holder.channel.traffic.bytes_received
+        return total
+
+    def not_held(self, peer: PeerId, layer: LayerId, experts: Collection[ExpertId]) -> None:
+        """A holder said that it does not have some of these: believe that until its record says otherwise."""
+        held = self._holders[peer].experts
+        held[layer] = held.get(layer, frozenset()) - frozenset(experts)
+
+    def overtaken(self, peer: PeerId, waited_s: float, macs: int) -> None:
+        """Another holder answered first: ping this one until it answers, so that no token is the probe."""
+        holder = self._holders[peer]
+        if not holder.health.is_silent:
+            holder.health.is_silent = True
+            self._probes.start(self._probe(holder), f"probe of {peer}")
+        holder.health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
+
+    async def _probe(self, holder: Holder) -> None:
+        pause_s, now = holder.health.rto_s(0), asyncio.get_running_loop().time
+        give_up_at = now() + GIVE_UP_SILENT_S
+        try:
+            while holder.channel is not None and holder.is_connected:
+                try:
+                    await holder.channel.ping(holder.health.rto_s(0))
+                    return
+                except DeadlineExceeded as error:
+                    if now() > give_up_at:
+                        await self._give_up(holder, holder.channel, error)
+                        return
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MAX_PROBE_PAUSE_S)
+        except ShoalError:
+            return  # the channel has ended; connecting again asks it anew
+        finally:
+            holder.health.is_silent = False
+
+    async def _give_up(self, holder: Holder, channel: Channel, error: ShoalError) -> None:
+        """Close a channel that answers nothing; the next look into the directory opens another."""
+        await channel.aclose()
+        if holder.channel is channel:
+            self.failed(holder.peer, error)
+
+    def failed(self, peer: PeerId, error: ShoalError) -> None:
+        """A holder failed a request: remember it, and drop the channel if it is dead."""
+        holder = self._holders[peer]
+        holder.health.failed(error, asyncio.get_running_loop().time(), self._draw())
+        if holder.channel is not None and holder.channel.is_closed:
+            self._drop_channel(holder)
+            self._observe(HolderLost(peer, type(error).__name__))
+            self._has_lost.set()
+
+    async def refresh(self) -> None:
+        """Read the directory and connect to whom we are not connected; holders that fail are left for the next turn.
+
+        Raises:
+            NetworkError: the directory itself can not be read.
+        """
+        async with self._refreshing:
+            found = await self._directory.lookup(self._model.root, self._layers)
+            self._take(found)
+            limit = asyncio.Semaphore(MAX_PARALLEL_CONNECTS)
+            now = asyncio.get_running_loop().time()
+            missing = [
+                holder
+                for holder in self._holders.values()
+                if holder.experts and not holder.is_connected and holder.health.standing(now) <= Standing.DOUBTED
+            ]
+            await asyncio.gather(*(self._connect(holder, limit) for holder in missing))
+
+    def _take(self, found: Mapping[LayerId, Sequence[HolderRecord]]) -> None:
+        """Make the directory's answer our view.
+
+        A holder whose record is missing is kept while it is connected: the directory may have lost it, and the holder
+        itself says NOT_HELD if it must. One that has withdrawn (an empty record) is let go.
+        """
+        for holder in self._holders.values():
+            if not holder.is_connected:
+                holder.experts = {}
+        for layer, records in found.items():
+            for record in records:
+                if not self._fits(record):
+                    continue
+                holder = self._holders.setdefault(record.peer, Holder(record.peer))
+                holder.addresses = record.addresses
+                holder.experts[layer] = record.experts
+                if not record.experts:
+                    del holder.experts[layer]
+
+    def _fits(self, record: HolderRecord) -> bool:
+        serves_rounding = record.roundings >> self._model.rounding & 1
+        return bool(serves_rounding) and record.weight_format == self._model.weight_format
+
+    async def _connect(self, holder: Holder, limit: asyncio.Semaphore) -> None:
+        if holder.channel is not None:
+            if not holder.channel.is_closed:
+                return  # draining: it finishes what it has
+            self._drop_channel(holder)
+        channel: Channel | None = None
+        async with limit:
+            try:
+                channel = await self._connector.connect(holder.peer, holder.addresses, CONNECT_TIMEOUT_S)
+                layer = min(holder.experts)
+                expert = self._choose_probe(sorted(holder.experts[layer]))
+                holder.health.saw_rtt(await challenge(channel, self._manifest, self._model, layer, expert, self._clock))
+            except BaseException as error:
+                if channel is not None:
+                    await channel.aclose()
+                if not isinstance(error, ShoalError):
+                    raise
+                logger.info("holder %s is not used: %s", holder.peer, type(error).__name__)
+                holder.health.failed(error, asyncio.get_running_loop().time(), self._draw())
+                return
+        holder.channel = channel
+        holder.health.failures = 0
+        self._observe(HolderJoined(holder.peer, sum(len(experts) for experts in holder.experts.values())))
+
+    def _drop_channel(self, holder: Holder) -> None:
+        if holder.channel is not None:
+            self._past_traffic.bytes_sent += holder.channel.traffic.bytes_sent
+            self._past_traffic.bytes_received += holder.channel.traffic.bytes_received
+            holder.channel = None
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await self._has_lost.wait()
+                    self._has_lost.clear()
+                    await asyncio.sleep(RECONNECT_S * (0.5 + self._draw()))
+            try:
+                await self.refresh()
+            except ShoalError as error:
+                logger.warning("the directory could not be read, will try again: %s", error)

@@ -1,0 +1,57 @@
+"""The choice of holders covers every expert once, with few holders, the same way each time."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.client.routing.choose import choose, choose_in_tiers
+from shoal.protocol.ids import ExpertId, PeerId
+
+experts = st.frozensets(st.integers(0, 31).map(ExpertId), max_size=16)
+holders = st.dictionaries(st.text("abcdef", min_size=1, max_size=3).map(PeerId), experts, max_size=8)
+
+
+@given(needed=experts, held=holders)
+def test_every_expert_is_computed_once_or_named_as_uncovered(
+    needed: frozenset[ExpertId], held: dict[PeerId, frozenset[ExpertId]]
+) -> None:
+    plan = choose(needed, held, dict.fromkeys(held, 1.0))
+    shared = [expert for share in plan.shares.values() for expert in share]
+    assert sorted([*shared, *plan.uncovered]) == sorted(needed)
+    assert all(set(share) <= held[peer] and share for peer, share in plan.shares.items())
+    assert not any(expert in held[peer] for expert in plan.uncovered for peer in held)
+
+
+@given(needed=experts, held=holders)
+def test_the_order_of_arrival_of_records_does_not_change_the_plan(
+    needed: frozenset[ExpertId], held: dict[PeerId, frozenset[ExpertId]]
+) -> None:
+    cost = dict.fromkeys(held, 1.0)
+    assert choose(needed, held, cost) == choose(needed, dict(reversed(held.items())), cost)
+
+
+def test_one_holder_of_all_is_preferred_to_two_of_halves() -> None:
+    held = {
+        PeerId("a"): frozenset({ExpertId(1)}),
+        PeerId("b"): frozenset({ExpertId(2)}),
+        PeerId("c"): frozenset({ExpertId(1), ExpertId(2)}),
+    }
+    plan = choose([ExpertId(1), ExpertId(2)], held, {PeerId("a"): 0.1, PeerId("b"): 0.1, PeerId("c"): 9.0})
+    assert plan.shares == {PeerId("c"): (1, 2)}
+
+
+def test_among_equal_replicas_the_cheaper_answers() -> None:
+    held = {PeerId(name): frozenset({ExpertId(1)}) for name in "ab"}
+    assert list(choose([ExpertId(1)], held, {PeerId("a"): 2.0, PeerId("b"): 1.0}).shares) == ["b"]
+
+
+@given(needed=experts, tiers=st.lists(holders, max_size=3))
+def test_a_lower_tier_computes_only_what_no_higher_one_holds(
+    needed: frozenset[ExpertId], tiers: list[dict[PeerId, frozenset[ExpertId]]]
+) -> None:
+    named = [{PeerId(f"{place}{peer}"): held for peer, held in tier.items()} for place, tier in enumerate(tiers)]
+    plan = choose_in_tiers(needed, named, {peer: 1.0 for tier in named for peer in tier})
+    shared = [expert for share in plan.shares.values() for expert in share]
+    assert sorted([*shared, *plan.uncovered]) == sorted(needed)
+    for peer, share in plan.shares.items():
+        better = named[: int(peer[0])]
+        assert not any(expert in held for expert in share for tier in better for held in tier.values())

@@ -1,0 +1,158 @@
+"""The first good answer wins, nothing runs on behind it, and extra work stays within its budget."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.client.routing.hedge import Budget, Raced, Work, race
+from shoal.protocol.errors import ChannelClosed, Malformed, ShoalError
+
+
+async def answer(value: str, after: asyncio.Event | None = None) -> str:
+    if after is not None:
+        await after.wait()
+    return value
+
+
+async def fail(error: Exception, after: asyncio.Event | None = None) -> str:
+    if after is not None:
+        await after.wait()
+    raise error
+
+
+def raced(primary: Work[str], backup: Work[str] | None, is_late: bool = True) -> Raced[str]:
+    async def when() -> Work[str] | None:
+        if not is_late:
+            await asyncio.Event().wait()
+        return backup
+
+    async def main() -> Raced[str]:
+        result = await race(primary, when)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    return asyncio.run(main())
+
+
+def test_an_answer_in_time_needs_no_backup() -> None:
+    assert raced(answer("first"), None, is_late=False) == Raced("first", is_backup=False)
+
+
+def test_a_backup_overtakes_a_late_answer() -> None:
+    assert raced(answer("first", asyncio.Event()), answer("second")) == Raced("second", is_backup=True)
+
+
+def test_a_late_answer_without_another_way_is_waited_for() -> None:
+    async def main() -> Raced[str]:
+        late = asyncio.Event()
+
+        async def when() -> Work[str] | None:
+            asyncio.get_running_loop().call_soon(late.set)
+            return None
+
+        return await race(answer("first", late), when)
+
+    assert asyncio.run(main()) == Raced("first", is_backup=False)
+
+
+def test_a_failure_before_a_backup_runs_is_raised_at_once() -> None:
+    with pytest.raises(ChannelClosed):
+        raced(fail(ChannelClosed()), None, is_late=False)
+
+
+def test_a_failure_while_a_backup_runs_leaves_the_answer_to_the_backup() -> None:
+    async def main() -> Raced[str]:
+        started, failed = asyncio.Event(), asyncio.Event()
+
+        async def backup() -> str:
+            started.set()
+            await failed.wait()
+            return "second"
+
+        async def primary() -> str:
+            await started.wait()
+            asyncio.get_running_loop().call_soon(failed.set)
+            raise ChannelClosed
+
+        async def when() -> Work[str] | None:
+            return backup()
+
+        return await race(primary(), when)
+
+    assert asyncio.run(main()) == Raced("second", is_backup=True)
+
+
+def test_a_backup_that_fails_leaves_the_answer_to_the_holder() -> None:
+    async def main() -> Raced[str]:
+        late = asyncio.Event()
+
+        async def backup() -> str:
+            asyncio.get_running_loop().call_later(0, late.set)
+            raise Malformed
+
+        async def when() -> Work[str] | None:
+            return backup()
+
+        return await race(answer("first", late), when)
+
+    assert asyncio.run(main()) == Raced("first", is_backup=False)
+
+
+def test_when_both_fail_the_holders_own_error_is_told() -> None:
+    async def main() -> None:
+        failed = asyncio.Event()
+
+        async def backup() -> str:
+            asyncio.get_running_loop().call_later(0, failed.set)
+            raise Malformed
+
+        async def when() -> Work[str] | None:
+            return backup()
+
+        await race(fail(ChannelClosed(), failed), when)
+
+    with pytest.raises(ChannelClosed):
+        asyncio.run(main())
+
+
+def test_a_bug_in_a_backup_is_not_hidden_by_the_race() -> None:
+    with pytest.raises(ZeroDivisionError):
+        raced(answer("first", asyncio.Event()), fail(ZeroDivisionError()))
+
+
+def test_cancelling_a_race_ends_both() -> None:
+    async def main() -> None:
+        ended: list[str] = []
+
+        async def run(name: str) -> str:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(name)
+            raise ShoalError
+
+        started = asyncio.Event()
+
+        async def when() -> Work[str] | None:
+            asyncio.get_running_loop().call_later(0, started.set)
+            return run("second")
+
+        racing = asyncio.create_task(race(run("first"), when))
+        await started.wait()
+        racing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await racing
+        assert sorted(ended) == ["first", "second"]
+
+    asyncio.run(main())
+
+
+@given(asks=st.lists(st.booleans(), max_size=400), share=st.floats(0.01, 0.5), burst=st.floats(1, 8))
+def test_extra_work_never_exceeds_its_share_and_the_burst(asks: list[bool], share: float, burst: float) -> None:
+    budget, num_extra = Budget(share, burst), 0
+    for place, wants_extra in enumerate(asks, 1):
+        budget.earn()
+        num_extra += wants_extra and budget.take()
+        assert num_extra <= place * share + burst + 1e-9
