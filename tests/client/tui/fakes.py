@@ -8,7 +8,8 @@ from pathlib import Path
 
 from shoal.client.chat.backend import ChatMessage, ChatOptions, ChatPiece
 from shoal.client.chat.conversations import ConversationStore
-from shoal.client.peers import Breaker, PeerSnapshot
+from shoal.client.routing.peers import Breaker, PeerSnapshot
+from shoal.client.translate import _
 from shoal.client.tui.app import ShoalApp
 from shoal.client.tui.event_book import EventBook
 from shoal.client.tui.preferences import Preferences
@@ -69,7 +70,11 @@ class FakeModel:
     options: list[ChatOptions] = field(default_factory=list)
     num_closed: int = 0
     model_name: str = "demo-stories"
-    where: str = "swarm"
+
+    @property
+    def where(self) -> str:
+        """As a swarm's, in the user's language."""
+        return _("swarm")
 
     async def stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncGenerator[ChatPiece, None]:
         self.asked.append(tuple(messages))

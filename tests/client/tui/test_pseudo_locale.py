@@ -73,6 +73,7 @@ async def every_screen(pilot: Pilot[None], there: World, look: Callable[[str], N
         await pilot.press(f"alt+{number}")
         await pilot.pause()
         await workers_done(pilot)
+        there.app.redraw()
         await pilot.pause()
         look(mode)
         await pilot.press("f1")
