@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients test-healing soak chaos soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients test-healing soak chaos rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -58,6 +58,10 @@ soak: $(VENV)/.installed
 # Real processes in network namespaces: killed, frozen, cut off, restarted. Needs root; some minutes.
 chaos: $(VENV)/.installed
 	$(BIN)/shoal simulate chaos --repeats 10
+
+# DeepSeek-V3.1 at its true size without its weights: plan, fetch, verify, assign. About a minute and 9 GB of disk.
+rehearsal: $(VENV)/.installed
+	$(BIN)/python -m shoal.simulations.rehearsal --into docs/REHEARSAL.md
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python tools/screenshot.py

@@ -141,8 +141,8 @@ def _make(files: ModelFiles, progress: Progress | None, making: Making = DEFAULT
     experts: dict[LayerId, list[bytes]] = {layer: [] for layer in files.spec.moe_layers}
     probes: dict[LayerId, list[bytes]] = {layer: [] for layer in files.spec.moe_layers if making.is_probed}
 
-    def hash_one(place: tuple[LayerId, ExpertId]) -> _Hashed:
-        return _hash_expert(files, *place, weight_format, making)
+    def hash_one(place: tuple[LayerId, ExpertId]) -> Hashed:
+        return hash_expert(files, *place, weight_format, making)
 
     for (layer, _), hashed in zip(ids, mapped(hash_one, ids, making.num_jobs), strict=True):
         experts[layer].append(hashed.digest)
@@ -159,22 +159,29 @@ def _make(files: ModelFiles, progress: Progress | None, making: Making = DEFAULT
     )
 
 
-class _Hashed(NamedTuple):
+class Hashed(NamedTuple):
+    """What was learnt of an expert; `probe` is empty if none was asked for, `size_bytes` is what was read."""
+
     digest: bytes
     probe: bytes
     size_bytes: int
 
 
-def _hash_expert(
+def hash_expert(
     files: ModelFiles, layer: LayerId, expert: ExpertId, weight_format: WeightFormat, making: Making
-) -> _Hashed:
+) -> Hashed:
+    """Read one expert and hash it.
+
+    Raises:
+        InvalidRequest: no such expert. CheckpointError: damaged, or in another format.
+    """
     shard = read_shard(files.checkpoint, files.spec, layer, expert)
     if shard.format is not weight_format:
         file = shard.tensors[0].file
         raise CheckpointError(file, shard.name, f"{shard.format.name} in a model of {weight_format.name}")
     digest = digest_tensors(shard.tensors, is_alone=making.num_jobs <= 1)
     answer = _probe(ReferenceBackend(), files.spec, layer, expert, shard) if making.is_probed else b""
-    return _Hashed(digest, answer, shard.size_bytes)
+    return Hashed(digest, answer, shard.size_bytes)
 
 
 def _trunk_leaves(files: ModelFiles, meter: "Meter", num_jobs: int) -> Iterator[tuple[str, TrunkLeaf]]:

@@ -76,6 +76,8 @@ class PlacementSettings:
     exodus: float = 0.0
     """Share of the nodes that leave for good, all at once, when half of the time is over."""
     seed: int = 0
+    expert_bytes: int = EXPERT_BYTES
+    share_sigma: float = SHARE_SIGMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class PlacementResult:
     joins_per_h: float
     moves_per_h: float
     """Experts that nodes moved after they had joined."""
+    least_after_giving_up: int | None
+    """The fewest holders that an expert had left when a node gave it up for another; None: nobody gave one up."""
     decision_ms: float
     """Mean time of a choice on this machine."""
 
@@ -119,6 +123,7 @@ class _Node:
 class _Swarm:
     settings: PlacementSettings
     policy: Policy
+    shape: Shape
     rng: random.Random
     popularity: Reals
     nodes: dict[int, _Node] = field(default_factory=dict)
@@ -129,18 +134,19 @@ class _Swarm:
     num_moves: int = 0
     num_decisions: int = 0
     decisions_s: float = 0.0
+    left_after_giving_up: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.replicas = np.zeros(V3.size, np.int32)
-        self.expected = V3.zeros()
-        self.near = np.zeros((self.settings.num_zones, *V3.size), np.float32)
+        self.replicas = np.zeros(self.shape.size, np.int32)
+        self.expected = self.shape.zeros()
+        self.near = np.zeros((self.settings.num_zones, *self.shape.size), np.float32)
 
     def join(self, place: int, now_s: float) -> None:
         """A new node chooses and holds."""
-        rng, share = self.rng, self.settings.share_bytes * self.rng.lognormvariate(0, SHARE_SIGMA)
+        rng, share = self.rng, self.settings.share_bytes * self.rng.lognormvariate(0, self.settings.share_sigma)
         node = _Node(
             PeerId(f"{rng.getrandbits(128):032x}"), rng.randrange(self.settings.num_zones), now_s,
-            max(1, int(share / EXPERT_BYTES)), np.empty(0, np.int64),
+            max(1, int(share / self.settings.expert_bytes)), np.empty(0, np.int64),
         )  # fmt: skip
         self.num_joins += 1
         self.nodes[place] = node
@@ -169,8 +175,10 @@ class _Swarm:
                 continue
             may_drop = mine & (self.replicas > TARGET_REPLICAS + SPARE_REPLICAS)
             means = Means(node.peer, mine, may_drop, node.room - len(node.held))
-            move = plan_move(V3, self._view(node), means, overdue)
-            self._drop(node, move.drop, now_s)
+            move = plan_move(self.shape, self._view(node), means, overdue)
+            if move.num_dropped:
+                self._drop(node, move.drop, now_s)
+                self.left_after_giving_up.append(int(self.replicas[move.drop].min()))
             self._hold(node, move.take, now_s)
             self.num_moves += move.num_taken
             overdue = overdue & ~move.take
@@ -180,27 +188,27 @@ class _Swarm:
     def _best(self, node: _Node) -> Mask:
         self.num_decisions += 1
         before = time.perf_counter()
-        mask = choose(V3, self._view(node), node.room, node.peer)
+        mask = choose(self.shape, self._view(node), node.room, node.peer)
         self.decisions_s += time.perf_counter() - before
         return mask
 
     def _random(self, room: int) -> Mask:
         """Whole groups, and a part of one more."""
-        num_groups = V3.num_experts // V3.group_size * len(V3.layers)
-        mask = np.zeros((num_groups, V3.group_size), np.bool_)
-        whole, rest = divmod(min(room, mask.size), V3.group_size)
+        num_groups = self.shape.num_experts // self.shape.group_size * len(self.shape.layers)
+        mask = np.zeros((num_groups, self.shape.group_size), np.bool_)
+        whole, rest = divmod(min(room, mask.size), self.shape.group_size)
         groups = self.rng.sample(range(num_groups), min(num_groups, whole + 1))
         mask[groups[:whole]] = True
         if rest:
-            mask[groups[-1], self.rng.sample(range(V3.group_size), rest)] = True
-        return mask.reshape(V3.size)
+            mask[groups[-1], self.rng.sample(range(self.shape.group_size), rest)] = True
+        return mask.reshape(self.shape.size)
 
     def _view(self, node: _Node) -> SwarmView:
         return SwarmView(self.expected, self.near[node.zone], self.popularity)
 
     def mask(self, node: _Node) -> Mask:
         """What a node holds."""
-        mask = np.zeros(V3.size, np.bool_)
+        mask = np.zeros(self.shape.size, np.bool_)
         mask.ravel()[node.held] = True
         return mask
 
@@ -221,12 +229,12 @@ class _Swarm:
             sums.ravel()[places] = np.maximum(sums.ravel()[places] + chance, 0)
 
 
-def simulate_placement(settings: PlacementSettings, policy: Policy) -> PlacementResult:
+def simulate_placement(settings: PlacementSettings, policy: Policy, shape: Shape = V3) -> PlacementResult:
     """Let a swarm come together, then live for `hours`."""
     rng = random.Random(settings.seed)
-    swarm = _Swarm(settings, policy, rng, _popularity(settings.seed))
+    swarm = _Swarm(settings, policy, shape, rng, _popularity(settings.seed, shape))
     churn = _Churn(swarm)
-    rarity, looks, num_first = Rarity(V3), _Looks(), swarm.num_joins
+    rarity, looks, num_first = Rarity(shape), _Looks(), swarm.num_joins
     num_looks = int(settings.hours * HOUR_S / LOOK_S)
     for number in range(num_looks):
         now_s = number * LOOK_S
@@ -305,6 +313,7 @@ def _result(swarm: _Swarm, looks: _Looks, num_first: int) -> PlacementResult:
         holders_per_layer=_holders_per_layer(swarm),
         joins_per_h=(swarm.num_joins - num_first) / settings.hours,
         moves_per_h=swarm.num_moves / settings.hours,
+        least_after_giving_up=min(swarm.left_after_giving_up, default=None),
         decision_ms=1000 * swarm.decisions_s / max(swarm.num_decisions, 1),
     )
 
@@ -315,22 +324,22 @@ def _holders_per_layer(swarm: _Swarm) -> float:
     masks = {node.peer: swarm.mask(node) for node in swarm.nodes.values()}
     counts = []
     for _ in range(NUM_TOKENS):
-        layer = int(rng.integers(len(V3.layers)))
-        needed = [ExpertId(expert) for expert in _token(rng, swarm.popularity[layer])]
+        layer = int(rng.integers(len(swarm.shape.layers)))
+        needed = [ExpertId(expert) for expert in _token(rng, swarm.popularity[layer], swarm.shape)]
         held = {peer: frozenset(e for e in needed if mask[layer, e]) for peer, mask in masks.items()}
         held = {peer: experts for peer, experts in held.items() if experts}
         counts.append(len(choose_holders(needed, held, dict.fromkeys(held, 0.0)).shares))
     return float(np.mean(counts))
 
 
-def _token(rng: np.random.Generator, popularity: Reals) -> Sequence[int]:
-    load = popularity.astype(np.float64).reshape(-1, V3.group_size)
+def _token(rng: np.random.Generator, popularity: Reals, shape: Shape) -> Sequence[int]:
+    load = popularity.astype(np.float64).reshape(-1, shape.group_size)
     groups = rng.choice(len(load), GROUPS_PER_TOKEN, replace=False, p=load.sum(axis=1) / load.sum())
-    experts = np.concatenate([np.arange(g * V3.group_size, (g + 1) * V3.group_size) for g in groups])
+    experts = np.concatenate([np.arange(g * shape.group_size, (g + 1) * shape.group_size) for g in groups])
     chance = load.ravel()[experts]
     return [int(e) for e in rng.choice(experts, TOP_K, replace=False, p=chance / chance.sum())]
 
 
-def _popularity(seed: int) -> Reals:
-    load = np.random.default_rng(seed).lognormal(0, POPULARITY_SIGMA, V3.size)
+def _popularity(seed: int, shape: Shape) -> Reals:
+    load = np.random.default_rng(seed).lognormal(0, POPULARITY_SIGMA, shape.size)
     return np.asarray(load / load.mean(axis=1, keepdims=True), np.float32)
