@@ -3,9 +3,14 @@
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
+
+SAME_EVERY_TIME = ("kernels", "client/text", "client/trunk", "simulations/forecast", "simulations/virtual")
+"""Rooms whose tests depend on nothing but their input and seed: they get one try."""
 
 # time is measured by benchmarks and never asserted on: two busy cores stall a test for a second
 settings.register_profile("shoal", deadline=None)
@@ -31,3 +36,21 @@ def _use_native_at(path: str) -> None:
 
 if "SHOAL_NATIVE_PATH" in os.environ:
     _use_native_at(os.environ["SHOAL_NATIVE_PATH"])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A second try for tests of processes, sockets and screens: thousands of them in a row on a busy machine.
+
+    The summary counts and names what was tried again, and why: such a test has to be mended.
+    """
+    rooms = tuple(Path(__file__).parent / room for room in SAME_EVERY_TIME)
+    for item in items:
+        if not any(item.path.is_relative_to(room) for room in rooms):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why tests were tried again; `--fail-on-flaky` makes that a failure."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"first try of {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
