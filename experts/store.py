@@ -18,6 +18,7 @@ from shoal.experts.checkpoint import Checkpoint
 from shoal.experts.family import SCALE_SUFFIX, ModelSpec
 from shoal.experts.manifest import Manifest, verify_expert, verify_trunk_tensor
 from shoal.experts.manifest_maker import ModelFiles, Progress, manifest_of
+from shoal.experts.pieces.encoding import encode_piece
 from shoal.experts.pieces.shelf import NOTE_FILE
 from shoal.experts.shard import read_shard
 from shoal.experts.stored_weight import FORMAT_OF_DTYPE, StoredWeight
@@ -105,6 +106,16 @@ class ModelStore:
             stated = self.weight_format.name
             raise CheckpointError(shard.tensors[0].file, shard.name, f"{shard.format.name}, the manifest has {stated}")
         return shard.weights()
+
+    def piece(self, layer: LayerId, expert: ExpertId) -> bytes | bytearray | None:
+        """The bytes of an expert as its digest is of them (`pieces/encoding.py`), verified; None: they are not here.
+
+        Raises:
+            As `expert`.
+        """
+        shard = read_shard(self.checkpoint, self.spec, layer, expert)
+        verify_expert(self._manifest, layer, expert, shard.tensors)
+        return encode_piece(shard.tensors)
 
     def has_experts(self, layer: LayerId) -> bool:
         """Whether every routed expert of a layer can be read on this machine: a checkpoint has all of its layers."""

@@ -33,6 +33,8 @@ from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdra
 from shoal.node.metrics import NodeMetrics
 from shoal.node.placement import Shape
 from shoal.node.revocation_watch import RevocationWatch
+from shoal.node.seeding.library import Library
+from shoal.node.seeding.seeder import Seeder
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
@@ -211,21 +213,25 @@ async def running_node(
         await worker.run(check_ourselves, held, backend, store.manifest)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         stack.push_async_callback(server.aclose)
+        library = await asyncio.to_thread(Library, store)
+        seeder = Seeder(library, admission, _wire_of(throttle), server.metrics, asyncio.get_running_loop().time)
+        stack.push_async_callback(seeder.aclose)
         watch = _revocation_watch(entry, settings)
         gate = None
         if watch is not None and entry.membership is not None:
             await watch.look()
             gate = MemberGate(entry.membership.founder_key, watch)
         direct = await listen_direct(
-            identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle, gate=gate
-        )
+            identity, settings.host, settings.port, server.handle, os.urandom, throttle=throttle, gate=gate,
+            pieces=seeder.handle,
+        )  # fmt: skip
         stack.push_async_callback(direct.aclose)
-        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle, gate)
+        libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle, gate, seeder.handle)
         stack.push_async_callback(libp2p.aclose)
         model = _model(settings, store, backend)
         keeper = Keeper(held, announcer, packer(store, backend, worker), place.capacity, model.expert_bytes)
         announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
-        work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open)
+        work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open, seeder)
         await keeper.announce()
         tasks = [renewing, asyncio.create_task(_heal(settings, place, keeper, pinned), name="healer")]
         if watch is not None:
@@ -240,6 +246,7 @@ async def running_node(
                 task.cancel()
             await asyncio.wait(tasks)
             admission.drain()
+            seeder.set_open(False)
             await _leave(announcer, (direct, libp2p), settings.drain_grace_s)
         for task in tasks:
             if not task.cancelled():

@@ -1,8 +1,8 @@
 """The switch between working and not: a pause leaves no request unanswered and no stranger in doubt.
 
-Closing refuses new requests at once, tells connected clients to go elsewhere, withdraws our records, lets the kernel
-finish what it has begun and refuses what still waits for it. Clients ask replicas; nobody sees an error. Experts stay
-in memory.
+Closing refuses new requests at once, for experts' work and for their weights, tells connected clients to go elsewhere,
+withdraws our records, lets the kernel finish what it has begun and refuses what still waits for it. Clients ask
+replicas; nobody sees an error. Experts stay in memory.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from shoal.node.admission import Admission
 from shoal.node.announcer import Announcer
+from shoal.node.seeding.seeder import Seeder
 from shoal.node.server import ExpertServer
 from shoal.protocol.net.channel import GatedListener
 
@@ -30,8 +31,11 @@ class WorkGate:
         listeners: Sequence[GatedListener],
         announcer: Announcer,
         is_open: bool = True,
+        seeder: Seeder | None = None,
     ) -> None:
+        """seeder: None gives no weights to anybody."""
         self._server = server
+        self._seeder = seeder
         self._admission = admission
         self._listeners = listeners
         self._announcer = announcer
@@ -50,6 +54,7 @@ class WorkGate:
         self._is_open = True
         self._server.refuse_queued(False)
         self._admission.reopen()
+        self._seed(True)
         for listener in self._listeners:
             listener.resume()
         self._announcer.set_present(True)
@@ -73,6 +78,11 @@ class WorkGate:
     def _shut(self) -> None:
         self._is_open = False
         self._admission.drain()
+        self._seed(False)
         for listener in self._listeners:
             listener.suspend(PAUSE_GRACE_S)
         self._announcer.set_present(False)
+
+    def _seed(self, is_open: bool) -> None:
+        if self._seeder is not None:
+            self._seeder.set_open(is_open)

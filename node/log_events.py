@@ -224,6 +224,15 @@ class PieceDamaged(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class PieceNotGiven(LogEvent):
+    """A peer asked for a piece that the disk did not give us."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class LibrarySaid(LogEvent):
     """A warning or error of another logger."""
 
@@ -274,7 +283,7 @@ class TakeOverFailed(LogEvent):
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
-    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged
+    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
     | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 

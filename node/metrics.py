@@ -17,6 +17,11 @@ class NodeMetrics:
     """Requests that shared another one's kernel call."""
     requests_expired: int = 0
     """Requests that were dropped because their deadline passed while they waited for the kernel."""
+    pieces_given: int = 0
+    """Last chunks of pieces that were given to peers."""
+    bytes_given: int = 0
+    """Of weights, to peers; less than what went up, which has answers too."""
+    fetches_refused: int = 0
 
     def snapshot(self) -> dict[str, float]:
         """All counters by name."""

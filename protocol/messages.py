@@ -1,6 +1,7 @@
 """What peers say: frozen messages, and the table of their fields from which the codec works.
 
-A message is a header (a msgpack map with fixed integer keys) and, for DISPATCH and PARTIAL, a body of raw tensors.
+A message is a header (a msgpack map with fixed integer keys) and, for DISPATCH and PARTIAL, a body of raw tensors; for
+CHUNK, bytes of a piece.
 Each class lists its fields once, with key, kind and bounds; encoding, decoding, range checks and PROTOCOL.md §6 all
 follow that table. Knows no bytes order of frames (`frames.py`), no tensors (`tensors.py`), no meaning of weights.
 """
@@ -329,6 +330,50 @@ class Cancel(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch(Message):
+    """Client, lane bulk: some bytes of a piece of a model, named by its hash (`experts/pieces`).
+
+    `digest`: of an expert, as the manifest has it; `model_root` itself names the manifest, the config's digest the
+    config.
+    """
+
+    TYPE = 20
+    FIELDS = (
+        BytesField(1, "model_root", 32),
+        BytesField(2, "digest", 32),
+        IntField(3, "begin", 0, limits.MAX_PIECE_BYTES - 1),
+        IntField(4, "size", 1, limits.MAX_CHUNK_BYTES),
+        IntField(5, "deadline_ms", 1, limits.MAX_DEADLINE_MS),
+    )
+    model_root: bytes
+    digest: bytes
+    begin: int
+    size: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Message):
+    """Server, lane bulk: the answer to FETCH. Body: `size` bytes of the piece from `begin`, or fewer than were asked.
+
+    `request_hash` binds it to the request (R8); `piece_bytes` is the length of the whole piece.
+    """
+
+    TYPE = 21
+    FIELDS = (
+        BytesField(1, "request_hash", 32),
+        IntField(2, "piece_bytes", 1, limits.MAX_PIECE_BYTES),
+        IntField(3, "size", 1, limits.MAX_CHUNK_BYTES),
+    )
+    request_hash: bytes
+    piece_bytes: int
+    size: int
+
+    def body_size(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True, slots=True)
 class Ping(Message):
     """Either side: are you there?"""
 
@@ -357,5 +402,7 @@ class Drain(Message):
 
 MESSAGE_TYPES: dict[int, type[Message]] = {
     message.TYPE: message
-    for message in (Challenge, Hello, MemberHello, Welcome, Dispatch, Partial, Refusal, Cancel, Ping, Pong, Drain)
-}
+    for message in (
+        Challenge, Hello, MemberHello, Welcome, Dispatch, Partial, Refusal, Cancel, Fetch, Chunk, Ping, Pong, Drain,
+    )
+}  # fmt: skip

@@ -85,6 +85,9 @@ class PieceModel(ModelStore):
             raise CheckpointError(piece.name, None, "its tensors are not an expert's of this model")
         return ExpertShard(self.weight_format, tensors, self.spec.names.layout).weights()
 
+    def piece(self, layer: LayerId, expert: ExpertId) -> bytes | bytearray | None:
+        return self.shelf.store.read(self.manifest.expert_digest(layer, expert))
+
     def has_experts(self, layer: LayerId) -> bool:
         """Whether the pieces of all routed experts of a layer are in the store."""
         if layer not in self.spec.moe_layers:

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.protocol.errors import NotHeld
 from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
 from shoal.protocol.membership import IsRevoked
-from shoal.protocol.messages import Dispatch, Partial
+from shoal.protocol.messages import Chunk, Dispatch, Fetch, Partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,33 @@ class Reply:
 Handler = Callable[[Request], Awaitable[Reply]]
 """Serves one request. Cancelled when the client cancels or is gone. A ShoalError is answered by its wire code;
 anything else by INTERNAL."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRequest:
+    """A FETCH, as a server's handler sees it; the fields as in `Request`."""
+
+    peer: PeerId
+    message: Fetch
+    request_hash: bytes
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class PieceReply:
+    """A CHUNK with its bytes, which nobody has verified."""
+
+    message: Chunk
+    body: Buffer
+
+
+PieceHandler = Callable[[PieceRequest], Awaitable[PieceReply]]
+"""Serves one FETCH; as `Handler`."""
+
+
+async def no_pieces(request: PieceRequest) -> PieceReply:
+    """The handler of a server that gives no weights to anybody."""
+    raise NotHeld("no weights are to be had here")
 
 
 @dataclass(slots=True)
@@ -95,6 +123,26 @@ class Channel(Protocol):
 
     async def aclose(self) -> None:
         """Close all lanes; requests in flight end with ChannelClosed. Idempotent."""
+
+
+class PieceChannel(Channel, Protocol):
+    """A channel that weights come through, too."""
+
+    async def fetch(self, message: Fetch) -> PieceReply:
+        """Send a FETCH and wait for its CHUNK, which is in the range that was asked for, and perhaps shorter.
+
+        Raises, Cancellation, Limits: as `request`; its credits are the bytes asked for.
+        """
+
+
+class PieceConnector(Protocol):
+    """Opens channels that weights come through; a `Connector` too."""
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> PieceChannel:
+        """As `Connector.connect`."""
+
+    async def aclose(self) -> None:
+        """Close every channel that is still open."""
 
 
 class Connector(Protocol):

@@ -11,16 +11,29 @@ from itertools import count
 from shoal.protocol.errors import ChannelClosed, DeadlineExceeded, Draining, Malformed, ShoalError
 from shoal.protocol.frames import Buffer, Frame, encode_header
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Cancel, Dispatch, Drain, Lane, Message, Partial, Ping, Pong, Refusal, Welcome
-from shoal.protocol.net.channel import Reply, Traffic
+from shoal.protocol.messages import (
+    Cancel,
+    Chunk,
+    Dispatch,
+    Drain,
+    Fetch,
+    Lane,
+    Message,
+    Partial,
+    Ping,
+    Pong,
+    Refusal,
+    Welcome,
+)
+from shoal.protocol.net.channel import PieceReply, Reply, Traffic
 from shoal.protocol.net.credits import Credits
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.refusals import error_of
-from shoal.protocol.net.routing import lane_for
+from shoal.protocol.net.routing import LANE_OF_PIECES, lane_for
 from shoal.protocol.net.task_set import TaskSet
 from shoal.protocol.tensors import request_hash
 
-FROM_SERVER: frozenset[type[Message]] = frozenset({Partial, Refusal, Ping, Pong, Drain})
+FROM_SERVER: frozenset[type[Message]] = frozenset({Partial, Chunk, Refusal, Ping, Pong, Drain})
 """What a server may say after the handshake."""
 
 
@@ -29,14 +42,15 @@ class _Pending:
     """A request that has not been answered. After its deadline or cancellation `future` is done, but its credits come
     back only with the peer's final answer."""
 
-    future: asyncio.Future[Reply]
+    message: Dispatch | Fetch
+    future: asyncio.Future[Frame]
     request_hash: bytes
     size_bytes: int
     timer: asyncio.TimerHandle
 
 
 class ClientSession:
-    """Implements `Channel` over open lanes.
+    """Implements `PieceChannel` over open lanes.
 
     Limits: what is buffered for sending is bounded by the peer's credits; `request` waits for them.
     """
@@ -84,21 +98,35 @@ class ClientSession:
 
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """See `Channel.request`."""
+        size = message.body_size()
+        frame = await self._exchange(message, body, size, lane_for(size))
+        if not isinstance(frame.message, Partial):  # `_settle` has made sure; this tells the type checker
+            raise Malformed("not a PARTIAL")
+        return Reply(frame.message, frame.body)
+
+    async def fetch(self, message: Fetch) -> PieceReply:
+        """See `PieceChannel.fetch`."""
+        frame = await self._exchange(message, (), message.size, LANE_OF_PIECES)
+        if not isinstance(frame.message, Chunk):  # as above
+            raise Malformed("not a CHUNK")
+        return PieceReply(frame.message, frame.body)
+
+    async def _exchange(self, message: Dispatch | Fetch, body: Sequence[Buffer], size: int, lane: Lane) -> Frame:
+        """One request and its answer. `size`: the credits that it takes, in bytes."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + message.deadline_ms / 1000
         self._check_open()
         header = encode_header(message)
         digest = request_hash(header, *body)
-        size = message.body_size()
         if not self._credits.try_take(size):
             await self._credits.take(size, deadline)
             if self.is_closed or self._is_draining:
                 self._credits.give(size)
                 self._check_open()
         request_id = next(self._request_ids)
-        self._lanes[lane_for(size)].write(request_id, message, body, header)
+        self._lanes[lane].write(request_id, message, body, header)
         timer = loop.call_at(deadline, self._expire, request_id)
-        pending = self._pending[request_id] = _Pending(loop.create_future(), digest, size, timer)
+        pending = self._pending[request_id] = _Pending(message, loop.create_future(), digest, size, timer)
         try:
             return await pending.future
         except asyncio.CancelledError:
@@ -155,7 +183,7 @@ class ClientSession:
 
     def _on_frame(self, lane: LaneStream, frame: Frame) -> None:
         match frame.message:
-            case Partial() | Refusal():
+            case Partial() | Chunk() | Refusal():
                 self._on_answer(frame)
             case Ping(nonce):
                 lane.write(0, Pong(nonce))
@@ -184,8 +212,8 @@ class ClientSession:
             error = error_of(frame.message, self._peer)
             self._is_draining = self._is_draining or isinstance(error, Draining)
             pending.future.set_exception(error)
-        elif isinstance(frame.message, Partial) and frame.message.request_hash == pending.request_hash:
-            pending.future.set_result(Reply(frame.message, frame.body))
+        elif _answers(frame.message, pending):
+            pending.future.set_result(frame)
         else:
             error = Malformed(f"{self._peer} answered another request than ours")
             pending.future.set_exception(error)
@@ -226,7 +254,17 @@ class ClientSession:
             lane.close()
 
 
-def _mark_retrieved(future: asyncio.Future[Reply] | asyncio.Future[None]) -> None:
+def _answers(answer: Message, pending: _Pending) -> bool:
+    """Whether this is an answer to that request."""
+    asked = pending.message
+    if isinstance(asked, Dispatch):
+        return isinstance(answer, Partial) and answer.request_hash == pending.request_hash
+    if not isinstance(answer, Chunk) or answer.request_hash != pending.request_hash:
+        return False
+    return answer.size <= asked.size and asked.begin + answer.size <= answer.piece_bytes
+
+
+def _mark_retrieved(future: asyncio.Future[Frame] | asyncio.Future[None]) -> None:
     """Keep asyncio from reporting an error that came in the very moment in which its caller was cancelled."""
     if future.done() and not future.cancelled():
         future.exception()

@@ -18,7 +18,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.membership import IsRevoked, MemberGate, Membership
 from shoal.protocol.messages import Lane
 from shoal.protocol.net.certificate import ALPN, check_server_key, client_context, server_context
-from shoal.protocol.net.channel import Channel, ClientCount, Handler
+from shoal.protocol.net.channel import ClientCount, Handler, PieceChannel, PieceHandler, no_pieces
 from shoal.protocol.net.lane import CLOSE_TIMEOUT_S, READ_BYTES
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.origins import HandshakeRates, Origin, origin_of
@@ -60,9 +60,9 @@ class DirectConnector:
         self._identity = identity
         self._random_bytes = random_bytes
         self._context = client_context()
-        self._channels: list[Channel] = []
+        self._channels: list[PieceChannel] = []
 
-    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> PieceChannel:
         """See `Connector.connect`. Each address gets an equal share of the time that is left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -80,7 +80,7 @@ class DirectConnector:
         """See `Connector.aclose`."""
         await asyncio.gather(*(channel.aclose() for channel in self._channels))
 
-    async def _connect_to(self, peer: PeerId, host: str, port: int, timeout_s: float) -> Channel:
+    async def _connect_to(self, peer: PeerId, host: str, port: int, timeout_s: float) -> PieceChannel:
         async def open_lane(lane: Lane) -> tuple[StreamReader, StreamWriter]:
             return await open_stream(self._context, peer, host, port)
 
@@ -123,13 +123,14 @@ async def listen_direct(
     announce_host: str | None = None,
     throttle: Throttle | None = None,
     gate: MemberGate | None = None,
+    pieces: PieceHandler = no_pieces,
 ) -> "DirectListener":
     """Serve `handler` at a TCP address; port 0 takes any free one. `announce_host`: under which name peers reach us.
 
     Raises:
         AddressInUse: the port is taken. InvalidRequest: the host is none of this machine.
     """
-    listener = DirectListener(identity, handler, random_bytes, throttle, gate)
+    listener = DirectListener(identity, handler, random_bytes, throttle, gate, pieces)
     try:
         await listener.start(host, port, announce_host)
     except OSError as error:
@@ -153,9 +154,10 @@ class DirectListener:
         random_bytes: RandomBytes,
         throttle: Throttle | None = None,
         gate: MemberGate | None = None,
+        pieces: PieceHandler = no_pieces,
     ) -> None:
         self._context = server_context(identity)
-        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle, gate=gate)
+        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle, gate=gate, pieces=pieces)
         self._accepting = TaskSet()
         self._serving = TaskSet()
         self._addresses: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.membership import IsRevoked, MemberGate, Membership
 from shoal.protocol.messages import Lane
 from shoal.protocol.net import p2pd_control
-from shoal.protocol.net.channel import Channel, ClientCount, Handler
+from shoal.protocol.net.channel import ClientCount, Handler, PieceChannel, PieceHandler, no_pieces
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.p2pd import P2pd
 from shoal.protocol.net.throttle import Throttle
@@ -32,9 +32,9 @@ class Libp2pConnector:
         self._identity = identity
         self._control_path = p2pd.control_path
         self._random_bytes = random_bytes
-        self._channels: set[Channel] = set()
+        self._channels: set[PieceChannel] = set()
 
-    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> PieceChannel:
         """Open a channel to `peer`; addresses that are no multiaddrs are left to other connectors.
 
         Raises:
@@ -71,13 +71,14 @@ async def listen_libp2p(
     random_bytes: RandomBytes,
     throttle: Throttle | None = None,
     gate: MemberGate | None = None,
+    pieces: PieceHandler = no_pieces,
 ) -> "Libp2pListener":
     """Serve `handler` to every peer that opens our protocol's streams.
 
     Raises:
         ConnectFailed: p2pd has ended, or there is a listener already.
     """
-    listener = Libp2pListener(identity, p2pd, handler, random_bytes, throttle, gate)
+    listener = Libp2pListener(identity, p2pd, handler, random_bytes, throttle, gate, pieces)
     await listener.start()
     return listener
 
@@ -93,8 +94,9 @@ class Libp2pListener:
         random_bytes: RandomBytes,
         throttle: Throttle | None = None,
         gate: MemberGate | None = None,
+        pieces: PieceHandler = no_pieces,
     ) -> None:
-        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle, gate=gate)
+        self._lanes = LaneServer(identity, handler, random_bytes, throttle=throttle, gate=gate, pieces=pieces)
         self._streams = p2pd_control.StreamServer(p2pd.control_path, LIBP2P_PROTOCOL_ID)
         self._addresses = p2pd.addresses
 

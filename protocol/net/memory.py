@@ -17,7 +17,7 @@ from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
 from shoal.protocol.membership import IsRevoked
 from shoal.protocol.messages import Lane
-from shoal.protocol.net.channel import Channel, ClientCount, Handler
+from shoal.protocol.net.channel import ClientCount, Handler, PieceChannel, PieceHandler, no_pieces
 from shoal.protocol.net.lane import READ_BYTES
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.task_set import TaskSet
@@ -60,15 +60,17 @@ class MemoryNetwork:
         """How the peer `identity` opens channels."""
         return MemoryConnector(self, identity, random_bytes)
 
-    async def listen(self, identity: Identity, handler: Handler, random_bytes: RandomBytes) -> "MemoryListener":
-        """Serve `handler` as the peer `identity`.
+    async def listen(
+        self, identity: Identity, handler: Handler, random_bytes: RandomBytes, pieces: PieceHandler = no_pieces
+    ) -> "MemoryListener":
+        """Serve `handler` and `pieces` as the peer `identity`.
 
         Raises:
             AddressInUse: that peer listens already.
         """
         if identity.peer in self._listeners:
             raise AddressInUse(ADDRESS_PREFIX + identity.peer)
-        listener = MemoryListener(self, identity, LaneServer(identity, handler, random_bytes))
+        listener = MemoryListener(self, identity, LaneServer(identity, handler, random_bytes, pieces=pieces))
         self._listeners[identity.peer] = listener
         return listener
 
@@ -140,9 +142,9 @@ class MemoryConnector:
         self._network = network
         self._identity = identity
         self._random_bytes = random_bytes
-        self._channels: list[Channel] = []
+        self._channels: list[PieceChannel] = []
 
-    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> PieceChannel:
         """See `Connector.connect`. An address names the listener, which must be `peer`."""
         for address in addresses:
             if not address.startswith(ADDRESS_PREFIX):

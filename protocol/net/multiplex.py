@@ -27,7 +27,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.membership import IsRevoked, MemberGate, Membership
 from shoal.protocol.messages import Challenge, Hello, Lane, MemberHello, Message, Refusal, Welcome
 from shoal.protocol.net.admission import Admission
-from shoal.protocol.net.channel import Channel, ClientCount, Handler, Traffic
+from shoal.protocol.net.channel import ClientCount, Handler, PieceChannel, PieceHandler, Traffic, no_pieces
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.origins import Origin, origin_of
@@ -60,7 +60,7 @@ async def open_channel(
     random_bytes: RandomBytes,
     timeout_s: float,
     membership: Membership | None = None,
-) -> Channel:
+) -> PieceChannel:
     """Open all lanes to `peer` in parallel, prove our key on each, and return the channel.
 
     Raises:
@@ -126,8 +126,10 @@ class LaneServer:
         log: logging.Logger | None = None,
         throttle: Throttle | None = None,
         gate: MemberGate | None = None,
+        pieces: PieceHandler = no_pieces,
     ) -> None:
         self._gate = gate
+        self._pieces = pieces
         self.admission = Admission()
         """For a back end whose streams cost something before `serve_lane` (a TLS handshake)."""
         self._peer = identity.peer
@@ -269,7 +271,7 @@ class LaneServer:
     def _member(self, lane: LaneStream, admitted: Admitted) -> Iterator[ServerSession]:
         key = (admitted.peer, admitted.session)
         session = self._sessions.get(key) or ServerSession(
-            admitted.peer, self._handler, self.admission, self._log, admitted.token_id
+            admitted.peer, self._handler, self.admission, self._log, admitted.token_id, self._pieces
         )
         if admitted.token_id != session.token_id:
             raise Malformed("a lane of another token in one session")

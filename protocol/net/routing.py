@@ -8,6 +8,10 @@ ACT_MAX_BYTES = 64 * limits.KIB
 is what a decode frame may have to wait for another. Larger ones go on `bulk`, where nobody waits for a token."""
 
 
+LANE_OF_PIECES = Lane.BULK
+"""Of FETCH and CHUNK, however small: no token waits for a weight, so no weight gets in a token's way."""
+
+
 def lane_for(body_bytes: int) -> Lane:
     """The lane of a request or reply with a body of this size."""
     return Lane.ACT if body_bytes <= ACT_MAX_BYTES else Lane.BULK

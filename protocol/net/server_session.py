@@ -22,15 +22,15 @@ from shoal.protocol.errors import (
 )
 from shoal.protocol.frames import Frame
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Cancel, Dispatch, Drain, Lane, Message, Ping, Pong
+from shoal.protocol.messages import Cancel, Dispatch, Drain, Fetch, Lane, Message, Ping, Pong
 from shoal.protocol.net.admission import Admission
-from shoal.protocol.net.channel import Handler, Reply, Request
+from shoal.protocol.net.channel import Handler, PieceHandler, PieceReply, PieceRequest, Reply, Request, no_pieces
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.refusals import refusal_of
-from shoal.protocol.net.routing import lane_for
+from shoal.protocol.net.routing import LANE_OF_PIECES, lane_for
 from shoal.protocol.tensors import request_hash
 
-FROM_CLIENT: frozenset[type[Message]] = frozenset({Dispatch, Cancel, Ping, Pong})
+FROM_CLIENT: frozenset[type[Message]] = frozenset({Dispatch, Fetch, Cancel, Ping, Pong})
 """What a client may say after the handshake."""
 
 
@@ -63,7 +63,13 @@ class ServerSession:
     """
 
     def __init__(
-        self, peer: PeerId, handler: Handler, admission: Admission, log: logging.Logger, token_id: str = ""
+        self,
+        peer: PeerId,
+        handler: Handler,
+        admission: Admission,
+        log: logging.Logger,
+        token_id: str = "",
+        pieces: PieceHandler = no_pieces,
     ) -> None:
         self.peer = peer
         self.token_id = token_id
@@ -73,6 +79,7 @@ class ServerSession:
         self.num_served = 0
         """Requests that were answered with a result."""
         self._handler = handler
+        self._pieces = pieces
         self._admission = admission
         self._log = log
         self._jobs: dict[int, _Job] = {}
@@ -134,18 +141,20 @@ class ServerSession:
         self._heard_at_s = asyncio.get_running_loop().time()
         self._is_asked = False
         match frame.message:
-            case Dispatch():
-                self._on_dispatch(lane, frame, frame.message, handlers)
+            case Dispatch() | Fetch():
+                self._on_request(lane, frame, frame.message, handlers)
             case Cancel():
                 self._on_cancel(frame.request_id)
             case Ping(nonce):
                 lane.write(0, Pong(nonce))
 
-    def _on_dispatch(self, lane: LaneStream, frame: Frame, message: Dispatch, handlers: asyncio.TaskGroup) -> None:
+    def _on_request(
+        self, lane: LaneStream, frame: Frame, message: Dispatch | Fetch, handlers: asyncio.TaskGroup
+    ) -> None:
         request_id = frame.request_id
         if request_id in self._jobs:
             raise Malformed(f"request id {request_id} is in use")
-        size = len(frame.body)
+        size = message.size if isinstance(message, Fetch) else len(frame.body)
         try:
             self._check_wanted(request_id)
             self._admission.begin_request(self.peer, size)
@@ -156,7 +165,10 @@ class ServerSession:
         self.asked_at_s = loop.time()
         deadline = self.asked_at_s + message.deadline_ms / 1000
         digest = request_hash(frame.header_bytes, frame.body)
-        request = Request(self.peer, message, frame.body, digest, deadline)
+        request = (
+            PieceRequest(self.peer, message, digest, deadline) if isinstance(message, Fetch)
+            else Request(self.peer, message, frame.body, digest, deadline)
+        )  # fmt: skip
         job = _Job(request_id, lane, size, loop.call_at(deadline, self._on_deadline, request_id))
         self._jobs[request_id] = job
         job.task = handlers.create_task(self._run(job, request))
@@ -184,11 +196,13 @@ class ServerSession:
             job.stopped_by = reason
             job.task.cancel()
 
-    async def _run(self, job: _Job, request: Request) -> None:
+    async def _run(self, job: _Job, request: Request | PieceRequest) -> None:
         """The task of one request: the boundary at which every error becomes an answer."""
         try:
-            reply = await self._handler(request)
-            self._answer(job, reply)
+            if isinstance(request, Request):
+                self._answer(job, await self._handler(request))
+            else:
+                self._give(job, await self._pieces(request))
         except ShoalError as error:
             if error.wire_code is WireCode.INTERNAL:
                 self._report(request, error)
@@ -210,6 +224,11 @@ class ServerSession:
         job.is_answered = True
         self.num_served += 1
 
+    def _give(self, job: _Job, reply: PieceReply) -> None:
+        job.lane = self.lanes.get(LANE_OF_PIECES, job.lane)
+        job.lane.write(job.request_id, reply.message, (reply.body,))
+        job.is_answered = True
+
     def _refuse(self, job: _Job, error: ShoalError) -> None:
         job.lane.write(job.request_id, refusal_of(error))
         job.is_answered = True
@@ -226,10 +245,11 @@ class ServerSession:
         elif job.lane.has_backlog:
             job.lane.abort()  # answered, but the client has read nothing until the deadline
 
-    def _report(self, request: Request, error: Exception) -> None:
+    def _report(self, request: Request | PieceRequest, error: Exception) -> None:
         """Log a bug of the handler: type and place, never a message, which may quote what was computed on (R11)."""
         place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"layer {request.message.layer}" if isinstance(request, Request) else "a piece"
         self._log.error(
-            "%s at %s:%d while serving layer %d to %s",
-            type(error).__name__, place.filename, place.lineno, request.message.layer, request.peer,
+            "%s at %s:%d while serving %s to %s",
+            type(error).__name__, place.filename, place.lineno, what, request.peer,
         )  # fmt: skip

@@ -14,7 +14,16 @@ from shoal.protocol.handshake import ClientHandshake
 from shoal.protocol.identity import Identity
 from shoal.protocol.messages import Challenge, Dispatch, Lane, Partial, Refusal, Welcome
 from shoal.protocol.net.certificate import client_context
-from shoal.protocol.net.channel import Channel, Connector, GatedListener, Handler, Reply, Request
+from shoal.protocol.net.channel import (
+    GatedListener,
+    Handler,
+    PieceChannel,
+    PieceConnector,
+    PieceHandler,
+    Reply,
+    Request,
+    no_pieces,
+)
 from shoal.protocol.net.direct import DirectConnector, listen_direct, open_stream, parse_address
 from shoal.protocol.net.lane import LaneStream
 from shoal.protocol.net.memory import MemoryNetwork
@@ -73,10 +82,10 @@ class Pair:
     """A listener, and how its client gets to it: by channel or by raw stream."""
 
     listener: GatedListener
-    connector: Connector
+    connector: PieceConnector
     open_stream: Callable[[], Awaitable[Streams]]
 
-    async def connect(self) -> Channel:
+    async def connect(self) -> PieceChannel:
         return await self.connector.connect(SERVER.peer, self.listener.addresses, SOON_S)
 
     async def raw_lane(
@@ -95,9 +104,9 @@ class Pair:
 
 
 @asynccontextmanager
-async def memory_pair(handler: Handler) -> AsyncIterator[Pair]:
+async def memory_pair(handler: Handler, pieces: PieceHandler = no_pieces) -> AsyncIterator[Pair]:
     network = MemoryNetwork()
-    listener = await network.listen(SERVER, handler, os.urandom)
+    listener = await network.listen(SERVER, handler, os.urandom, pieces)
     connector = network.connector(CLIENT, os.urandom)
     yield Pair(listener, connector, lambda: network.open_stream(CLIENT.peer, SERVER.peer))
     await connector.aclose()
@@ -115,8 +124,8 @@ async def open_small_stream(host: str, port: int) -> Streams:
 
 
 @asynccontextmanager
-async def direct_pair(handler: Handler) -> AsyncIterator[Pair]:
-    listener = await listen_direct(SERVER, "127.0.0.1", 0, handler, os.urandom)
+async def direct_pair(handler: Handler, pieces: PieceHandler = no_pieces) -> AsyncIterator[Pair]:
+    listener = await listen_direct(SERVER, "127.0.0.1", 0, handler, os.urandom, pieces=pieces)
     connector = DirectConnector(CLIENT, os.urandom)
     host, port = parse_address(listener.addresses[0])
     yield Pair(listener, connector, lambda: open_small_stream(host, port))
@@ -144,11 +153,11 @@ def run(
 class Kind:
     """A kind of network on a kind of event loop."""
 
-    open: Callable[[Handler], AbstractAsyncContextManager[Pair]]
+    open: Callable[[Handler, PieceHandler], AbstractAsyncContextManager[Pair]]
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 
-    def __call__(self, handler: Handler) -> AbstractAsyncContextManager[Pair]:
-        return self.open(handler)
+    def __call__(self, handler: Handler, pieces: PieceHandler = no_pieces) -> AbstractAsyncContextManager[Pair]:
+        return self.open(handler, pieces)
 
     def run(self, test: Coroutine[object, object, None]) -> None:
         run(test, self.new_loop)

@@ -192,7 +192,7 @@ def test_the_canonical_header_is_read():
 
 
 def test_every_message_type_has_its_own_number():
-    assert len(MESSAGE_TYPES) == 11
+    assert len(MESSAGE_TYPES) == 13
     assert all(number == message.TYPE for number, message in MESSAGE_TYPES.items())
 
 

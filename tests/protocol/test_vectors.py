@@ -70,7 +70,9 @@ def test_every_block_of_bytes_in_the_document_is_a_vector():
         assert text == VECTORS[name], name
 
 
-@pytest.mark.parametrize("name", ["server_public_key", "client_public_key", "request_hash", "directory_key", *PRIVATE])
+@pytest.mark.parametrize(
+    "name", ["server_public_key", "client_public_key", "request_hash", "fetch_hash", "directory_key", *PRIVATE]
+)
 def test_every_value_in_the_documents_prose_is_a_vector(name):
     assert f"`{VECTORS[name]}`" in DOCUMENT
 

@@ -17,9 +17,11 @@ from shoal.protocol.membership import Founder, token_id
 from shoal.protocol.messages import (
     Cancel,
     Challenge,
+    Chunk,
     Dispatch,
     Drain,
     DType,
+    Fetch,
     Lane,
     Partial,
     Ping,
@@ -59,6 +61,9 @@ DISPATCH_BODY = dispatch_body(
 )
 PARTIAL = Partial(request_hash(encode_header(DISPATCH), DISPATCH_BODY), 2, 4, queue_us=120, compute_us=3400)
 PARTIAL_BODY = bytes(tensor_bytes(torch.tensor([[0.5, -1.5, 2.0, 0.0], [1.0, 0.125, -4.0, 1.0]])))
+FETCH = Fetch(MODEL_ROOT, b"\x99" * 32, begin=262_144, size=65_536, deadline_ms=20_000)
+CHUNK_BODY = b"a piece ends"
+CHUNK = Chunk(request_hash(encode_header(FETCH)), piece_bytes=262_144 + len(CHUNK_BODY), size=len(CHUNK_BODY))
 
 FRAMES = {
     "challenge": Frame(0, CHALLENGE),
@@ -69,6 +74,8 @@ FRAMES = {
     "partial": Frame(REQUEST_ID, PARTIAL, PARTIAL_BODY),
     "refusal": Frame(REQUEST_ID, Refusal(6, 50)),
     "cancel": Frame(REQUEST_ID, Cancel()),
+    "fetch": Frame(REQUEST_ID, FETCH),
+    "chunk": Frame(REQUEST_ID, CHUNK, CHUNK_BODY),
     "ping": Frame(0, Ping(b"\x55" * 8)),
     "pong": Frame(0, Pong(b"\x55" * 8)),
     "drain": Frame(0, Drain(5000)),
@@ -94,6 +101,7 @@ def vectors() -> dict[str, str]:
         "client_public_key": CLIENT.public_key.hex(),
         **{name: (encode_frame(frame.request_id, frame.message) + frame.body).hex() for name, frame in FRAMES.items()},
         "request_hash": PARTIAL.request_hash.hex(),
+        "fetch_hash": CHUNK.request_hash.hex(),
         "holder_record": encode_record(RECORD, SERVER).hex(),
         "full_record": encode_record(FULL_RECORD, SERVER).hex(),
         "directory_key": directory_key(MODEL_ROOT, LayerId(3)).hex(),
