@@ -233,6 +233,19 @@ class PieceNotGiven(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLied(LogEvent):
+    """A peer gave other bytes than the manifest's for a piece; it is not asked for weights again in this run."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    peer: str
+    piece: str
+
+    def __str__(self) -> str:
+        return f"{self.peer} gave wrong bytes for {self.piece} and is not asked for weights again"
+
+
+@dataclass(frozen=True, slots=True)
 class LibrarySaid(LogEvent):
     """A warning or error of another logger."""
 
@@ -284,7 +297,7 @@ AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
-    | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
+    | PeerLied | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

@@ -1,8 +1,9 @@
 """Pieces from several sources at once into a store: every byte verified first, nothing asked for twice.
 
-All sources take from one queue, in the order given (rarest first is the caller's business), so the fastest brings the
-most. A source that lies is dropped; one that fails is tried again after a pause, and dropped after some; its piece goes
-back to the front of the queue and comes from another. What arrived is kept: whoever calls again fetches only the rest.
+All sources take from one queue, in the order given, so the fastest brings the most. Peers are one source, which comes
+before the others: it says what it has and what is left to them, and takes the rarest first. A source that lies is
+dropped; one that fails is tried again after a pause, and dropped after some; its piece goes back to the front of the
+queue and comes from another. What arrived is kept: whoever calls again fetches only the rest.
 Knows pieces and sources; knows no models and no network.
 """
 
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from shoal.experts.pieces.pieces import Piece
-from shoal.experts.pieces.sources import PieceSource
+from shoal.experts.pieces.sources import PeerSource, PieceSource
 from shoal.experts.pieces.store import PieceStore
 from shoal.protocol.errors import (
     AccessRefused,
     CheckpointError,
+    DiskFull,
     ModelNotFound,
     ShoalError,
     SourceBusy,
@@ -31,6 +33,14 @@ def no_progress(arrived_bytes: int) -> None:
     """For those who do not want to know."""
 
 
+OnStored = Callable[[Piece], None]
+"""Told of every piece that is in the store now, as soon as it is."""
+
+
+def unheard(piece: Piece) -> None:
+    """For those who wait for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
     """How patient a fetch is."""
@@ -44,6 +54,9 @@ class FetchSettings:
     """After the first failure; doubles with each more."""
     max_busy_s: float = 300.0
     """A source that asks for a longer pause is dropped, and so is one that asks `max_failures` times in a row."""
+
+    look_again_s: float = 0.5
+    """Where there are peers: how often it is asked again whether one has what nobody had."""
 
 
 DEFAULT_SETTINGS = FetchSettings()
@@ -75,19 +88,22 @@ async def fetch_pieces(
     store: PieceStore,
     settings: FetchSettings = DEFAULT_SETTINGS,
     progress: FetchProgress = no_progress,
+    peers: PeerSource | None = None,
+    on_stored: OnStored = unheard,
 ) -> Fetched:
-    """Bring pieces that the store lacks into it.
+    """Bring pieces that the store lacks into it. With `peers` this waits for as long as some piece is nowhere.
 
     Raises:
         SourceLied, SourceFailed, SourceBusy, AccessRefused, ModelNotFound: no source has what is missing, or none that
         is left; the error is the last source's. DiskFull: no room. All that came before is kept.
     *Cancellation:* what has been stored stays.
     """
-    fetch = _Fetch(await asyncio.to_thread(_missing, store, pieces), sources, store, settings, progress)
+    missing = await asyncio.to_thread(_missing, store, pieces)
+    fetch = _Fetch(missing, sources, store, settings, progress, peers, on_stored)
     async with asyncio.TaskGroup() as group:
-        for i in range(len(sources)):
-            for _ in range(settings.streams_per_source):
-                group.create_task(fetch.work(i), name=f"fetch from {sources[i].name}")
+        for state in fetch.sources:
+            for _ in range(settings.streams_per_source if state.peers is None else state.peers.num_streams):
+                group.create_task(fetch.work(state), name=f"fetch from {state.account.name}")
     fetch.raise_if_incomplete()
     return Fetched(fetch.num_stored, fetch.stored_bytes, tuple(fetch.accounts))
 
@@ -108,6 +124,8 @@ class _Source:
     """By the loop's clock; for all its streams."""
     lacks: set[bytes] = field(default_factory=set)
     """Digests that it said it does not have."""
+    peers: PeerSource | None = None
+    """The source itself, if it is that of peers."""
 
 
 class _Fetch:
@@ -120,24 +138,30 @@ class _Fetch:
         store: PieceStore,
         settings: FetchSettings,
         progress: FetchProgress,
+        peers: PeerSource | None,
+        on_stored: OnStored,
     ) -> None:
-        self.accounts = [SourceAccount(source.name) for source in sources]
+        self.sources = [_Source(source, SourceAccount(source.name)) for source in sources]
+        if peers is not None:
+            self.sources.insert(0, _Source(peers, SourceAccount(peers.name), peers=peers))
+        self.accounts = [state.account for state in self.sources]
         self.num_stored = 0
         self.stored_bytes = 0
-        self._sources = [_Source(*pair) for pair in zip(sources, self.accounts, strict=True)]
         self._pending = pieces
         self._in_flight = 0
         self._store = store
         self._settings = settings
         self._progress = progress
+        self._peers = peers
+        self._on_stored = on_stored
         self._fatal: Exception | None = None
         self._last: ShoalError | None = None
         self._arrived = 0
         self._changed = asyncio.Condition()
 
-    async def work(self, number: int) -> None:
+    async def work(self, state: _Source) -> None:
         """Take pieces and bring them, until there are none or the source is of no more use."""
-        state, clock = self._sources[number], asyncio.get_running_loop()
+        clock = asyncio.get_running_loop()
         while (piece := await self._take(state)) is not None:
             arrived = 0
 
@@ -173,13 +197,35 @@ class _Fetch:
             while True:
                 if self._fatal is not None or state.account.dropped is not None:
                     return None
-                for i, piece in enumerate(self._pending):
-                    if piece.digest not in state.lacks:
-                        self._in_flight += 1
-                        return self._pending.pop(i)
-                if not self._in_flight:
+                if (number := self._choice(state)) is not None:
+                    self._in_flight += 1
+                    return self._pending.pop(number)
+                if not self._in_flight and not self._may_have_later(state):
                     return None  # what is pending, nobody in flight can give back: this source lacks it
+                await self._wait()
+
+    def _choice(self, state: _Source) -> int | None:
+        """Which of the pending pieces this source is asked for now."""
+        pending = enumerate(self._pending)
+        if state.peers is not None:
+            had = [(state.peers.rarity(piece), i) for i, piece in pending if state.peers.has_now(piece)]
+            return min(had)[1] if had else None
+        return next((i for i, piece in pending if piece.digest not in state.lacks and self._is_left(piece)), None)
+
+    def _is_left(self, piece: Piece) -> bool:
+        return self._peers is None or self._peers.leaves(piece)
+
+    def _may_have_later(self, state: _Source) -> bool:
+        """Peers may get every piece; the others may have what they did not say they lack, when it is left to them."""
+        return any(state.peers is not None or piece.digest not in state.lacks for piece in self._pending)
+
+    async def _wait(self) -> None:
+        """Until another stream has ended with its piece; or peers may have changed, of whom nobody tells us."""
+        try:
+            async with asyncio.timeout(None if self._peers is None else self._settings.look_again_s):
                 await self._changed.wait()
+        except TimeoutError:
+            return
 
     async def _put_back(self, piece: Piece | None) -> None:
         async with self._changed:
@@ -199,10 +245,15 @@ class _Fetch:
         state.account.size_bytes += len(data)
         self.num_stored += 1
         self.stored_bytes += len(data)
+        self._on_stored(piece)
 
     def _judge(self, state: _Source, piece: Piece, error: ShoalError) -> float:
         """What becomes of a source after an error; returns the pause that it gets."""
         match error:
+            case DiskFull():
+                self._fatal = error
+            case _ if state.peers is not None:
+                return 0.0  # it knows itself whom not to ask again
             case ModelNotFound():
                 state.lacks.add(piece.digest)
             case SourceLied() | CheckpointError() | AccessRefused():

@@ -42,6 +42,26 @@ class PieceSource(Protocol):
         """
 
 
+class PeerSource(PieceSource, Protocol):
+    """All the peers that may give pieces, behind one face. Never dropped: peers come and go, and it judges them itself.
+
+    `fetch` verifies, and raises what one peer's fault was; `has_now` knows of it from then on.
+    """
+
+    @property
+    def num_streams(self) -> int:
+        """Pieces at a time."""
+
+    def has_now(self, piece: Piece) -> bool:
+        """Whether some peer can be asked for it at this moment."""
+
+    def rarity(self, piece: Piece) -> tuple[int, bytes]:
+        """What comes first, the smallest: who has it, and an order of our own, so that not all take the same first."""
+
+    def leaves(self, piece: Piece) -> bool:
+        """Whether the other sources may be asked for it: no peer has it or is about to get it for us."""
+
+
 class RangeReader(Protocol):
     """Files of a published checkpoint, by byte ranges."""
 

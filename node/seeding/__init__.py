@@ -1,7 +1,11 @@
 """Peers as a source of weights: what a node gives to others, and how it takes from them.
 
     choke.py      who may take at a time, pure
+    library.py    what this node can give, by hash
     seeder.py     answers FETCH with verified bytes, behind answers to clients
+    standing.py   what we think of a peer as a source, pure
+    taking.py     one piece from one peer, chunk by chunk
+    peers.py      all peers as one source: whom to ask, and who fetches what nobody has
 
 Knows channels and the directory by their seams only. ADR 0030.
 """

@@ -61,7 +61,9 @@ class ClientSession:
         lanes: Mapping[Lane, LaneStream],
         welcome: Welcome,
         random_bytes: Callable[[int], bytes],
+        traffic: Traffic,
     ) -> None:
+        """traffic: counts all lanes, the handshake too; a node's own has its other connections in it."""
         self._peer = peer
         self._lanes = dict(lanes)
         self._random_bytes = random_bytes
@@ -71,7 +73,7 @@ class ClientSession:
         self._request_ids = count(1)
         self._closed_by: ShoalError | None = None
         self._is_draining = False
-        self._traffic = Traffic()
+        self._traffic = traffic
         self._tasks = TaskSet()
 
     def start(self) -> None:

@@ -55,8 +55,16 @@ def format_address(host: str, port: int) -> str:
 class DirectConnector:
     """Implements `Connector` over TLS 1.3."""
 
-    def __init__(self, identity: Identity, random_bytes: RandomBytes, membership: Membership | None = None) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        random_bytes: RandomBytes,
+        membership: Membership | None = None,
+        throttle: Throttle | None = None,
+    ) -> None:
+        """throttle: a node's limits; None: a client's own, who knows what it asked for."""
         self._membership = membership
+        self._throttle = throttle
         self._identity = identity
         self._random_bytes = random_bytes
         self._context = client_context()
@@ -84,7 +92,9 @@ class DirectConnector:
         async def open_lane(lane: Lane) -> tuple[StreamReader, StreamWriter]:
             return await open_stream(self._context, peer, host, port)
 
-        channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, timeout_s, self._membership)
+        channel = await open_channel(
+            self._identity, peer, open_lane, self._random_bytes, timeout_s, self._membership, self._throttle
+        )
         self._channels = [*(known for known in self._channels if not known.is_closed), channel]
         return channel
 

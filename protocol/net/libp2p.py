@@ -26,9 +26,16 @@ class Libp2pConnector:
     """Opens channels through our p2pd."""
 
     def __init__(
-        self, identity: Identity, p2pd: P2pd, random_bytes: RandomBytes, membership: Membership | None = None
+        self,
+        identity: Identity,
+        p2pd: P2pd,
+        random_bytes: RandomBytes,
+        membership: Membership | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
+        """throttle: as for `DirectConnector`."""
         self._membership = membership
+        self._throttle = throttle
         self._identity = identity
         self._control_path = p2pd.control_path
         self._random_bytes = random_bytes
@@ -53,7 +60,9 @@ class Libp2pConnector:
             return await p2pd_control.open_stream(self._control_path, peer, LIBP2P_PROTOCOL_ID)
 
         remaining_s = max(0.0, deadline - asyncio.get_running_loop().time())
-        channel = await open_channel(self._identity, peer, open_lane, self._random_bytes, remaining_s, self._membership)
+        channel = await open_channel(
+            self._identity, peer, open_lane, self._random_bytes, remaining_s, self._membership, self._throttle
+        )
         self._channels = {open_one for open_one in self._channels if not open_one.is_closed} | {channel}
         return channel
 

@@ -60,8 +60,11 @@ async def open_channel(
     random_bytes: RandomBytes,
     timeout_s: float,
     membership: Membership | None = None,
+    throttle: Throttle | None = None,
 ) -> PieceChannel:
     """Open all lanes to `peer` in parallel, prove our key on each, and return the channel.
+
+    throttle: a node's limits and counts, where it is the client; None: no limits.
 
     Raises:
         ConnectFailed: a lane did not open in time. AuthenticationFailed: the server's answer is not to our hello.
@@ -72,10 +75,15 @@ async def open_channel(
     """
     session = random_bytes(SESSION_BYTES)
     opened: dict[Lane, tuple[LaneStream, Welcome]] = {}
+    traffic = Traffic()
 
     async def open_lane(lane: Lane) -> None:
         handshake = ClientHandshake(identity, peer, random_bytes(NONCE_BYTES), session, lane, membership)
-        opened[lane] = await _join(await opener(lane), handshake, peer)
+        nonlocal traffic
+        reader, writer = await opener(lane)
+        limits_here = throttle.of_connection(writer) if throttle is not None else Throttle(traffic=traffic)
+        traffic = limits_here.traffic
+        opened[lane] = await _join(LaneStream(reader, writer, HANDSHAKE_FROM_SERVER, limits_here), handshake, peer)
 
     try:
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as openings:
@@ -90,16 +98,13 @@ async def open_channel(
             raise error.exceptions[0] from None
         raise
     lanes = {lane: stream for lane, (stream, _) in opened.items()}
-    channel = ClientSession(peer, lanes, opened[Lane.ACT][1], random_bytes)
+    channel = ClientSession(peer, lanes, opened[Lane.ACT][1], random_bytes, traffic)
     channel.start()
     return channel
 
 
-async def _join(
-    streams: tuple[StreamReader, StreamWriter], handshake: ClientHandshake, peer: PeerId
-) -> tuple[LaneStream, Welcome]:
+async def _join(lane: LaneStream, handshake: ClientHandshake, peer: PeerId) -> tuple[LaneStream, Welcome]:
     """The client's handshake on one new stream, which is closed if it fails."""
-    lane = LaneStream(*streams, HANDSHAKE_FROM_SERVER)
     try:
         challenge = await lane.receive()
         lane.write(0, handshake.answer(challenge.message))

@@ -1,0 +1,327 @@
+"""The peers of a swarm as one source of pieces: who has what by the directory, whom to ask, and what became of it.
+
+Between the fetcher and the channels. A piece is taken from one peer at a time, the fastest that is free, and several
+pieces at once; what one leaves unfinished another continues. Every piece is hashed here: the peer that gave a wrong
+byte is dropped. What nobody has is left to the other sources, but to one of those who want it first: else each of fifty
+newcomers would take it from the hub.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from shoal.experts.digest import digest_bytes
+from shoal.experts.pieces.pieces import ExpertPiece, Piece
+from shoal.experts.pieces.sources import OnBytes
+from shoal.node.log_events import PeerLied, log_event
+from shoal.node.seeding.standing import Standing
+from shoal.node.seeding.taking import Partial, Taking
+from shoal.protocol.errors import ModelNotFound, ShoalError, SourceFailed, SourceLied
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.net.channel import PieceChannel, PieceConnector
+from shoal.protocol.net.directory import Directory
+from shoal.protocol.records import HolderRecord
+
+NUM_STREAMS = 4
+"""Pieces at a time: as many peers' uplinks, and 176 MB of DeepSeek-V3's experts in memory."""
+
+CONNECT_TIMEOUT_S = 10.0
+
+PATIENCE_S = 60.0
+"""So long after the last byte of any peer, what others said they would get is taken from elsewhere all the same."""
+
+LOOK_S = 5.0
+"""Between two looks into the directory while pieces are missing, with half of it as jitter."""
+
+NUM_TRIED = 8
+"""Peers whose pace is learned, by a piece each, before the fastest of them come first."""
+
+MAX_CHANNELS = 16
+"""Connections that are kept; beyond it the one that was not used longest is closed."""
+
+MAX_PARTIALS = 8
+"""Unfinished pieces that are kept for the next peer."""
+
+SLOW_FACTOR = 8.0
+"""A peer that is so many times slower than another that has the piece and is free is left for it."""
+
+JUDGE_S = 10.0
+"""After so long its pace is known."""
+
+Place = tuple[LayerId, ExpertId]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What peers are asked for. `max_piece_bytes`: the most that a piece of this model has."""
+
+    model_root: bytes
+    layers: tuple[LayerId, ...]
+    max_piece_bytes: int
+    me: PeerId
+
+
+@dataclass(slots=True)
+class _View:
+    """The directory, as it was a moment ago."""
+
+    holders: dict[Place, set[PeerId]] = field(default_factory=dict)
+    coming: dict[Place, set[PeerId]] = field(default_factory=dict)
+    addresses: dict[PeerId, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Peers:
+    """Implements `PeerSource`. Use `run` beside a fetch; `aclose` at the end.
+
+    Limits: `NUM_STREAMS` pieces at a time, one connection to a peer.
+    """
+
+    def __init__(
+        self, wanted: Wanted, directory: Directory, connector: PieceConnector, draw: Callable[[], float],
+        patience_s: float = PATIENCE_S, look_s: float = LOOK_S,
+    ) -> None:  # fmt: skip
+        """draw: a number in 0..1, for jitter."""
+        self._wanted = wanted
+        self._directory = directory
+        self._connector = connector
+        self._draw = draw
+        self._patience_s = patience_s
+        self._look_s = look_s
+        self._clock = asyncio.get_running_loop().time
+        self._view = _View()
+        self._standings: dict[PeerId, Standing] = {}
+        self._channels: dict[PeerId, asyncio.Future[PieceChannel]] = {}
+        self._partials: OrderedDict[bytes, Partial] = OrderedDict()
+        self._gave_s = self._clock()
+        self.bytes_taken = 0
+        """Of pieces, from all peers."""
+
+    @property
+    def name(self) -> str:
+        return "peers"
+
+    @property
+    def bytes_read(self) -> int:
+        return self.bytes_taken
+
+    @property
+    def num_streams(self) -> int:
+        return NUM_STREAMS
+
+    def standing(self, peer: PeerId) -> Standing:
+        """What is known of a peer."""
+        return self._standings.setdefault(peer, Standing())
+
+    async def run(self) -> None:
+        """Look into the directory, for ever. Cancellation: nothing stays behind."""
+        while True:
+            with suppress(ShoalError):  # a directory that does not answer may do so the next time; the old view stands
+                await self.look()
+            await asyncio.sleep(self._look_s * (0.75 + self._draw() / 2))
+
+    async def look(self) -> None:
+        """See who has what now.
+
+        Raises:
+            NetworkError: the directory does not answer.
+        """
+        found = await self._directory.lookup(self._wanted.model_root, self._wanted.layers)
+        view = _View()
+        for record in (record for records in found.values() for record in records):
+            if record.peer != self._wanted.me:
+                _add(view, record)
+        if any(peers - self._view.holders.get(place, set()) for place, peers in view.holders.items()):
+            self._gave_s = self._clock()  # others get on
+        self._view = view
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        channels = list(self._channels.values())
+        self._channels.clear()
+        for opening in channels:
+            opening.cancel()
+        for found in await asyncio.gather(*channels, return_exceptions=True):
+            if not isinstance(found, BaseException):
+                await found.aclose()
+
+    def has_now(self, piece: Piece) -> bool:
+        now_s = self._clock()
+        return any(self._is_free(peer, piece, now_s) for peer in self._holders(piece))
+
+    def rarity(self, piece: Piece) -> tuple[int, bytes]:
+        return len(self._holders(piece)), _rank(piece, self._wanted.me)
+
+    def leaves(self, piece: Piece) -> bool:
+        """See `PeerSource`. Of those who say that they are about to get a piece, the first by a hash of both fetches it
+        from elsewhere, and the others take it from there; whoever waits in vain fetches it too."""
+        if self._clock() - self._gave_s > self._patience_s:
+            return True
+        if any(not self.standing(peer).is_dropped for peer in self._holders(piece)):
+            return False
+        ours = _rank(piece, self._wanted.me)
+        rivals = self._view.coming.get(_place(piece), set()) if isinstance(piece, ExpertPiece) else set()
+        return all(_rank(piece, peer) > ours for peer in rivals if not self.standing(peer).is_dropped)
+
+    async def size(self, piece: Piece) -> int:
+        """The most that it can have: what it has exactly, its first chunk says."""
+        return self._wanted.max_piece_bytes
+
+    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
+        """A piece, verified. Raises as `PieceSource.fetch`; whoever did not give it is not free for a while.
+
+        *Cancellation:* what has come stays in memory for the next call.
+        """
+        peer = self._fastest(piece)
+        if peer is None:
+            raise ModelNotFound(f"no peer has {piece.name} now")
+        standing, partial = self.standing(peer), self._partial_for(piece, peer)
+        standing.num_taking += 1
+        try:
+            await self._take(peer, piece, partial, on_bytes)
+            self._check(peer, piece, partial)
+        except ShoalError as error:
+            standing.failed(error, piece.digest, self._clock(), self._draw())
+            raise error if isinstance(error, SourceLied) else SourceFailed(f"peer {peer}", str(error)) from error
+        finally:
+            standing.num_taking -= 1
+        standing.succeeded()
+        return partial.data
+
+    async def _take(self, peer: PeerId, piece: Piece, partial: Partial, on_bytes: OnBytes) -> None:
+        begun_s, taken = self._clock(), 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal taken
+            taken += size_bytes
+            self.bytes_taken += size_bytes
+            self._gave_s = self._clock()
+            on_bytes(size_bytes)
+            if self._is_too_slow(peer, piece, taken, self._gave_s - begun_s):
+                raise SourceFailed(f"peer {peer}", "another is much faster")
+
+        channel = await self._channel(peer)
+        try:
+            await Taking(channel, self._wanted.model_root, piece.digest, self._wanted.max_piece_bytes, count).run(
+                partial
+            )
+        except BaseExceptionGroup as group:
+            self._keep(piece, partial)
+            raise _first_error(group) from None
+        except BaseException:
+            self._keep(piece, partial)
+            raise
+        finally:
+            if taken:
+                self.standing(peer).gave(taken, self._clock() - begun_s)
+
+    def _check(self, peer: PeerId, piece: Piece, partial: Partial) -> None:
+        if digest_bytes(partial.data) == piece.digest:
+            return
+        if partial.givers == {peer}:
+            log_event(PeerLied(peer, piece.name))
+            raise SourceLied(f"peer {peer}", piece.name)
+        for giver in partial.givers:  # one of them: it will show when each gives a whole one
+            self.standing(giver).is_doubted = True
+        raise SourceFailed(f"peer {peer}", f"{piece.name} was put together from several, and one gave wrong bytes")
+
+    def _holders(self, piece: Piece) -> set[PeerId]:
+        return self._view.holders.get(_place(piece), set()) if isinstance(piece, ExpertPiece) else set()
+
+    def _is_free(self, peer: PeerId, piece: Piece, now_s: float) -> bool:
+        standing = self.standing(peer)
+        return not standing.num_taking and standing.may_be_asked(piece.digest, now_s)
+
+    def _fastest(self, piece: Piece) -> PeerId | None:
+        """Of those that are free: who was not tried yet, else the fastest."""
+        now_s = self._clock()
+        free = [peer for peer in sorted(self._holders(piece)) if self._is_free(peer, piece, now_s)]
+
+        num_known = sum(standing.rate_bytes_per_s is not None for standing in self._standings.values())
+        untried = float("inf") if num_known < NUM_TRIED else 0.0
+
+        def pace(peer: PeerId) -> tuple[float, bytes]:
+            rate = self.standing(peer).rate_bytes_per_s
+            return (untried if rate is None else rate), _rank(piece, peer)
+
+        return max(free, key=pace, default=None)
+
+    def _is_too_slow(self, peer: PeerId, piece: Piece, taken: int, took_s: float) -> bool:
+        if took_s < JUDGE_S:
+            return False
+        now_s = self._clock()
+        rates = [
+            self.standing(other).rate_bytes_per_s or 0.0
+            for other in self._holders(piece)
+            if other != peer and self._is_free(other, piece, now_s)
+        ]
+        return max(rates, default=0.0) > SLOW_FACTOR * taken / took_s
+
+    def _partial_for(self, piece: Piece, peer: PeerId) -> Partial:
+        """What others left of it; nothing, if one of them or this one is doubted."""
+        found = self._partials.pop(piece.digest, None)
+        if found is None or found.givers == {peer}:
+            return found or Partial()
+        standings = [self.standing(each) for each in (*found.givers, peer)]
+        return Partial() if any(each.is_doubted or each.is_dropped for each in standings) else found
+
+    def _keep(self, piece: Piece, partial: Partial) -> None:
+        if partial.is_begun:
+            self._partials[piece.digest] = partial
+            while len(self._partials) > MAX_PARTIALS:
+                self._partials.popitem(last=False)
+
+    async def _channel(self, peer: PeerId) -> PieceChannel:
+        """The connection to a peer, opened if need be."""
+        opening = self._channels.pop(peer, None)
+        if opening is None or not _is_of_use(opening):
+            addresses = self._view.addresses.get(peer, ())
+            connecting = self._connector.connect(peer, addresses, CONNECT_TIMEOUT_S)
+            opening = asyncio.ensure_future(connecting)
+        self._channels[peer] = opening  # the last one now
+        channel = await asyncio.shield(opening)
+        await self._close_idle()
+        return channel
+
+    async def _close_idle(self) -> None:
+        idle = [peer for peer in self._channels if not self.standing(peer).num_taking]
+        for peer in idle[: max(0, len(self._channels) - MAX_CHANNELS)]:
+            opening = self._channels.pop(peer)
+            if _is_of_use(opening) and opening.done():
+                await opening.result().aclose()
+            opening.cancel()
+
+
+def _is_of_use(opening: "asyncio.Future[PieceChannel]") -> bool:
+    if not opening.done():
+        return True
+    if opening.cancelled() or opening.exception() is not None:
+        return False
+    return not (opening.result().is_closed or opening.result().is_draining)
+
+
+def _add(view: _View, record: HolderRecord) -> None:
+    view.addresses[record.peer] = record.addresses
+    for expert in record.experts:
+        view.holders.setdefault((record.layer, expert), set()).add(record.peer)
+    for expert in record.coming:
+        view.coming.setdefault((record.layer, expert), set()).add(record.peer)
+
+
+def _place(piece: ExpertPiece) -> Place:
+    return piece.layer, piece.expert
+
+
+def _rank(piece: Piece, peer: PeerId) -> bytes:
+    """An order of peers that is another for each piece, and the same for all who look."""
+    return blake3(piece.digest + peer.encode()).digest()
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

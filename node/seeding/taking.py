@@ -1,0 +1,124 @@
+"""One piece from one peer: chunks asked for ahead of each other, put together, continued where another peer left off.
+
+Knows one channel; whom to ask is `peers.py`, and nothing that arrives here is trusted before it is hashed.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shoal.protocol import limits
+from shoal.protocol.errors import Busy, Malformed
+from shoal.protocol.ids import PeerId
+from shoal.protocol.messages import Fetch
+from shoal.protocol.net.channel import PieceChannel
+
+CHUNKS_AHEAD = 8
+"""In flight at a time: 2 MiB, which fills 160 Mbit/s at an RTT of 100 ms."""
+
+CHUNK_DEADLINE_MS = 30_000
+"""A peer that shares 1 Mbit/s among four gives 10 kB in a third of a second; one that gives nothing in half a minute is
+gone."""
+
+MAX_BUSY_WAIT_S = 1.0
+"""In mid-piece a peer may ask us to wait so long and no longer: then its turn went to somebody else."""
+
+
+@dataclass(slots=True)
+class Partial:
+    """A piece on its way: what has come of it, and from whom."""
+
+    data: bytearray = field(default_factory=bytearray)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    """(begin, end) of what has not come and is not asked for, ascending."""
+    givers: set[PeerId] = field(default_factory=set)
+
+    @property
+    def is_begun(self) -> bool:
+        return bool(self.data)
+
+    def begin(self, piece_bytes: int) -> None:
+        """Its length is known now."""
+        self.data = bytearray(piece_bytes)
+        self.gaps = [(0, piece_bytes)]
+
+    def ask(self, most_bytes: int) -> tuple[int, int] | None:
+        """The next range to ask for; None: everything has come or is asked for."""
+        if not self.gaps:
+            return None
+        begin, end = self.gaps.pop(0)
+        if end - begin > most_bytes:
+            self.gaps.insert(0, (begin + most_bytes, end))
+        return begin, min(end, begin + most_bytes)
+
+    def give_back(self, begin: int, end: int) -> None:
+        """This did not come."""
+        if begin < end:
+            self.gaps = sorted([*self.gaps, (begin, end)])
+
+
+class Taking:
+    """Takes what is missing of a piece from one peer."""
+
+    def __init__(
+        self, channel: PieceChannel, model_root: bytes, digest: bytes, max_bytes: int, on_bytes: Callable[[int], None]
+    ) -> None:
+        """max_bytes: what a piece of this model has at most; nothing is allocated for one that claims more."""
+        self._channel = channel
+        self._model_root = model_root
+        self._digest = digest
+        self._max_bytes = max_bytes
+        self._on_bytes = on_bytes
+        self._most_bytes = limits.MAX_CHUNK_BYTES
+
+    async def run(self, partial: Partial) -> None:
+        """Until the piece is whole. What came before an error stays in `partial`.
+
+        Raises:
+            Whatever `PieceChannel.fetch` raises. Malformed: the peer contradicts itself or others about the length.
+            *Cancellation:* as with an error.
+        """
+        if not partial.is_begun:
+            await self._begin(partial)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CHUNKS_AHEAD):
+                group.create_task(self._stream(partial), name="take chunks")
+
+    async def _begin(self, partial: Partial) -> None:
+        reply = await self._fetch(0, self._most_bytes)
+        piece_bytes = reply[0]
+        if piece_bytes > self._max_bytes:
+            raise Malformed(f"a piece of {piece_bytes} bytes, of a model whose pieces have {self._max_bytes} at most")
+        partial.begin(piece_bytes)
+        partial.ask(len(reply[1]))
+        self._keep(partial, 0, reply[1])
+
+    async def _stream(self, partial: Partial) -> None:
+        while (asked := partial.ask(self._most_bytes)) is not None:
+            begin, end = asked
+            try:
+                piece_bytes, body = await self._fetch(begin, end - begin)
+                if piece_bytes != len(partial.data):
+                    raise Malformed(f"a piece of {piece_bytes} bytes that had {len(partial.data)}")
+                self._keep(partial, begin, body)
+                begin += len(body)
+            finally:
+                partial.give_back(begin, end)
+
+    async def _fetch(self, begin: int, size: int) -> tuple[int, memoryview]:
+        message = Fetch(self._model_root, self._digest, begin, size, CHUNK_DEADLINE_MS)
+        try:
+            reply = await self._channel.fetch(message)
+        except Busy as busy:
+            if begin == 0 or busy.retry_after_s > MAX_BUSY_WAIT_S:
+                raise
+            await asyncio.sleep(busy.retry_after_s)
+            reply = await self._channel.fetch(message)
+        if reply.message.size < size:  # a slow uplink: it says how much is good to ask for
+            self._most_bytes = min(self._most_bytes, reply.message.size)
+        return reply.message.piece_bytes, memoryview(reply.body)
+
+    def _keep(self, partial: Partial, begin: int, body: memoryview) -> None:
+        partial.data[begin : begin + len(body)] = body
+        partial.givers.add(self._channel.peer)
+        self._on_bytes(len(body))
