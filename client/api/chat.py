@@ -59,7 +59,7 @@ class ChatEndpoint:
         grammar = await self._grammar(body, prompt)
         num_top = (body.top_logprobs or 0) if body.logprobs else 0
         sampling = sampling_of(body, services.card.defaults, body.limit, num_top)
-        jobs = jobs_for(services, prompt.ids, sampling, body.num_choices, grammar)
+        jobs = jobs_for(services, prompt.ids, sampling, body.num_choices, grammar, "messages")
         choices = [
             ChatChoice(
                 index,

@@ -5,10 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from shoal.client.api.errors import bad_request
 from shoal.client.api.metrics import Stopwatch
 from shoal.client.api.services import Services
 from shoal.client.engine.generate import Token
 from shoal.client.engine.sampler import Sampling
+from shoal.protocol.errors import ContextLengthExceeded
 
 OnToken = Callable[[int, Token], Awaitable[None]]
 """Told of every token of every sequence: (place of the sequence, token)."""
@@ -25,15 +27,18 @@ class Job:
 
 
 def jobs_for(
-    services: Services, prompt_ids: Sequence[int], sampling: Sampling, n: int, grammar: str | None
+    services: Services, prompt_ids: Sequence[int], sampling: Sampling, n: int, grammar: str | None, field: str
 ) -> list[Job]:
     """`n` answers to one prompt. Each has its own seed, made from the request's, so that the same request gives the
-    same answers; the first is what n = 1 gives.
+    same answers; the first is what n = 1 gives. field: of the request, where the prompt came from.
 
     Raises:
-        ContextLengthExceeded, InvalidRequest: what the model would refuse.
+        ApiError: the prompt and its answer do not fit the model's context. InvalidRequest: what the model would refuse.
     """
-    services.model.check(prompt_ids, sampling)
+    try:
+        services.model.check(prompt_ids, sampling)
+    except ContextLengthExceeded as error:
+        raise bad_request(str(error), field, "context_length_exceeded") from error
     if n == 1:
         return [Job(prompt_ids, sampling, grammar)]
     seed = services.new_seed() if sampling.seed is None else sampling.seed

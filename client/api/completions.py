@@ -86,7 +86,7 @@ class CompletionEndpoint:
         services = self._services
         sampling = sampling_of(body, services.card.defaults, body.limit or 1, body.logprobs or 0)
         prompts = [self._prompt_ids(prompt, body) for prompt in body.prompts()]
-        jobs = [job for ids in prompts for job in jobs_for(services, ids, sampling, body.num_choices, None)]
+        jobs = [job for ids in prompts for job in jobs_for(services, ids, sampling, body.num_choices, None, "prompt")]
         choices = [_Choice(index, self._logprobs(body)) for index in range(len(jobs))]
         return _Completion(body, prompts, jobs if body.limit else [], choices, self._head())
 

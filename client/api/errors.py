@@ -85,7 +85,7 @@ def _of_shoal(error: ShoalError) -> ApiError:
     message = str(error)
     match error:
         case ContextLengthExceeded():
-            return ApiError(400, "context_length_exceeded", message, "messages")
+            return bad_request(message, code="context_length_exceeded")
         case InvalidRequest():
             return bad_request(message)
         case CoverageGap():

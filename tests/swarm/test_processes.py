@@ -18,12 +18,14 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 import torch
+from jsonschema import validate
 from transformers import DeepseekV3ForCausalLM
 
 from shoal.client import ContextLengthExceeded, Sampling, SwarmSettings
 from shoal.client.blocking import BlockingSwarm
 from tests.checkpoints import SHAPES, dequantized_copy, write_checkpoint
 from tests.swarm.capture import LoopbackCapture, alone_on_loopback, entropy_bits
+from tools.schemas import schema_of
 
 pytestmark = pytest.mark.socket
 
@@ -113,6 +115,7 @@ def test_a_demo_of_any_checkpoint_survives_a_kill_with_the_oracles_tokens(
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["token_ids"] == oracle_tokens(model, tmp_path / "copy", 32)
+    validate(result, json.loads(schema_of("demo")))
     assert result["matches_reference"]
     assert result["killed_peer"]
     assert result["failovers"] >= 1
@@ -155,10 +158,7 @@ def test_run_uses_a_swarm_that_is_up_and_says_all_its_figures(model: Path, envir
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert len(result["token_ids"]) == 8
-        assert set(result) >= {
-            "text", "token_ids", "num_prompt_tokens", "tokens_per_s", "ttft_s", "failovers", "holders_used",
-            "bytes_sent", "bytes_received", "model_root",
-        }  # fmt: skip
+        validate(result, json.loads(schema_of("run")))
 
 
 def test_the_blocking_library_streams_the_same_tokens_and_can_be_left_early(

@@ -219,7 +219,7 @@ def test_a_prompt_is_never_cut() -> None:
     for fields in ({"messages": [{"role": "user", "content": long}]}, {"max_tokens": MAX_MODEL_LEN}):
         for stream in (False, True):
             status, error = refused(stream=stream, **fields)
-            assert (status, error["code"]) == (400, "context_length_exceeded")
+            assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
 
 
 def test_another_model_is_not_found() -> None:

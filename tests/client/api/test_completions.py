@@ -90,7 +90,8 @@ def test_a_bad_field_is_named(fields: dict[str, object], param: str) -> None:
 
 
 def test_a_prompt_is_never_cut() -> None:
-    assert complete(status=400, prompt=[5] * MAX_MODEL_LEN)["error"]["code"] == "context_length_exceeded"
+    error = complete(status=400, prompt=[5] * MAX_MODEL_LEN)["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
 
 
 def test_the_tokenizer_is_there_for_evaluations() -> None:
