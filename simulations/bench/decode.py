@@ -32,8 +32,9 @@ from shoal.protocol.net.memory import untouched
 from shoal.simulations.bench.machine import describe_machine, git_commit
 from shoal.simulations.demo_model.held_out import held_out_stories
 from shoal.simulations.local import holdings
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel, open_world
+from shoal.simulations.virtual.world import open_world
 
 PROMPT_TOKENS = 64
 """Of a story: enough to be one, and the rest of its answer is the model's own."""

@@ -18,8 +18,9 @@ from shoal.simulations.bench.kernel_ops import HIDDEN, INTER
 from shoal.simulations.bench.kernels import DEFAULT_FORMATS, bench_kernels
 from shoal.simulations.bench.wire import bench_wire
 from shoal.simulations.forecast.compute import Calibration
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel, open_world
+from shoal.simulations.virtual.world import open_world
 
 KIB = 1024
 NUM_TOKENS = 48

@@ -32,8 +32,10 @@ from shoal.simulations.forecast.peers import LayerView, Link, Peer, TrunkHost
 from shoal.simulations.forecast.routing import Choices, Routes
 from shoal.simulations.forecast.shape import FP32_BYTES, model_shape
 from shoal.simulations.virtual.loop import run_virtual
+from shoal.simulations.virtual.model import SimulatedModel
+from shoal.simulations.virtual.node import ROW_COST_S
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import ROW_COST_S, SimulatedModel, World, open_world
+from shoal.simulations.virtual.world import World, open_world
 
 LIMIT_S = 3600.0
 ENDLESS = 1e30

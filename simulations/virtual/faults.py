@@ -27,6 +27,10 @@ class Kind(Enum):
     """All connections of a node are reset once; the process lives."""
     SLOW = "slow"
     """Its kernels take many times longer."""
+    FREEZE = "freeze"
+    """Its kernel stands still (the owner's machine swaps): what waits is worked off later, or is too late."""
+    FULL_DISK = "full_disk"
+    """Its disk takes no byte more: what it was about to take over can not be stored."""
     DELAY = "delay"
     """Each segment is late by a random time; order within a connection stays."""
     LOST_REPLY = "lost_reply"
@@ -43,10 +47,18 @@ class Kind(Enum):
     """Some frames arrive damaged."""
 
 
-TRANSIENT = frozenset({Kind.STALL, Kind.PARTITION, Kind.RESET, Kind.SLOW, Kind.DELAY, Kind.LATE_REPLY, Kind.BUSY})
+TRANSIENT = frozenset(
+    {
+        Kind.STALL, Kind.PARTITION, Kind.RESET, Kind.SLOW, Kind.FREEZE, Kind.FULL_DISK, Kind.DELAY, Kind.LATE_REPLY,
+        Kind.BUSY,
+    }
+)  # fmt: skip
 """What may happen to a steady node: it answers in the end, and it is never to blame."""
 
 SHORTEST_S, LONGEST_S = 0.01, 3.0
+FULL_FOR_S = (1.0, 5.0)
+"""A disk does not become empty by itself: it is full for longer than other faults last."""
+
 MOST_FAULTS = 12
 
 
@@ -71,9 +83,17 @@ def draw_faults(rng: random.Random, num_nodes: int, steady: Sequence[int], span_
     return sorted(plan, key=lambda fault: (fault.at_s, fault.node, fault.kind.value))
 
 
+def full_disks(rng: random.Random, num_nodes: int) -> list[Fault]:
+    """Every disk is full from the beginning, each for a time of its own."""
+    return [Fault(Kind.FULL_DISK, node, 0.0, rng.uniform(*FULL_FOR_S), 1.0) for node in range(num_nodes)]
+
+
 def _draw(rng: random.Random, num_nodes: int, steady: frozenset[int], span_s: float) -> Fault:
     node = rng.randrange(num_nodes)
     kinds = [kind for kind in Kind if node not in steady or kind in TRANSIENT]
     at_s = rng.uniform(0, span_s)
-    longest_s = SHORTEST_S * (LONGEST_S / SHORTEST_S) ** rng.random()  # short and long ones alike
-    return Fault(rng.choice(kinds), node, at_s, at_s + longest_s, rng.random())
+    lasts_s = SHORTEST_S * (LONGEST_S / SHORTEST_S) ** rng.random()  # short and long ones alike
+    kind = rng.choice(kinds)
+    if kind is Kind.FULL_DISK:
+        lasts_s = rng.uniform(*FULL_FOR_S)
+    return Fault(kind, node, at_s, at_s + lasts_s, rng.random())

@@ -11,20 +11,25 @@ from dataclasses import dataclass
 
 from shoal.client.engine.sampler import Sampling
 from shoal.node.assignment import Holding
-from shoal.node.healer import HealSettings
+from shoal.node.healer import REST_S, HealSettings
 from shoal.protocol.ids import ExpertId
 from shoal.protocol.net.memory import Delay, untouched
 from shoal.simulations.virtual.injector import BASE_DELAY_S, JITTER
 from shoal.simulations.virtual.loop import run_virtual
-from shoal.simulations.virtual.promises import check_tokens
+from shoal.simulations.virtual.model import SimulatedModel
+from shoal.simulations.virtual.node import EPOCH_S
+from shoal.simulations.virtual.promises import BrokenPromise, check_nodes, check_tokens
 from shoal.simulations.virtual.run import Oracle
-from shoal.simulations.virtual.world import EPOCH_S, SimulatedModel, World, open_world
+from shoal.simulations.virtual.world import World, open_world
 
 LIMIT_S = 7200.0
 NUM_NODES, NUM_DEATHS = 6, 3
 HEAL = HealSettings(grace_s=20.0, step_s=5.0)
 BETWEEN_DEATHS_S = 240.0
 """A record lives 90 s, then 20 s of grace, then the turns of those who are older; twice over."""
+
+FULL_FOR_S = 3600.0
+"""Long enough for every node to have tried, failed and rested, twice."""
 
 ASK_EVERY_S = 30.0
 GAP_WAIT_S = 300.0
@@ -62,6 +67,37 @@ def run_gap(model: SimulatedModel, oracle: Oracle, seed: int) -> Healed:
     """
     expected = oracle.tokens(PROMPT, SAMPLING)
     return run_virtual(lambda: _gap(model, expected, seed), random.Random(seed), LIMIT_S)
+
+
+def run_full_disks(model: SimulatedModel, oracle: Oracle, seed: int) -> tuple[Healed, Healed]:
+    """A node dies for good while no disk takes a byte, and somebody makes room an hour later: the swarm before and
+    after that. Every answer is held against the oracle's.
+
+    Raises:
+        BrokenPromise: a token was wrong, or a node is not as it should be.
+    """
+    expected = oracle.tokens(PROMPT, SAMPLING)
+    return run_virtual(lambda: _full_disks(model, expected, seed), random.Random(seed), 2 * LIMIT_S)
+
+
+async def _full_disks(model: SimulatedModel, expected: Sequence[int], seed: int) -> tuple[Healed, Healed]:
+    rng = random.Random(seed)
+    async with open_world(
+        model, _two_holders_each(model, rng), [0.0] * NUM_NODES, rng, _delay(rng), untouched,
+        lambda _, honest: honest, lambda event: None, [_num_experts(model)] * NUM_NODES, HEAL,
+    ) as world:  # fmt: skip
+        for node in world.nodes:
+            node.disk.is_full = True
+        await world.nodes[0].crash(world.network)
+        await asyncio.sleep(FULL_FOR_S)
+        full = _healed(world, [await _ask(world, expected)])
+        if not any(node.disk.num_refused for node in world.nodes):
+            raise BrokenPromise("an hour of rare experts, and no node tried to store one")
+        for node in world.nodes:
+            node.disk.is_full = False
+        await asyncio.sleep(REST_S + BETWEEN_DEATHS_S)
+        check_nodes(world)
+        return full, _healed(world, [await _ask(world, expected)])
 
 
 async def _one_by_one(model: SimulatedModel, expected: Sequence[int], seed: int, is_healing: bool) -> Healed:

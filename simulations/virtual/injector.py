@@ -9,7 +9,8 @@ from shoal.protocol.errors import Busy
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Handler, Reply, Request
 from shoal.simulations.virtual.faults import Fault, Kind
-from shoal.simulations.virtual.world import SimulatedNode, World
+from shoal.simulations.virtual.node import SimulatedNode
+from shoal.simulations.virtual.world import World
 
 BASE_DELAY_S = 0.005
 """One way between any two peers without faults: 10 ms RTT, a country."""
@@ -115,10 +116,17 @@ class Injector:
         active.append(fault)
         if fault.kind is Kind.SLOW:
             node.slowness = 1 + SLOWEST * fault.strength
+        if fault.kind is Kind.FREEZE:
+            node.thawed.clear()
+        if fault.kind is Kind.FULL_DISK:
+            node.disk.is_full = True
         await _sleep_until(fault.until_s)
         active.remove(fault)
         if fault.kind is Kind.SLOW:
             node.slowness = 1.0
+        if not self._has(fault.node, Kind.FREEZE):
+            node.thawed.set()
+        node.disk.is_full = self._has(fault.node, Kind.FULL_DISK)
 
     async def _spoil(self, reply: Reply, fault: Fault) -> Reply:
         """What becomes of an answer under a fault of its node."""

@@ -1,7 +1,8 @@
 """An asyncio event loop that never waits: when nothing is ready, its clock jumps to the next timer.
 
 The order in which ready tasks run is drawn from a generator, so one seed is one schedule and many seeds are many. Plain
-callbacks keep their order, which asyncio promises. Threads and sockets do not exist here.
+callbacks keep their order, which asyncio promises. Sockets do not exist here, and no threads: what goes to one is done
+at once, in the step that asks for it.
 """
 
 import asyncio
@@ -9,9 +10,10 @@ import random
 from asyncio import Handle, Task
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import NoReturn, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 Result = TypeVar("Result")
+Args = TypeVarTuple("Args")
 
 MAX_TURNS = 100_000
 """Turns of the loop at one moment: the busiest honest moment (all nodes start) takes a few hundred."""
@@ -46,8 +48,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now_s
 
-    def run_in_executor(self, executor: object, func: object, *args: object) -> NoReturn:
-        raise RuntimeError("a thread would be a second clock, which no seed decides")
+    def run_in_executor(  # type: ignore[override]  # the base class's is typed for threads
+        self, executor: None, func: Callable[[*Args], Result], *args: *Args
+    ) -> asyncio.Future[Result]:
+        """A thread would be a second clock, which no seed decides: the work is done now, and takes no time. Its result
+        is there at the loop's next turn, so that others come between.
+
+        Raises:
+            RuntimeError: an executor of its own, which may mean other threads than ours.
+        """
+        if executor is not None:
+            raise RuntimeError("only the loop's own executor: another thread would be a second clock")
+        future: asyncio.Future[Result] = self.create_future()
+        done: asyncio.Future[Result] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # the boundary of a thread: it reaches whoever waits
+            done.set_exception(error)
+        self.call_soon(_hand_over, done, future)
+        return future
 
     def _jump(self, timeout_s: float | None) -> None:
         if timeout_s is None:
@@ -95,6 +114,16 @@ def run_virtual(
     """
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(schedule, limit_s)) as runner:
         return runner.run(make())
+
+
+def _hand_over(done: asyncio.Future[Result], waited_for: asyncio.Future[Result]) -> None:
+    error = done.exception()
+    if waited_for.cancelled():
+        return
+    if error is None:
+        waited_for.set_result(done.result())
+    else:
+        waited_for.set_exception(error)
 
 
 def _is_task_step(handle: Handle) -> bool:

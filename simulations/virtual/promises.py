@@ -1,11 +1,13 @@
 """What must hold in every run, whatever goes wrong. Broken, it raises BrokenPromise with one line."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shoal.client.routing.dispatch import HEDGE_BURST, HEDGE_SHARE
+from shoal.experts.pieces.store import ARRIVING
 from shoal.protocol.events import DispatchSent, Event, Hedged
+from shoal.simulations.virtual.node import SimulatedNode
 from shoal.simulations.virtual.world import World
 
 
@@ -17,6 +19,7 @@ class BrokenPromise(AssertionError):
 class Promises:
     """Counts of events that are bounded."""
 
+    num_clients: int = 1
     num_sent: int = 0
     num_hedged: int = 0
 
@@ -31,7 +34,7 @@ class Promises:
         Raises:
             BrokenPromise: they do not.
         """
-        allowed = HEDGE_SHARE * self.num_sent + HEDGE_BURST
+        allowed = HEDGE_SHARE * self.num_sent + HEDGE_BURST * self.num_clients
         if self.num_hedged > allowed:
             raise BrokenPromise(f"{self.num_hedged} hedges in {self.num_sent} requests, {allowed:.0f} are allowed")
 
@@ -51,14 +54,30 @@ def check_tokens(got: Sequence[int], expected: Sequence[int]) -> None:
 
 
 def check_nodes(world: World) -> None:
-    """At the end no node thinks that it still has work.
+    """At the end every node is well.
 
     Raises:
-        BrokenPromise: one does, and would refuse others for it.
+        BrokenPromise: one is not.
     """
     for node in world.nodes:
-        if node.admission is not None and node.admission.backlog_s > 0 and not node.is_computing:
-            raise BrokenPromise(f"node {node.place} is idle and has a backlog of {node.admission.backlog_s:.3f} s")
+        for wrong in _wrongs(node):
+            raise BrokenPromise(f"node {node.place} {wrong}")
+
+
+def _wrongs(node: SimulatedNode) -> Iterator[str]:
+    """What a node may not be, and would refuse others, lie to them or be useless for."""
+    if node.admission is not None and node.admission.backlog_s > 0 and not node.is_computing:
+        yield f"is idle and has a backlog of {node.admission.backlog_s:.3f} s"
+    if node.num_unwanted:
+        yield f"computed {node.num_unwanted} times what nobody waited for any more"
+    if node.has_lost_its_healer:
+        yield "runs and watches over its swarm no more"
+    if left := node.disk.files(ARRIVING):
+        yield f"has {len(left)} half-written pieces on its disk"
+    if node.keeper is not None:
+        claimed, held = node.keeper.announcer.claim.holding, node.keeper.holding
+        if any(not set(experts) <= set(held.get(layer, ())) for layer, experts in claimed.items()):
+            yield "announces what it does not hold"
 
 
 def check_tasks() -> None:

@@ -19,7 +19,8 @@ from shoal.protocol.net.channel import Handler, Reply, Request
 from shoal.protocol.net.memory import untouched
 from shoal.simulations.virtual.injector import BASE_DELAY_S, JITTER
 from shoal.simulations.virtual.loop import run_virtual
-from shoal.simulations.virtual.world import SimulatedModel, World, open_world
+from shoal.simulations.virtual.model import SimulatedModel
+from shoal.simulations.virtual.world import World, open_world
 
 LIMIT_S = 600.0
 FAULT_AFTER = 24

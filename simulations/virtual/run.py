@@ -13,27 +13,43 @@ from blake3 import blake3
 
 from shoal.client.engine.generate import Engine
 from shoal.client.engine.sampler import Sampling
+from shoal.client.swarm import Swarm
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.worker import InlineWorker
 from shoal.node.assignment import Holding
+from shoal.node.healer import HealSettings
 from shoal.protocol.events import Event
 from shoal.protocol.ids import ExpertId
-from shoal.simulations.virtual.faults import Fault, draw_faults
+from shoal.simulations.virtual.faults import Fault, draw_faults, full_disks
 from shoal.simulations.virtual.injector import Injector
 from shoal.simulations.virtual.loop import run_virtual
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.promises import Promises, check_nodes, check_tasks, check_tokens
-from shoal.simulations.virtual.world import SimulatedModel, World, open_world
+from shoal.simulations.virtual.world import World, open_world
 
 LIMIT_S = 600.0
 """Virtual seconds that a run may take: a hundred times what the slowest honest one takes."""
 
 PROMPTS = ("Once upon a time there was a little frog", "The king had three", "One day a girl found", "In the wood")
-MAX_STREAMS = 3
+NUM_STREAMS = (1, 1, 2, 2, 3, 4)
+"""Drawn from. A kernel call is shared when one runs and two more wait, and a client has one request a layer at a
+holder: it takes three clients."""
+
 NUM_TOKENS = 6
 FAULTS_WITHIN_S = (0.05, 0.2, 0.6)
 """Faults begin while the answers grow: six tokens over four layers of 10 ms take a quarter of a second without any."""
 
 HOUR_S = 3600.0
+
+MENDING_SHARE = 0.15
+"""Seeds in which nodes take over what has one holder only, and write it to their disks."""
+
+MENDING = HealSettings(grace_s=0.1, step_s=0.2)
+MENDED_AFTER_S = 3.0
+"""When the first prompt is asked once more: who takes something over has said so, waited up to 1.5 s and loaded it."""
+
+FULL_DISK_SHARE = 0.5
+"""Of those seeds: every disk is full from the beginning, for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,10 @@ class Setup:
     plan: tuple[Fault, ...]
     prompts: tuple[str, ...]
     sampling: Sampling
+    num_clients: int
+    """The answers are theirs in turn."""
+    capacities: tuple[int, ...]
+    """Experts that each node may hold to mend the swarm; empty: none does."""
 
 
 @dataclass
@@ -105,20 +125,28 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
     sampling = Sampling(max_tokens=NUM_TOKENS, ignore_eos=True)
     if rng.random() < 0.5:
         sampling = replace(sampling, temperature=0.8, top_p=0.95, seed=rng.randrange(4))
+    prompts = rng.sample(PROMPTS, rng.choice(NUM_STREAMS))
+    plan = draw_faults(rng, len(holdings), steady, rng.choice(FAULTS_WITHIN_S))
+    capacities = _capacities(rng, model, holdings) if rng.random() < MENDING_SHARE else ()
+    if capacities and rng.random() < FULL_DISK_SHARE:
+        plan = [*full_disks(rng, len(holdings)), *plan]
     return Setup(
         seed=seed,
         holdings=tuple(holdings[place] for place in order),
         steady=steady,
         skews_s=tuple(skews_s),
-        plan=tuple(draw_faults(rng, len(holdings), steady, rng.choice(FAULTS_WITHIN_S))),
-        prompts=tuple(rng.choices(PROMPTS, k=rng.randint(1, MAX_STREAMS))),
+        plan=tuple(plan),
+        prompts=tuple(prompts),
         sampling=sampling,
+        num_clients=rng.randint(1, len(prompts)),
+        capacities=capacities,
     )
 
 
 def run_seed(model: SimulatedModel, oracle: Oracle, seed: int) -> Outcome:
     """Run one seed. The same seed gives the same trace, on every machine with the same arithmetic."""
-    setup, outcome = draw_setup(model, seed), Outcome(seed, None)
+    setup = draw_setup(model, seed)
+    outcome = Outcome(seed, None, promises=Promises(setup.num_clients))
     for prompt in setup.prompts:
         oracle.tokens(prompt, setup.sampling)
     schedule = random.Random(f"schedule {seed}")
@@ -141,13 +169,15 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
         outcome.promises.saw(event)
 
     async with open_world(
-        model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe
-    ) as world:
+        model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe,
+        setup.capacities, MENDING, num_clients=setup.num_clients,
+    ) as world:  # fmt: skip
         faults = asyncio.create_task(injector.run(world), name="faults")
         try:
-            async with asyncio.TaskGroup() as group:
-                for prompt in setup.prompts:
-                    group.create_task(_answer(world, oracle, prompt, setup.sampling, outcome))
+            await _all_answers(world, oracle, setup, outcome)
+            if setup.capacities:
+                await asyncio.sleep(max(0.0, MENDED_AFTER_S - loop.time()))
+                await _answer(world.swarm, oracle, setup.prompts[0], setup.sampling, outcome)
         finally:
             outcome.virtual_s = loop.time()
             faults.cancel()
@@ -157,10 +187,17 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
     check_tasks()
 
 
-async def _answer(world: World, oracle: Oracle, prompt: str, sampling: Sampling, outcome: Outcome) -> None:
+async def _all_answers(world: World, oracle: Oracle, setup: Setup, outcome: Outcome) -> None:
+    async with asyncio.TaskGroup() as group:
+        for place, prompt in enumerate(setup.prompts):
+            swarm = world.clients[place % setup.num_clients].swarm
+            group.create_task(_answer(swarm, oracle, prompt, setup.sampling, outcome))
+
+
+async def _answer(swarm: Swarm, oracle: Oracle, prompt: str, sampling: Sampling, outcome: Outcome) -> None:
     expected = oracle.tokens(prompt, sampling)
     got: list[int] = []
-    async with aclosing(world.swarm.stream(prompt, sampling)) as tokens:
+    async with aclosing(swarm.stream(prompt, sampling)) as tokens:
         async for token in tokens:
             got.append(token.id)
             outcome.num_tokens += 1
@@ -193,6 +230,12 @@ def _some(rng: random.Random, model: SimulatedModel, num_nodes: int) -> list[Hol
         }
         for i in range(num_nodes)
     ]
+
+
+def _capacities(rng: random.Random, model: SimulatedModel, holdings: Sequence[Holding]) -> tuple[int, ...]:
+    """What each node holds and some room besides; some have none."""
+    whole = len(model.layers) * model.store.spec.router.num_experts
+    return tuple(sum(map(len, holding.values())) + rng.choice((0, whole // 8, whole)) for holding in holdings)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -1,5 +1,6 @@
 """Many seeds, one after another on each core; which of them broke a promise, and how to run that one again."""
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,8 +14,8 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore
 from shoal.protocol.messages import Rounding
 from shoal.simulations.demo_model import MODEL_DIRECTORY
+from shoal.simulations.virtual.model import SimulatedModel, load_model
 from shoal.simulations.virtual.run import Oracle, Outcome, run_seed
-from shoal.simulations.virtual.world import SimulatedModel, load_model
 
 CHUNK = 50
 """Seeds that a worker process takes at a time."""
@@ -55,7 +56,7 @@ def soak(first: int, count: int, jobs: int, progress: Callable[[int], None] = la
     """Run seeds `first` to `first + count - 1` in `jobs` processes. progress: told how many are done."""
     chunks = [range(start, min(start + CHUNK, first + count)) for start in range(first, first + count, CHUNK)]
     outcomes: list[Outcome] = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _without_warnings) as pool:
         for done in pool.map(run_seeds, chunks):
             outcomes += done
             progress(len(outcomes))
@@ -65,3 +66,8 @@ def soak(first: int, count: int, jobs: int, progress: Callable[[int], None] = la
         num_calls=sum(outcome.promises.num_sent for outcome in outcomes),
         failed=tuple(outcome for outcome in outcomes if outcome.problem is not None),
     )
+
+
+def _without_warnings() -> None:
+    """In a worker process: nodes in trouble say so, and trouble is all that happens here."""
+    logging.getLogger("shoal").setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,9 +15,19 @@ from shoal.client.routing.dispatch import SwarmExperts
 from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.hedge import Budget
 from shoal.client.routing.holders import Holders
-from shoal.node.admission import Admission
+from shoal.experts.pieces.store import PieceStore
+from shoal.node import batcher
+from shoal.node.admission import Admission, Demand
+from shoal.node.announcer import Claim
+from shoal.node.batch_rows import Call, split
+from shoal.node.batcher import Batcher, Computed, Job
+from shoal.node.healer import Healer
+from shoal.node.keeper import Keeper
+from shoal.protocol.errors import DiskFull
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.tensors import read_partial_body
+from shoal.simulations.virtual.faults import Kind
+from shoal.simulations.virtual.run import Setup
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,22 @@ class PlantedBug:
 
     name: str
     plant: Callable[[pytest.MonkeyPatch], None]
+    shows_under: Callable[[Setup], bool] = lambda setup: True
+    """Seeds under which it can show at all; the others need not be run."""
+    needs_shared_calls: bool = False
+    """Whether it shows only where the C++ kernels were built: the reference's rows depend on their company."""
+
+
+def _answers_are_wrong(setup: Setup) -> bool:
+    return any(fault.kind is Kind.BAD_REPLY for fault in setup.plan)
+
+
+def _three_clients_meet(setup: Setup) -> bool:
+    return setup.num_clients > 2 and len(setup.prompts) > 2
+
+
+def _a_disk_is_full(setup: Setup) -> bool:
+    return bool(setup.capacities) and any(fault.kind is Kind.FULL_DISK for fault in setup.plan)
 
 
 def _no_retry(patch: pytest.MonkeyPatch) -> None:
@@ -117,9 +143,9 @@ def _no_reconnect(patch: pytest.MonkeyPatch) -> None:
 def _backlog_leaks(patch: pytest.MonkeyPatch) -> None:
     original = Admission.admit
 
-    def leaking(self: Admission, macs: int) -> Any:
+    def leaking(self: Admission, demand: Demand) -> Any:
         self._macs += 1
-        return original(self, macs)
+        return original(self, demand)
 
     patch.setattr(Admission, "admit", leaking)
 
@@ -138,19 +164,88 @@ def _doubt_is_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Health, "standing", standing)
 
 
+def _shared_answers_mixed_up(patch: pytest.MonkeyPatch) -> None:
+    def mixed(result: torch.Tensor, calls: Any) -> list[torch.Tensor]:
+        return split(result, calls)[::-1]
+
+    patch.setattr(batcher, "split", mixed)
+
+
+def _shared_rows_of_one(patch: pytest.MonkeyPatch) -> None:
+    original = batcher.merge
+
+    def merged(calls: Any) -> Call:
+        call = original(calls)
+        rows = call.rows
+        return replace(call, rows=replace(rows, row_idx=rows.row_idx % calls[0].num_tokens))
+
+    patch.setattr(batcher, "merge", merged)
+
+
+def _what_nobody_waits_for_is_computed(patch: pytest.MonkeyPatch) -> None:
+    original = Batcher.run
+
+    async def run(self: Batcher, job: Job) -> Computed:
+        if not self._is_busy:
+            return await original(self, job)
+        job.answer = asyncio.get_running_loop().create_future()
+        self._waiting.push(job.peer, job.call.num_pairs, job)
+        return await job.answer  # and stays in the queue when its client leaves
+
+    patch.setattr(Batcher, "run", run)
+    patch.setattr(Batcher, "_is_wanted", lambda self, job, now: True)
+
+
+def _a_full_disk_ends_the_watch(patch: pytest.MonkeyPatch) -> None:
+    async def run(self: Healer) -> None:
+        while True:
+            await asyncio.sleep(self._settings.look_s * (0.5 + self._place.draw()))
+            await self.look()
+
+    patch.setattr(Healer, "run", run)
+
+
+def _half_a_piece_stays(patch: pytest.MonkeyPatch) -> None:
+    def put(self: PieceStore, digest: bytes, data: bytearray) -> None:
+        try:
+            self._write(digest.hex(), data)
+        except OSError as error:
+            raise DiskFull("no room") from error
+
+    patch.setattr(PieceStore, "put", put)
+
+
+def _what_is_coming_is_announced_as_held(patch: pytest.MonkeyPatch) -> None:
+    original = Keeper._claim
+
+    def claim(self: Keeper, coming: Any, dropped: Any) -> Claim:
+        made = original(self, coming, dropped)
+        layers = {*made.holding, *coming}
+        return replace(made, holding={e: (*made.holding.get(e, ()), *coming.get(e, ())) for e in layers})
+
+    patch.setattr(Keeper, "_claim", claim)
+    patch.setattr(Keeper, "forget_plans", lambda self: None)
+
+
 PLANTED_BUGS = [
     PlantedBug("a failed request is not tried again", _no_retry),
     PlantedBug("a partial sum is added twice", _sum_twice),
     PlantedBug("nobody looks at the time", _no_deadline),
     PlantedBug("experts that nobody holds are left out", _masked_experts),
-    PlantedBug("NaN is taken for an answer", _any_number_is_good),
-    PlantedBug("an answer of too few rows is taken", _any_shape_is_good),
-    PlantedBug("an answer to another request is taken", _any_request_hash_is_good),
+    PlantedBug("NaN is taken for an answer", _any_number_is_good, _answers_are_wrong),
+    PlantedBug("an answer of too few rows is taken", _any_shape_is_good, _answers_are_wrong),
+    PlantedBug("an answer to another request is taken", _any_request_hash_is_good, _answers_are_wrong),
     PlantedBug("the loser of a race runs on", _losers_run_on),
     PlantedBug("hedges have no budget", _hedges_without_end),
     PlantedBug("a busy holder is never asked again", _busy_is_fatal),
     PlantedBug("a broken connection is not opened again", _no_reconnect),
     PlantedBug("admitted work is not given back", _backlog_leaks),
+    PlantedBug("the answers of a shared kernel call are mixed up", _shared_answers_mixed_up, _three_clients_meet, True),
+    PlantedBug("the rows of a shared kernel call are one request's", _shared_rows_of_one, _three_clients_meet, True),
+    PlantedBug("a request that nobody waits for is computed", _what_nobody_waits_for_is_computed),
+    PlantedBug("a full disk ends a node's watch over its swarm", _a_full_disk_ends_the_watch, _a_disk_is_full),
+    PlantedBug("half a piece stays on a full disk", _half_a_piece_stays, _a_disk_is_full),
+    PlantedBug("what is coming is announced as held", _what_is_coming_is_announced_as_held),
     PlantedBug("the holder that failed is asked again instead of others", _the_failed_holder_is_asked_again),
     PlantedBug("a holder that failed once is never asked again", _doubt_is_for_ever),
 ]

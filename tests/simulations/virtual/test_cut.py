@@ -17,9 +17,10 @@ from shoal.protocol.net.channel import Handler, Reply, Request
 from shoal.protocol.net.memory import untouched
 from shoal.simulations.virtual.injector import BASE_DELAY_S
 from shoal.simulations.virtual.loop import run_virtual
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.recovery import _delay, _pairs
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel, World, open_world
+from shoal.simulations.virtual.world import World, open_world
 
 CUT_AFTER, NUM_TOKENS = 24, 32
 BUSY_S = 0.1

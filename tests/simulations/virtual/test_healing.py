@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.protocol.errors import CoverageGap
-from shoal.simulations.virtual.healing import GAP_WAIT_S, NUM_DEATHS, NUM_NODES, run_gap, run_healing
+from shoal.simulations.virtual.healing import GAP_WAIT_S, NUM_DEATHS, NUM_NODES, run_full_disks, run_gap, run_healing
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.run import Oracle
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +44,12 @@ def test_an_answer_that_meets_a_gap_waits_for_the_take_over_and_goes_on_at_the_s
     healed = run_gap(model, oracle, seed)
     assert healed.min_replicas >= 1
     assert 90.0 < healed.slowest_s < GAP_WAIT_S
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_full_disks_keep_no_node_from_serving_and_when_there_is_room_again_the_swarm_mends(
+    model: SimulatedModel, oracle: Oracle, seed: int
+) -> None:
+    full, mended = run_full_disks(model, oracle, seed)
+    assert (full.num_left, full.min_replicas) == (NUM_NODES - 1, 1)
+    assert (mended.min_replicas, mended.max_replicas) == (2, 2)

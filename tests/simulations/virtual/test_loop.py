@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 import pytest
@@ -76,9 +78,42 @@ def test_polling_without_waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         run_virtual(main, random.Random(0), 10)
 
 
-def test_threads_are_refused() -> None:
+def test_what_goes_to_a_thread_is_done_at_once_in_ours_and_takes_no_time() -> None:
+    order: list[str] = []
+
+    async def other() -> None:
+        order.append("another task")
+
+    async def main() -> float:
+        waiting = asyncio.create_task(other())
+        name = await asyncio.to_thread(threading.current_thread().name.upper)
+        order.append(name)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(divmod, 1, 0)
+        await waiting
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main, random.Random(0), 10) == 0
+    assert order == ["another task", threading.current_thread().name.upper()]
+
+
+def test_who_stops_waiting_for_a_thread_loses_its_result_and_nothing_else() -> None:
+    async def main() -> list[int]:
+        done: list[int] = []
+        waiting = asyncio.create_task(asyncio.to_thread(done.append, 1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return done
+
+    assert run_virtual(main, random.Random(0), 10) == [1]
+
+
+def test_an_executor_of_its_own_is_refused() -> None:
     async def main() -> None:
-        await asyncio.to_thread(print)
+        with ThreadPoolExecutor(1) as pool:
+            await asyncio.get_running_loop().run_in_executor(pool, print)
 
     with pytest.raises(RuntimeError, match="second clock"):
         run_virtual(main, random.Random(0), 10)

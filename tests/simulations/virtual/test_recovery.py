@@ -7,9 +7,9 @@ import pytest
 
 from shoal.client.routing.dispatch import HEDGE_SHARE
 from shoal.protocol.errors import InvalidRequest
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.recovery import measure_recovery, measure_tail
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel
 
 NUM_RUNS = 8
 

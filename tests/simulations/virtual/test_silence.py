@@ -13,9 +13,10 @@ from shoal.protocol.events import DispatchSent, Event, HolderJoined
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.memory import no_delay, untouched
 from shoal.simulations.virtual.loop import run_virtual
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.recovery import _pairs
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel, open_world
+from shoal.simulations.virtual.world import open_world
 
 
 @pytest.fixture(scope="module")
