@@ -105,9 +105,16 @@ def node(
             bar.stop()
             place.remember(info)
             _announce(info, model, settings.name)
+            if info.num_missing:  # it serves already, and the rest comes meanwhile
+                bar.start()
+
+        def show(stage: str, done_bytes: int, total_bytes: int) -> None:
+            bar(stage, done_bytes, total_bytes)
+            if stage == "fetching" and done_bytes >= total_bytes:
+                bar.stop()
 
         with bar:
-            run_coroutine(lambda: serve_until_stopped(place.settings, announce, bar))
+            run_coroutine(lambda: serve_until_stopped(place.settings, announce, show))
         print(_("stopped"), file=sys.stderr)
 
 
@@ -116,6 +123,11 @@ def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
     of_name = "" if name == "node" else f" --name {name}"
     held = _("holding {experts} experts ({size_mb:.0f} MB) as {peer}")
     print(held.format(experts=info.num_experts, size_mb=info.resident_bytes / 1e6, peer=info.peer))
+    if info.num_missing:
+        words = _(
+            "fetching {experts} more from peers, and serving each as soon as it is verified; see {program} status"
+        )
+        print(words.format(experts=info.num_missing, program=program()))
     if info.choice is not None:
         print(_chosen(info.choice))
     if info.is_private:  # its token is a secret: never in what may become a log

@@ -41,6 +41,10 @@ class ProgressBar:
             self._stages[stage] = self._progress.add_task(stage, total=total_bytes)
         self._progress.update(self._stages[stage], completed=done_bytes)
 
+    def start(self) -> None:
+        """Show it, again perhaps."""
+        self._progress.start()
+
     def stop(self) -> None:
         """Take the bar away. Idempotent."""
         self._progress.stop()

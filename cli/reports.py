@@ -13,6 +13,7 @@ from shoal.protocol.control import (
     Peer,
     PeerRole,
     Peers,
+    WeightTransfer,
 )
 
 REASONS = {
@@ -75,6 +76,7 @@ def status_lines(status: NodeStatus) -> list[str]:
         ),
         f"{status.month}:   {month}",
         *_lan_lines(status),
+        *_weight_lines(status.weights),
         _("threads:   {number}").format(number=limits.threads),
     ]
 
@@ -84,6 +86,35 @@ def _lan_lines(status: NodeStatus) -> list[str]:
         return []
     up, down = size(status.lan_bytes_up), size(status.lan_bytes_down)
     return [_("lan:       {up} up, {down} down, neither limited nor counted").format(up=up, down=down)]
+
+
+def _weight_lines(weights: WeightTransfer) -> list[str]:
+    """What comes and what is given; nothing if that is nothing."""
+    lines = []
+    if weights.num_fetched < weights.num_missing:
+        words = _("filling:   {done} of {total} experts, {size} of {of_size} ({peers} from peers), {rate}, {left}")
+        lines.append(
+            words.format(
+                done=weights.num_fetched, total=weights.num_missing, size=size(weights.fetched_bytes),
+                of_size=size(weights.missing_bytes), peers=size(weights.peer_bytes),
+                rate=rate(weights.fetched_bytes_per_s), left=_time_left(weights.left_s),
+            )
+        )  # fmt: skip
+    if weights.bytes_given or weights.num_takers:
+        words = _("seeding:   {size} of weights given, {pieces} pieces; {takers} peers take now, {waiting} wait")
+        lines.append(
+            words.format(
+                size=size(weights.bytes_given), pieces=weights.pieces_given, takers=weights.num_takers,
+                waiting=weights.num_waiting,
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _time_left(left_s: float | None) -> str:
+    if left_s is None:
+        return _("waiting for somebody who has them")
+    return _("about {minutes} min left").format(minutes=max(1, round(left_s / 60)))
 
 
 def state_line(status: NodeStatus) -> str:

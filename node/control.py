@@ -35,6 +35,7 @@ from shoal.protocol.control import (
     PeerRole,
     Peers,
     Resume,
+    WeightTransfer,
 )
 from shoal.protocol.errors import Busy
 from shoal.protocol.ids import PeerId
@@ -130,6 +131,7 @@ class NodeControl:
             addresses=node.info.addresses if node else (),
             lan_bytes_up=self.lan_traffic.bytes_sent,
             lan_bytes_down=self.lan_traffic.bytes_received,
+            weights=_weights_of(node) if node else WeightTransfer(),
         )
 
     def _state(self) -> NodeState:
@@ -194,6 +196,25 @@ def _holder(peer: PeerId, records: Sequence[HolderRecord], ours: PeerId) -> Peer
         capacity_mmacs=newest.capacity_mmacs,
         queue_s=newest.queue_ms / 1000,
         expires_at_s=newest.expires_at_s,
+    )
+
+
+def _weights_of(node: Node) -> WeightTransfer:
+    """What comes and what is given, at this moment."""
+    filled, metrics, now_s = node.supply.filled, node.metrics, asyncio.get_running_loop().time()
+    return WeightTransfer(
+        num_missing=filled.num_missing,
+        num_fetched=filled.num_fetched,
+        missing_bytes=filled.missing_bytes,
+        fetched_bytes=filled.fetched_bytes,
+        peer_bytes=filled.peer_bytes,
+        fetched_bytes_per_s=filled.bytes_per_s(now_s),
+        left_s=filled.left_s(now_s),
+        pieces_given=metrics.pieces_given,
+        bytes_given=metrics.bytes_given,
+        fetches_refused=metrics.fetches_refused,
+        num_takers=node.seeder.choke.num_turns,
+        num_waiting=node.seeder.choke.num_waiting,
     )
 
 

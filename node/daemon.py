@@ -23,22 +23,32 @@ from shoal.node.addresses import announced, for_own_token
 from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
-from shoal.node.filling import keep_filled, packer
+from shoal.node.filling import Supply
 from shoal.node.gate import WorkGate
-from shoal.node.healer import Healer, HealSettings
 from shoal.node.joining import Choice, Place, find_place
 from shoal.node.keeper import Keeper
-from shoal.node.loading import StageProgress, capacity, check_memory, default_threads, load
+from shoal.node.loading import (
+    StageProgress,
+    capacity,
+    check_memory,
+    default_threads,
+    load,
+    packer,
+    without,
+)
 from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.placement import Shape
 from shoal.node.revocation_watch import RevocationWatch
+from shoal.node.seeding.connecting import connector_of, is_first, peers_of
 from shoal.node.seeding.library import Library
+from shoal.node.seeding.peers import Wanted
 from shoal.node.seeding.seeder import Seeder
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
 from shoal.node.survey import Me
+from shoal.node.tending import fill_and_heal
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import LayerId, PeerId
@@ -55,9 +65,6 @@ from shoal.protocol.net.p2pd import P2pdSettings
 from shoal.protocol.net.throttle import Throttle
 from shoal.protocol.revocation_list import list_name
 from shoal.protocol.revocations import Revocations
-
-STEPS_PER_GRACE = 4
-"""Between one holder's turn to take over and the next: a quarter of what all wait."""
 
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
@@ -81,6 +88,8 @@ class NodeInfo:
     """Our p2pd: it ends by itself within seconds when this process is killed."""
     choice: Choice | None = None
     """What it holds and why, if that was left to the node."""
+    num_missing: int = 0
+    """Experts that it is about to hold, and that are on their way from peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,8 @@ class Node:
     gate: WorkGate
     listeners: tuple[GatedListener, ...]
     directory: Directory
+    supply: Supply
+    seeder: Seeder
 
     @property
     def holding(self) -> Holding:
@@ -208,8 +219,10 @@ async def running_node(
             choice = await find_place(place, is_alone=not settings.join)
             log_event(ExpertsChosen(*choice.figures))
             holding = choice.holding
-        stack.push_async_exit(await keep_filled(store, holding, settings.name, progress))
-        held = await load(store, backend, worker, holding, progress)
+        supply = await stack.enter_async_context(Supply(store, settings.name, progress))
+        await supply.keep(holding)
+        missing = await supply.missing(holding)
+        held = await load(store, backend, worker, without(holding, missing), progress)
         await worker.run(check_ourselves, held, backend, store.manifest)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         stack.push_async_callback(server.aclose)
@@ -229,17 +242,27 @@ async def running_node(
         libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle, gate, seeder.handle)
         stack.push_async_callback(libp2p.aclose)
         model = _model(settings, store, backend)
-        keeper = Keeper(held, announcer, packer(store, backend, worker), place.capacity, model.expert_bytes)
+        keeper = Keeper(
+            held, announcer, packer(store, backend, worker), place.capacity, model.expert_bytes, supply.arriving
+        )
         announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open, seeder)
-        await keeper.announce()
-        tasks = [renewing, asyncio.create_task(_heal(settings, place, keeper, pinned), name="healer")]
+        await keeper.announce(missing)
+        if settings.join or not await is_first(place, library.root):
+            wanted = Wanted(library.root, tuple(place.shape.layers), library.piece_bytes, identity.peer)
+            connector = connector_of(identity, entry, throttle)
+            supply.peers = await stack.enter_async_context(peers_of(wanted, entry.directory, connector, _uniform))
+        elif missing:
+            await keeper.take(missing)  # nobody is here to ask but the model's own sources: what they say is the end
+            missing = {}
+        mending = fill_and_heal(settings, place, keeper, pinned, missing)
+        tasks = [renewing, asyncio.create_task(mending, name="healer")]
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:
             yield Node(
-                _info(announcer.claim, entry, held, choice), model, keeper, server.metrics, admission,
-                work_gate, (direct, libp2p), entry.directory,
+                _info(announcer.claim, entry, held, choice, missing), model, keeper, server.metrics,
+                admission, work_gate, (direct, libp2p), entry.directory, supply, seeder,
             )  # fmt: skip
         finally:
             for task in tasks:
@@ -260,14 +283,6 @@ def _wire_of(throttle: Throttle) -> Wire:
         (lambda: up.backlog_s) if up else no_backlog, up.bytes_per_s if up else None,
         down.bytes_per_s if down else None,
     )  # fmt: skip
-
-
-async def _heal(settings: NodeSettings, place: Place, keeper: Keeper, pinned: Holding) -> None:
-    """Take over what the swarm loses, if there is room for it or something to give up."""
-    is_fixed = keeper.room == 0 and keeper.holding == pinned
-    if settings.heal_after_s > 0 and not is_fixed:
-        how_soon = HealSettings(settings.heal_after_s, settings.heal_after_s / STEPS_PER_GRACE)
-        await Healer(place, keeper, pinned, how_soon).run()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -315,7 +330,7 @@ def _load_of(admission: Admission) -> Load:
     return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
 
 
-def _info(claim: Claim, entry: Entry, held: Held, choice: Choice | None) -> NodeInfo:
+def _info(claim: Claim, entry: Entry, held: Held, choice: Choice | None, missing: Holding) -> NodeInfo:
     packed = [expert for layer in held.experts.values() for expert in layer.values()]
     return NodeInfo(
         peer=claim.peer,
@@ -328,6 +343,7 @@ def _info(claim: Claim, entry: Entry, held: Held, choice: Choice | None) -> Node
         resident_bytes=sum(expert.resident_bytes for expert in packed),
         p2pd_pid=entry.p2pd.pid,
         choice=choice,
+        num_missing=sum(map(len, missing.values())),
     )
 
 

@@ -1,70 +1,210 @@
-"""A node whose model is in pieces: fetch what it is to hold, keep others from evicting it, and hash it again by and by.
+"""A node whose model is in pieces: what it is to hold and lacks comes from peers, and from the model's sources where no
+peer has it; every expert is served as soon as it is verified. Others are kept from evicting it, and it is hashed again
+by and by.
 
-Between choosing and loading. Knows the store and the holding; where pieces come from is `pulling.py`'s business.
+Between choosing and loading. Knows the store and the holding; whom to ask is `seeding/peers.py`'s business, and where
+else pieces come from `pulling.py`'s.
 """
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
-from itertools import cycle
+from dataclasses import dataclass
+from itertools import count
 
-from shoal.experts.backend import ExpertBackend, PackedExpert
+from shoal.experts.pieces.fetching import FetchSettings, OnStored, fetch_pieces
 from shoal.experts.pieces.model import PieceModel
-from shoal.experts.pieces.pieces import ExpertPiece, expert_pieces
+from shoal.experts.pieces.pieces import ExpertPiece, Piece, expert_pieces
 from shoal.experts.pieces.pins import Pins
+from shoal.experts.pieces.ranges import CheckpointSource
 from shoal.experts.store import ModelStore
-from shoal.experts.worker import Worker
+from shoal.experts.weight_formats import stored_bytes
 from shoal.node.assignment import Holding
-from shoal.node.keeper import Pack
-from shoal.node.loading import StageProgress, load_one
-from shoal.node.log_events import LibrarySaid, PieceDamaged, PiecesFetched, log_event
-from shoal.node.pulling import fill
+from shoal.node.loading import StageProgress
+from shoal.node.log_events import LibrarySaid, PieceDamaged, PiecesFetched, SourcesNotOpened, log_event
+from shoal.node.model_sources import open_readers
+from shoal.node.seeding.peers import Peers
+from shoal.protocol.errors import ShoalError
 from shoal.protocol.ids import ExpertId, LayerId
 
 REVERIFY_PAUSE_S = 60.0
 """Between two pieces that are hashed again: 154 experts, what 8 GB hold, are through in two and a half hours, at a
 thousandth of a core."""
 
+REOPEN_S = 60.0
+"""Where the model's sources do not answer and peers do: after so long they are tried again."""
 
-async def keep_filled(store: ModelStore, holding: Holding, name: str, progress: StageProgress) -> AsyncExitStack:
-    """Bring the holding's pieces into the store and pin them, until the stack that is returned is closed; meanwhile
-    hash them again, one after another. A model that is not in pieces needs nothing of it. `name`: the node's.
+Place = tuple[LayerId, ExpertId]
 
-    Raises:
-        As `pulling.fill`.
+
+@dataclass(slots=True)
+class Filled:
+    """How far it has come, for the status. Bytes are of pieces; those of an unfinished one count."""
+
+    num_missing: int = 0
+    num_fetched: int = 0
+    missing_bytes: int = 0
+    fetched_bytes: int = 0
+    peer_bytes: int = 0
+    """Of these, from peers."""
+    begun_s: float = 0.0
+    """By the loop's clock."""
+    ended_s: float | None = None
+
+    def bytes_per_s(self, now_s: float) -> float:
+        """Since it began, until it ended."""
+        took_s = (now_s if self.ended_s is None else self.ended_s) - self.begun_s
+        return self.fetched_bytes / took_s if self.begun_s and took_s > 0 else 0.0
+
+    def left_s(self, now_s: float) -> float | None:
+        """How long it will take at this rate; None: nothing is on its way, or at no rate."""
+        rate = self.bytes_per_s(now_s)
+        left_bytes = max(0, self.missing_bytes - self.fetched_bytes)
+        return left_bytes / rate if rate and self.num_fetched < self.num_missing else None
+
+
+class Supply:
+    """What brings this node's experts onto its disk. Use `open` in a stack; one fetch at a time.
+
+    A model that is a checkpoint directory has everything, and nothing is ever missing.
     """
-    stack = AsyncExitStack()
-    if not isinstance(store, PieceModel):
-        return stack
-    wanted = [(layer, expert) for layer, experts in holding.items() for expert in experts]
-    pieces = expert_pieces(store.manifest, wanted)
-    async with stack:
-        pins = stack.enter_context(Pins(store.shelf.disk))
-        await asyncio.to_thread(pins.hold, name, [piece.digest for piece in pieces])
-        if missing := await asyncio.to_thread(store.missing, wanted):
-            fetched = await fill(store, missing, lambda done, total: progress("fetching", done, total))
-            log_event(PiecesFetched(fetched.num_pieces, fetched.size_bytes))
-        verifying = asyncio.create_task(_reverify(store, pieces), name="reverify")
-        stack.push_async_callback(_end, verifying)
-        return stack.pop_all()
 
+    def __init__(self, store: ModelStore, name: str, progress: StageProgress) -> None:
+        """name: the node's; its pins bear it."""
+        self._store = store
+        self._name = name
+        self._progress = progress
+        self._stack = AsyncExitStack()
+        self._kept: dict[bytes, ExpertPiece] = {}
+        self._settings = FetchSettings()
+        self.peers: Peers | None = None
+        """Who else may be asked; set when the swarm is known. None: nobody."""
+        self.filled = Filled()
 
-def packer(store: ModelStore, backend: ExpertBackend, worker: Worker) -> Pack:
-    """Brings single experts into memory: fetched if the model is in pieces and this one is missing, then read, verified
-    and packed on the kernel's thread."""
+    async def __aenter__(self) -> "Supply":
+        verifying = asyncio.create_task(self._reverify(), name="reverify")
+        self._stack.push_async_callback(_end, verifying)
+        return self
 
-    async def pack(layer: LayerId, expert: ExpertId) -> PackedExpert:
-        if isinstance(store, PieceModel) and (missing := await asyncio.to_thread(store.missing, [(layer, expert)])):
-            await fill(store, missing, lambda done, total: None)
-        return await worker.run(load_one, store, backend, layer, expert)
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
-    return pack
+    async def keep(self, holding: Holding) -> None:
+        """Keep others from evicting what is to be held, and hash it again by and by, from now on."""
+        if isinstance(self._store, PieceModel):
+            pieces = expert_pieces(self._store.manifest, _places(holding))
+            new = {piece.digest: piece for piece in pieces if piece.digest not in self._kept}
+            if new:
+                pins = self._stack.enter_context(Pins(self._store.shelf.disk))
+                await asyncio.to_thread(pins.hold, self._name, list(new))
+                self._kept |= new
 
+    async def missing(self, holding: Holding) -> Holding:
+        """What of a holding is not on this machine."""
+        if not isinstance(self._store, PieceModel):
+            return {}
+        missing: Holding = {}
+        for piece in await asyncio.to_thread(self._store.missing, _places(holding)):
+            missing[piece.layer] = (*missing.get(piece.layer, ()), piece.expert)
+        return missing
 
-async def _reverify(store: PieceModel, pieces: list[ExpertPiece]) -> None:
-    """For ever. What is damaged on disk is removed there, and fetched again when the node starts again; what it serves
-    is in memory and was verified before."""
-    for piece in cycle(pieces):
-        await asyncio.sleep(REVERIFY_PAUSE_S)
+    async def arriving(self, holding: Holding) -> AsyncGenerator[Place]:
+        """The experts of a holding, those that are here first, the others as they come.
+
+        Raises:
+            As `fetch_pieces` and `open_readers`; with peers only what they can not help with: DiskFull, OSError.
+        """
+        await self.keep(holding)
+        missing = await self.missing(holding)
+        for place in _places(holding):
+            if place[1] not in missing.get(place[0], ()):
+                yield place
+        if missing and isinstance(self._store, PieceModel):
+            async for piece in self._fetch(self._store, expert_pieces(self._store.manifest, _places(missing))):
+                yield piece.layer, piece.expert
+
+    async def _fetch(self, model: PieceModel, pieces: Sequence[ExpertPiece]) -> AsyncGenerator[ExpertPiece]:
+        by_digest = {piece.digest: piece for piece in pieces}
+        arrived: asyncio.Queue[ExpertPiece | None] = asyncio.Queue()  # bounded by what is missing
+        piece_bytes = stored_bytes(model.spec.expert, model.weight_format)
+        filled = self.filled = Filled(len(pieces), 0, len(pieces) * piece_bytes)
+        clock = asyncio.get_running_loop().time
+        filled.begun_s = clock()
+
+        def on_stored(piece: Piece) -> None:
+            filled.num_fetched += 1
+            filled.fetched_bytes = max(filled.fetched_bytes, filled.num_fetched * piece_bytes)
+            arrived.put_nowait(by_digest[piece.digest])
+
+        fetching = asyncio.create_task(self._fetch_all(model, pieces, filled, on_stored), name="fetch")
+        fetching.add_done_callback(lambda _: arrived.put_nowait(None))
+        try:
+            while (piece := await arrived.get()) is not None:
+                yield piece
+            await fetching
+        finally:
+            filled.ended_s = clock()
+            await _end(fetching)
+        log_event(PiecesFetched(filled.num_fetched, filled.fetched_bytes, filled.peer_bytes))
+
+    async def _fetch_all(
+        self, model: PieceModel, pieces: Sequence[ExpertPiece], filled: Filled, on_stored: OnStored
+    ) -> None:
+        """From peers and sources, as long as it takes; sources that do not answer are tried again while peers give."""
+        peers, before = self.peers, self.peers.bytes_taken if self.peers is not None else 0
+        looking = None if peers is None else asyncio.create_task(peers.run(), name="look for pieces")
+
+        def tell(arrived_bytes: int) -> None:
+            filled.fetched_bytes = max(arrived_bytes, 0) + begun_bytes
+            filled.peer_bytes = peers.bytes_taken - before if peers is not None else 0
+            self._progress("fetching", min(filled.fetched_bytes, filled.missing_bytes), filled.missing_bytes)
+
+        begun_bytes = 0
+        try:
+            if peers is not None:
+                await peers.begin()
+            while True:
+                begun_bytes = filled.num_fetched * (filled.missing_bytes // max(1, filled.num_missing))
+                async with AsyncExitStack() as stack:
+                    sources = await self._open(model, stack)
+                    limit = asyncio.timeout(None if sources or not model.model.sources else REOPEN_S)
+                    try:
+                        async with limit:
+                            await fetch_pieces(
+                                pieces, sources, model.shelf.store, self._settings, tell, peers, on_stored
+                            )
+                    except TimeoutError:
+                        if not limit.expired():
+                            raise
+                        continue
+                self._progress("fetching", filled.missing_bytes, filled.missing_bytes)
+                return
+        finally:
+            if looking is not None:
+                await _end(looking)
+
+    async def _open(self, model: PieceModel, stack: AsyncExitStack) -> list[CheckpointSource]:
+        """The model's sources. Raises as `open_readers` where there are no peers."""
+        try:
+            readers = await stack.enter_async_context(open_readers(model.model.sources))
+        except ShoalError as error:
+            if self.peers is None:
+                raise
+            if model.model.sources:
+                log_event(SourcesNotOpened(type(error).__name__))
+            return []
+        return [CheckpointSource(reader, model.manifest, model.spec) for reader in readers]
+
+    async def _reverify(self) -> None:
+        """For ever. What is damaged on disk is removed there, and fetched again when the node starts again; what it
+        serves is in memory and was verified before."""
+        for number in count():
+            await asyncio.sleep(REVERIFY_PAUSE_S)
+            if self._kept and isinstance(self._store, PieceModel):
+                piece = list(self._kept.values())[number % len(self._kept)]
+                await self._verify(self._store, piece)
+
+    async def _verify(self, store: PieceModel, piece: ExpertPiece) -> None:
         try:
             if await asyncio.to_thread(store.shelf.store.verify, [piece.digest]):
                 log_event(PieceDamaged(piece.name))
@@ -72,6 +212,12 @@ async def _reverify(store: PieceModel, pieces: list[ExpertPiece]) -> None:
             log_event(LibrarySaid("store", f"{piece.name} can not be read again", str(error)))
 
 
+def _places(holding: Holding) -> list[Place]:
+    return [(layer, expert) for layer, experts in holding.items() for expert in experts]
+
+
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # whoever waited for it was told

@@ -5,7 +5,8 @@ are verified and can be asked for; old ones are withdrawn first and let go when 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -13,7 +14,7 @@ from shoal.experts.backend import PackedExpert
 from shoal.node.announcer import Announcer, Claim
 from shoal.node.assignment import Holding
 from shoal.node.server import Held
-from shoal.protocol.errors import Busy
+from shoal.protocol.errors import Busy, NetworkError
 from shoal.protocol.ids import ExpertId, LayerId
 
 DROP_GRACE_S = 20.0
@@ -23,6 +24,9 @@ replica."""
 BUSY_PAUSE_S = 0.2
 """Before the kernel's thread is asked again to load: clients go first."""
 
+ANNOUNCE_PAUSE_S = 5.0
+"""Between two announcements while experts come one by one: each writes all our records."""
+
 Wished = Mapping[LayerId, tuple[ExpertId, ...]]
 
 NOTHING: Wished = MappingProxyType({})
@@ -30,12 +34,31 @@ NOTHING: Wished = MappingProxyType({})
 Pack = Callable[[LayerId, ExpertId], Awaitable[PackedExpert]]
 """Reads, verifies and packs one expert. Raises CheckpointError, IntegrityError, Busy."""
 
+Arriving = Callable[[Holding], AsyncGenerator[tuple[LayerId, ExpertId]]]
+"""The experts of a holding as they come to this machine. Raises what keeps them from coming."""
+
+
+async def all_here(holding: Holding) -> AsyncGenerator[tuple[LayerId, ExpertId]]:
+    """For a node that has its model."""
+    for layer, experts in holding.items():
+        for expert in experts:
+            yield layer, expert
+
 
 class Keeper:
     """One node's experts. Its changes must not overlap: one healer calls them."""
 
-    def __init__(self, held: Held, announcer: Announcer, pack: Pack, capacity: int, expert_bytes: int) -> None:
+    def __init__(
+        self,
+        held: Held,
+        announcer: Announcer,
+        pack: Pack,
+        capacity: int,
+        expert_bytes: int,
+        arriving: Arriving = all_here,
+    ) -> None:
         """capacity: experts that fit, those that are held included."""
+        self._arriving = arriving
         self._held = held
         self._announcer = announcer
         self._pack = pack
@@ -91,18 +114,44 @@ class Keeper:
                 self._held.experts.get(layer, {}).pop(expert, None)
 
     async def take(self, coming: Holding) -> None:
-        """Load, and serve each layer's experts as soon as they are there.
+        """Load, and serve each expert as soon as it is there; say so soon after.
 
         Raises:
             CheckpointError, IntegrityError: a weight is not what the manifest says. NetworkError: see `announce`.
+            Whatever keeps experts from coming. What came before stays.
         """
-        left = dict(coming)
-        for layer, experts in coming.items():
-            for expert in experts:
-                packed = await self._packed(layer, expert)
-                self._held.experts.setdefault(layer, {})[expert] = packed
-            del left[layer]
-            await self.announce(left)
+        changed = asyncio.Event()
+        telling = asyncio.create_task(self._tell(coming, changed), name="announce what came")
+        try:
+            async with aclosing(self._arriving(coming)) as arriving:
+                async for layer, expert in arriving:
+                    packed = await self._packed(layer, expert)
+                    self._held.experts.setdefault(layer, {})[expert] = packed
+                    changed.set()
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+            failure = None if telling.cancelled() else telling.exception()
+        if failure is not None:
+            raise failure
+        await self.announce(self.lacking(coming))
+
+    async def _tell(self, coming: Holding, changed: asyncio.Event) -> None:
+        """Announce what came, again and again."""
+        while True:
+            await changed.wait()
+            changed.clear()
+            with suppress(NetworkError):  # the announcer tries again
+                await self.announce(self.lacking(coming))
+            await asyncio.sleep(ANNOUNCE_PAUSE_S)
+
+    def lacking(self, coming: Holding) -> Holding:
+        """What of this is not held yet."""
+        left = {
+            layer: tuple(expert for expert in experts if expert not in self._held.experts.get(layer, {}))
+            for layer, experts in coming.items()
+        }
+        return {layer: experts for layer, experts in left.items() if experts}
 
     async def _packed(self, layer: LayerId, expert: ExpertId) -> PackedExpert:
         while True:

@@ -12,6 +12,8 @@ from shoal.experts.choose_backend import KernelChoice
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
 from shoal.node.assignment import Holding
+from shoal.node.keeper import Pack
+from shoal.node.self_check import check_expert
 from shoal.node.server import Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest
@@ -71,6 +73,29 @@ def capacity(settings: NodeSettings, store: ModelStore, backend: ExpertBackend, 
     if num_experts < 1:
         raise InvalidRequest(f"a share of {share} bytes holds no expert of this model")
     return num_experts
+
+
+def without(holding: Holding, missing: Holding) -> Holding:
+    """What of a holding is not missing; layers of which all is missing stay, empty."""
+    return {
+        layer: tuple(expert for expert in experts if expert not in missing.get(layer, ()))
+        for layer, experts in holding.items()
+    }
+
+
+def packer(store: ModelStore, backend: ExpertBackend, worker: Worker) -> Pack:
+    """Brings single experts that are on this machine into memory: read, verified and packed on the kernel's thread, and
+    the first one of each layer asked what clients will ask."""
+    checked: set[LayerId] = set()
+
+    async def pack(layer: LayerId, expert: ExpertId) -> PackedExpert:
+        packed = await worker.run(load_one, store, backend, layer, expert)
+        if layer not in checked:
+            await worker.run(check_expert, store.spec.expert, backend, store.manifest, (layer, expert), packed)
+            checked.add(layer)
+        return packed
+
+    return pack
 
 
 async def load(

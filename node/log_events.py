@@ -206,9 +206,14 @@ class PiecesFetched(LogEvent):
 
     num_pieces: int
     size_bytes: int
+    peer_bytes: int
+    """Of these, from peers."""
 
     def __str__(self) -> str:
-        return f"fetched {self.num_pieces} experts ({self.size_bytes / 1e6:.0f} MB)"
+        peer_mb = self.peer_bytes / 1e6
+        return (
+            f"fetched {self.num_pieces} experts ({self.size_bytes / 1e6:.0f} MB, {peer_mb:.0f} MB of them from peers)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +231,24 @@ class PieceDamaged(LogEvent):
 @dataclass(frozen=True, slots=True)
 class PieceNotGiven(LogEvent):
     """A peer asked for a piece that the disk did not give us."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourcesNotOpened(LogEvent):
+    """Where the model came from does not answer; peers do, and the sources are tried again."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class FillFailed(LogEvent):
+    """Experts that are to be held could not be brought here; tried again after a minute."""
 
     LEVEL: ClassVar[int] = logging.WARNING
 
@@ -297,7 +320,8 @@ AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
-    | PeerLied | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
+    | PeerLied | SourcesNotOpened | FillFailed | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver
+    | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

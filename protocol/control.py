@@ -141,6 +141,31 @@ class NodeLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightTransfer:
+    """Weights that come here and that peers are given; bytes are of pieces."""
+
+    num_missing: Count = 0
+    """experts that were to be held and were not here, in the latest fetch"""
+    num_fetched: Count = 0
+    """of these, how many have come"""
+    missing_bytes: Count = 0
+    fetched_bytes: Count = 0
+    peer_bytes: Count = 0
+    """of these, from peers"""
+    fetched_bytes_per_s: Amount = 0.0
+    """since the fetch began"""
+    left_s: Amount | None = None
+    """at that rate; None: nothing is on its way, or no rate is known"""
+    pieces_given: Count = 0
+    bytes_given: Count = 0
+    fetches_refused: Count = 0
+    num_takers: Count = 0
+    """peers that take pieces now"""
+    num_waiting: Count = 0
+    """peers that wait for their turn"""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """A node at one moment. Counters are since `started_at_s`; rates are of the last ten seconds."""
 
@@ -183,6 +208,7 @@ class NodeStatus:
     lan_bytes_up: Count = 0
     """with `lan_unlimited`: what went to private addresses, not in `bytes_up`"""
     lan_bytes_down: Count = 0
+    weights: WeightTransfer = WeightTransfer()
 
 
 class PeerRole(StrEnum):

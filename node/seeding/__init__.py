@@ -5,6 +5,7 @@
     seeder.py     answers FETCH with verified bytes, behind answers to clients
     standing.py   what we think of a peer as a source, pure
     taking.py     one piece from one peer, chunk by chunk
+    connecting.py directly, or through libp2p
     peers.py      all peers as one source: whom to ask, and who fetches what nobody has
 
 Knows channels and the directory by their seams only. ADR 0030.

@@ -116,12 +116,18 @@ class Peers:
         """What is known of a peer."""
         return self._standings.setdefault(peer, Standing())
 
+    async def begin(self) -> None:
+        """Before a fetch: see who is there, and be patient from now on."""
+        with suppress(ShoalError):  # a directory that does not answer may do so the next time
+            await self.look()
+        self._gave_s = self._clock()
+
     async def run(self) -> None:
         """Look into the directory, for ever. Cancellation: nothing stays behind."""
         while True:
-            with suppress(ShoalError):  # a directory that does not answer may do so the next time; the old view stands
-                await self.look()
             await asyncio.sleep(self._look_s * (0.75 + self._draw() / 2))
+            with suppress(ShoalError):  # as above; the old view stands
+                await self.look()
 
     async def look(self) -> None:
         """See who has what now.

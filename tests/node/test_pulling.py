@@ -18,8 +18,8 @@ from shoal.experts.pieces.shelf import Shelf, ShelfModel
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import InlineWorker
 from shoal.node.assignment import parse_holding
-from shoal.node.filling import keep_filled
-from shoal.node.loading import load
+from shoal.node.filling import Supply
+from shoal.node.loading import packer
 from shoal.node.pulling import Plan, Wish, planned
 from shoal.protocol.errors import CheckpointError, DiskFull, InvalidRequest, ModelNotFound, ShoalError
 from shoal.protocol.ids import ExpertId, LayerId
@@ -120,32 +120,54 @@ def test_a_cap_below_the_wish_is_an_error_and_not_a_part_that_went_missing(model
 
 
 def test_a_node_fills_its_store_pins_it_and_lets_go(model: Path, shelf: Shelf) -> None:
-    pull(Wish("tiny", (str(model),), experts="none", has_trunk=False), shelf)
+    pull(Wish("tiny", (str(model),), experts="1:2", has_trunk=False), shelf)
     heard: list[tuple[str, int, int]] = []
 
-    async def serve() -> int:
+    async def serve() -> list[tuple[LayerId, ExpertId]]:
         with open_pieces(shelf.find("tiny")) as store:
             holding = parse_holding("1:0-3", store.spec)
-            async with await keep_filled(store, holding, "node", lambda *words: heard.append(words)):
+            async with Supply(store, "node", lambda *words: heard.append(words)) as supply:
+                assert await supply.missing(holding) == {1: (0, 1, 3)}
+                arrived = [place async for place in supply.arriving(holding)]
                 assert len(pinned_in(shelf.root)) == 4
                 with pytest.raises(InvalidRequest, match="a node on this machine serves tiny"):
                     shelf.remove(shelf.find("tiny"))
-                backend = choose_backend(KernelChoice.AUTO, 1)
-                held = await load(store, backend, InlineWorker(), holding, lambda *words: None)
-            return sum(len(experts) for experts in held.experts.values())
+                assert await supply.missing(holding) == {}
+                assert (supply.filled.num_fetched, supply.filled.peer_bytes) == (3, 0)
+                pack = packer(store, choose_backend(KernelChoice.AUTO, 1), InlineWorker())
+                for place in arrived:
+                    await pack(*place)
+            return arrived
 
-    assert asyncio.run(serve()) == 4
+    arrived = asyncio.run(serve())
+    assert arrived[0] == (1, 2), "what is here comes first"
+    assert sorted(arrived) == [(1, 0), (1, 1), (1, 2), (1, 3)]
     assert pinned_in(shelf.root) == frozenset()
     stage, done, total = heard[-1]
     assert stage == "fetching"
     assert done == total
 
 
+def test_a_node_that_nobody_gives_anything_says_why(model: Path, shelf: Shelf) -> None:
+    pull(Wish("tiny", (str(model),), experts="none", has_trunk=False), shelf)
+    shutil.rmtree(model)
+
+    async def serve() -> None:
+        with open_pieces(shelf.find("tiny")) as store:
+            async with Supply(store, "node", lambda *words: None) as supply:
+                [_ async for _ in supply.arriving(parse_holding("1:0-3", store.spec))]
+
+    with pytest.raises(ModelNotFound):
+        asyncio.run(serve())
+
+
 def test_a_checkpoint_directory_needs_no_filling(model: Path, tmp_path: Path) -> None:
     async def serve() -> None:
         with ModelStore.open(model, tmp_path) as store:
-            async with await keep_filled(store, parse_holding("all", store.spec), "node", lambda *words: None):
-                pass
+            holding = parse_holding("1:0-3", store.spec)
+            async with Supply(store, "node", lambda *words: None) as supply:
+                assert await supply.missing(holding) == {}
+                assert [place async for place in supply.arriving(holding)] == [(1, 0), (1, 1), (1, 2), (1, 3)]
 
     asyncio.run(serve())
 
