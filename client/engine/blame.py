@@ -6,9 +6,14 @@ Wraps the seam `RoutedExperts` for one pass. Knows errors and rows; knows no str
 import torch
 from torch import Tensor
 
-from shoal.client.trunk.moe import RoutedExperts
+from shoal.client.trunk.moe import ExpertsHere, RoutedExperts
 from shoal.protocol.errors import CoverageGap, IntegrityError, NonFinite, ShoalError
 from shoal.protocol.ids import LayerId
+
+
+def witness_of(routed_experts: RoutedExperts) -> "Witness":
+    """A witness for one pass, of the same kind as the experts."""
+    return WitnessHere(routed_experts) if isinstance(routed_experts, ExpertsHere) else Witness(routed_experts)
 
 
 class Witness(RoutedExperts):
@@ -37,3 +42,15 @@ class Witness(RoutedExperts):
         elif isinstance(error, IntegrityError | NonFinite):
             at_fault = ~torch.isfinite(x).all(dim=1)
         return at_fault if at_fault is not None and bool(at_fault.any()) else None
+
+
+class WitnessHere(Witness, ExpertsHere):
+    """The same for experts of this process."""
+
+    def __init__(self, experts: ExpertsHere) -> None:
+        super().__init__(experts)
+        self._experts = experts
+
+    def compute(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
+        self._call = (layer, x, topk_idx)
+        return self._experts.compute(layer, x, topk_idx, topk_weights)

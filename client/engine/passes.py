@@ -11,7 +11,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from shoal.client.engine.blame import Witness
+from shoal.client.engine.blame import witness_of
 from shoal.client.engine.logprobs import TokenScore, score_tokens
 from shoal.client.engine.sampler import Sampled
 from shoal.client.engine.scheduler import Share
@@ -96,7 +96,7 @@ class Passes:
             if share.sequence.cache
         ]
         heads = list(_heads(shares))
-        witness, timing = Witness(self._routed_experts), replace(self._timing, pass_id=pass_id)
+        witness, timing = witness_of(self._routed_experts), replace(self._timing, pass_id=pass_id)
         try:
             hidden = await self._trunk.forward_rows(ids, rows, witness, timing)
         except ShoalError as error:

@@ -7,6 +7,7 @@ Knows no peers.
 from torch import Tensor
 
 from shoal.client.routing.grouping import group_by_expert
+from shoal.client.trunk.moe import ExpertsHere
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
@@ -14,8 +15,8 @@ from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Rounding
 
 
-class LocalExperts:
-    """`RoutedExperts` on a back end of our own. An expert is read when it is first chosen, and then kept."""
+class LocalExperts(ExpertsHere):
+    """`ExpertsHere` on a back end of our own. An expert is read when it is first chosen, and then kept."""
 
     def __init__(self, store: ModelStore, backend: ExpertBackend, rounding: Rounding, worker: Worker) -> None:
         self._store = store
@@ -30,9 +31,10 @@ class LocalExperts:
         Raises:
             CheckpointError: an expert's bytes are not what the manifest says.
         """
-        return await self._worker.run(self._run, layer, x, topk_idx, topk_weights)
+        return await self._worker.run(self.compute, layer, x, topk_idx, topk_weights)
 
-    def _run(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
+    def compute(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
+        """See `ExpertsHere`; raises as `__call__`."""
         rows = group_by_expert(topk_idx, topk_weights)
         experts = [self._expert(layer, expert) for expert in rows.experts]
         return self._backend.run(experts, x, rows.row_idx, rows.offsets, rows.topk_weights, self._rounding)

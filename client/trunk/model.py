@@ -17,7 +17,7 @@ from shoal.client.trunk.inference import InferenceWorker
 from shoal.client.trunk.kv_cache import INITIAL_CAPACITY, LatentCache, Rows, commit
 from shoal.client.trunk.layers import Mlp, RmsNorm
 from shoal.client.trunk.linear import Linear
-from shoal.client.trunk.moe import Moe, MoeInput, MoeOutput, RoutedExperts
+from shoal.client.trunk.moe import ExpertsHere, Moe, MoeInput, MoeOutput, RoutedExperts
 from shoal.client.trunk.rope import RotaryEmbedding, Rotation
 from shoal.experts.worker import Worker
 from shoal.protocol.errors import InvalidRequest
@@ -82,12 +82,16 @@ class Block:
     mlp: Mlp | Moe
 
     async def forward(self, stream: Stream, step: Pass) -> Stream:
-        """One layer: a single job where the feed-forward is dense, else attention, then the experts."""
+        """One layer: a single job where nobody else has a part in it, else attention, then the experts."""
         clock = step.timing.clock
         started = clock()
         if isinstance(self.mlp, Mlp):
             stream = await step.worker.run(self._dense, self.mlp, stream, step)
             self._tell(step, len(stream.hidden), clock() - started, 0.0, 0.0)
+            return stream
+        if isinstance(step.routed_experts, ExpertsHere):
+            stream, times_s = await step.worker.run(self._here, self.mlp, step.routed_experts, stream, step)
+            self._tell(step, len(stream.hidden), *times_s)
             return stream
         attended = await step.worker.run(self._until_dispatch, self.mlp, stream, step)
         dispatched = clock()
@@ -99,6 +103,17 @@ class Block:
     def _dense(self, mlp: Mlp, stream: Stream, step: Pass) -> Stream:
         hidden = self._attend(stream, step)
         return Stream(hidden + mlp(self.post_attention_layernorm(hidden)))
+
+    def _here(
+        self, moe: Moe, experts: ExpertsHere, stream: Stream, step: Pass
+    ) -> tuple[Stream, tuple[float, float, float]]:
+        clock = step.timing.clock
+        started = clock()
+        attended = self._until_dispatch(moe, stream, step)
+        dispatched = clock()
+        output = moe.compute(attended.moe_input, experts)
+        attention_s = dispatched - started - attended.route_s
+        return Stream(attended.hidden, output), (attention_s, attended.route_s, clock() - dispatched)
 
     def _until_dispatch(self, moe: Moe, stream: Stream, step: Pass) -> Attended:
         hidden = self._attend(stream, step)

@@ -37,6 +37,14 @@ class RoutedExperts(Protocol):
         """
 
 
+class ExpertsHere(RoutedExperts):
+    """Routed experts of this process: a layer is one job on the worker, and no thread waits for another within it."""
+
+    def compute(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
+        """What `__call__` returns, computed by whoever calls. Runs on the worker."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class MoeInput:
     """What attention leaves for the experts of a layer."""
@@ -83,6 +91,11 @@ class Moe:
             worker.run(self._shared_experts, step.x),
         )
         return MoeOutput(routed, shared)
+
+    def compute(self, step: MoeInput, experts: ExpertsHere) -> MoeOutput:
+        """`forward` without anybody to wait for. Runs on the worker."""
+        routed = experts.compute(self.layer, step.x, step.topk_idx, step.topk_weights)
+        return MoeOutput(routed, self._shared_experts(step.x))
 
 
 First = TypeVar("First")
