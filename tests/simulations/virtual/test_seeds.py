@@ -29,6 +29,7 @@ def oracle(model: SimulatedModel) -> Oracle:
     return Oracle(model)
 
 
+@pytest.mark.timeout(3600)  # a minute and a half on two idle cores, and cores are not always idle
 def test_a_thousand_seeds_of_faults_lose_no_token_and_change_none() -> None:
     result = soak(0, NUM_SEEDS, num_usable_cores())
     assert not result.failed, "\n".join(f"shoal simulate seed {o.seed}: {o.problem}" for o in result.failed)
