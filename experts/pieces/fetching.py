@@ -55,7 +55,7 @@ class FetchSettings:
     max_busy_s: float = 300.0
     """A source that asks for a longer pause is dropped, and so is one that asks `max_failures` times in a row."""
 
-    look_again_s: float = 0.5
+    look_again_s: float = 1.0
     """Where there are peers: how often it is asked again whether one has what nobody had."""
 
 

@@ -4,6 +4,7 @@ Over a checkpoint directory or over pieces (`ModelStore`). Blocking; any thread.
 """
 
 import json
+from typing import Protocol
 
 from shoal.experts.manifest import Manifest, encode_manifest
 from shoal.experts.store import ModelStore
@@ -15,8 +16,30 @@ HEADS_BYTES = 64 * 1024
 """More than names, shapes and biases add to an expert's weights in a piece."""
 
 
+class PieceLibrary(Protocol):
+    """Pieces by hash; what `Library` is, and a simulation's stand-in for it."""
+
+    @property
+    def root(self) -> bytes:
+        """The model."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """What an expert's piece has at most."""
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether there is such a piece in the model; whether it is here, `read` says."""
+
+    def read(self, digest: bytes) -> bytes | bytearray | None:
+        """A piece's bytes, hashed after they were read; None: it is not here, or damaged.
+
+        Raises:
+            OSError: the disk.
+        """
+
+
 class Library:
-    """The pieces of one model on this machine."""
+    """The pieces of one model on this machine. Implements `PieceLibrary`."""
 
     def __init__(self, store: ModelStore) -> None:
         """`store`: open as long as this is used."""
@@ -25,24 +48,16 @@ class Library:
 
     @property
     def root(self) -> bytes:
-        """The model."""
         return self._store.manifest.root
 
     @property
     def piece_bytes(self) -> int:
-        """What an expert's piece has at most."""
         return stored_bytes(self._store.spec.expert, self._store.weight_format) + HEADS_BYTES
 
     def knows(self, digest: bytes) -> bool:
-        """Whether there is such a piece in the model; whether it is here, `read` says."""
         return digest in self._places or digest in (self.root, self._store.manifest.config_digest)
 
     def read(self, digest: bytes) -> bytes | bytearray | None:
-        """A piece's bytes, hashed after they were read; None: it is not here, or damaged.
-
-        Raises:
-            OSError: the disk.
-        """
         if digest == self.root:
             return encode_manifest(self._store.manifest).encode("ascii")
         if digest == self._store.manifest.config_digest:

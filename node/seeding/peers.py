@@ -31,8 +31,12 @@ NUM_STREAMS = 4
 
 CONNECT_TIMEOUT_S = 10.0
 
-PATIENCE_S = 60.0
-"""So long after the last byte of any peer, what others said they would get is taken from elsewhere all the same."""
+PATIENCE_S = 120.0
+"""So long after the last byte of any peer, and the last piece that any got, what others said they would get is taken
+from elsewhere all the same."""
+
+LINE_PATIENCE_S = 600.0
+"""The same for what some peer has: whoever is busy gives to somebody, and we wait for our turn."""
 
 LOOK_S = 5.0
 """Between two looks into the directory while pieces are missing, with half of it as jitter."""
@@ -164,10 +168,11 @@ class Peers:
     def leaves(self, piece: Piece) -> bool:
         """See `PeerSource`. Of those who say that they are about to get a piece, the first by a hash of both fetches it
         from elsewhere, and the others take it from there; whoever waits in vain fetches it too."""
-        if self._clock() - self._gave_s > self._patience_s:
-            return True
+        waited_s = self._clock() - self._gave_s
         if any(not self.standing(peer).is_dropped for peer in self._holders(piece)):
-            return False
+            return waited_s > LINE_PATIENCE_S
+        if waited_s > self._patience_s:
+            return True
         ours = _rank(piece, self._wanted.me)
         rivals = self._view.coming.get(_place(piece), set()) if isinstance(piece, ExpertPiece) else set()
         return all(_rank(piece, peer) > ours for peer in rivals if not self.standing(peer).is_dropped)

@@ -14,7 +14,7 @@ from shoal.node.admission import Admission, Wire
 from shoal.node.log_events import PieceNotGiven, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.seeding.choke import NUM_TURNS, Choke
-from shoal.node.seeding.library import Library
+from shoal.node.seeding.library import PieceLibrary
 from shoal.protocol.errors import Busy, Draining, Malformed, NotHeld, ShoalError, WrongModel
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Chunk
@@ -46,7 +46,7 @@ class Seeder:
     """One node's part as a source. Its memory: the pieces of `NUM_TURNS` turns, 176 MB for DeepSeek-V3's experts."""
 
     def __init__(
-        self, library: Library, admission: Admission, wire: Wire, metrics: NodeMetrics, clock: Callable[[], float]
+        self, library: PieceLibrary, admission: Admission, wire: Wire, metrics: NodeMetrics, clock: Callable[[], float]
     ) -> None:
         """clock: seconds, monotonic; the loop's."""
         self._library = library

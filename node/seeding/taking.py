@@ -14,7 +14,14 @@ from shoal.protocol.messages import Fetch
 from shoal.protocol.net.channel import PieceChannel
 
 CHUNKS_AHEAD = 8
-"""In flight at a time: 2 MiB, which fills 160 Mbit/s at an RTT of 100 ms."""
+"""In flight at a time: 2 MiB at most, which fills 160 Mbit/s at an RTT of 100 ms."""
+
+CHUNK_S = 0.5
+"""One chunk is what the peer gives in so long, within the bounds below: of eight in flight the last one is due after
+four seconds, however slow the line is."""
+
+FIRST_CHUNK_BYTES, MIN_CHUNK_BYTES = 64 * limits.KIB, 16 * limits.KIB
+"""The first tells the piece's length and the pace; smaller ones are more overhead than gain."""
 
 CHUNK_DEADLINE_MS = 30_000
 """A peer that shares 1 Mbit/s among four gives 10 kB in a third of a second; one that gives nothing in half a minute is
@@ -69,7 +76,10 @@ class Taking:
         self._digest = digest
         self._max_bytes = max_bytes
         self._on_bytes = on_bytes
-        self._most_bytes = limits.MAX_CHUNK_BYTES
+        self._most_bytes = FIRST_CHUNK_BYTES
+        self._clock = asyncio.get_running_loop().time
+        self._begun_s = self._clock()
+        self._taken = 0
 
     async def run(self, partial: Partial) -> None:
         """Until the piece is whole. What came before an error stays in `partial`.
@@ -114,8 +124,9 @@ class Taking:
                 raise
             await asyncio.sleep(busy.retry_after_s)
             reply = await self._channel.fetch(message)
-        if reply.message.size < size:  # a slow uplink: it says how much is good to ask for
-            self._most_bytes = min(self._most_bytes, reply.message.size)
+        self._taken += reply.message.size
+        pace = self._taken / max(self._clock() - self._begun_s, 1e-3)
+        self._most_bytes = min(limits.MAX_CHUNK_BYTES, max(MIN_CHUNK_BYTES, int(pace * CHUNK_S)))
         return reply.message.piece_bytes, memoryview(reply.body)
 
     def _keep(self, partial: Partial, begin: int, body: memoryview) -> None:
