@@ -11,13 +11,16 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 from shoal.client import Sampling, Swarm, SwarmSettings, Token
 from shoal.client.single_process import single_process_engine
 from shoal.client.swarm import ROUNDINGS, unwrapped
 from shoal.client.trunk.linear_maker import TrunkFormat
+from shoal.experts.family import CONFIG_FILE
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest_maker import Progress
+from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.protocol.errors import ShoalError
@@ -26,7 +29,7 @@ from shoal.protocol.net.channel import Connector
 from shoal.simulations.chronicle import Chronicle, Fault
 from shoal.simulations.churn import victims
 from shoal.simulations.local import Launcher, LocalNode, LocalSwarmSettings, launcher
-from shoal.simulations.node_process import Place
+from shoal.simulations.node_process import LIES, Place
 from shoal.simulations.scratch import temporary_files_in
 from shoal.simulations.wan.link import Link
 from shoal.simulations.wan.namespace import inside_network
@@ -109,6 +112,25 @@ class Arena:
         self.nodes.append(node)
         return node
 
+    async def start_empty_like(self, other: LocalNode) -> LocalNode:
+        """A new node at another's address that is to hold the same experts, and has not a byte of them: it knows the
+        model's manifest and config, and no source but its peers.
+
+        Raises:
+            NodeFailed: it could not start.
+        """
+        folder = await _known_by_name(self.settings.swarm, self._launch.scratch / "store")
+        join = [address for node in self.nodes for address in node.info.join]
+        node = await self._launch.start(other.experts, join, replace(other.place, is_lying=False), folder)
+        self.nodes.append(node)
+        return node
+
+    @property
+    def num_lies(self) -> int:
+        """Wrong pieces that lying nodes have given."""
+        told = self._launch.scratch / LIES
+        return told.stat().st_size if told.exists() else 0
+
     def set_links(self, nodes: Sequence[LocalNode], link: Link) -> None:
         """Give some nodes another link; needs namespaces."""
         if self.network is None:
@@ -163,6 +185,13 @@ async def _until_connected(swarm: Swarm, chronicle: Chronicle, nodes: Sequence[L
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await chronicle.until_joined([node.info.peer for node in nodes], since=0.0)
     swarm.require_coverage()
+
+
+async def _known_by_name(settings: LocalSwarmSettings, store_dir: Path) -> Path:
+    """A folder of a new shelf that has everything of the model but its weights."""
+    with await open_store(settings.model, settings.cache_dir or default_cache_dir()) as store:
+        config = await asyncio.to_thread((settings.model / CONFIG_FILE).read_bytes)
+        return Shelf(store_dir).add("demo", store.manifest, {CONFIG_FILE: config}, ()).directory
 
 
 async def num_experts_of(settings: LocalSwarmSettings, progress: Progress | None) -> int:

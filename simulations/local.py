@@ -165,14 +165,14 @@ class Launcher:
         rest = [self.start(*each) for each in zip(words[1:], repeat(first.info.join), places[1:], strict=False)]
         return [first, *await asyncio.gather(*rest)]
 
-    async def start(self, experts: str, join: Sequence[str], place: Place) -> LocalNode:
-        """Start one node and wait until it serves. experts: as `--experts` words.
+    async def start(self, experts: str, join: Sequence[str], place: Place, model: Path | None = None) -> LocalNode:
+        """Start one node and wait until it serves. experts: as `--experts` words. model: None is that of all.
 
         Raises:
             NodeFailed: it could not start.
         """
         settings = NodeSettings(
-            model=self._settings.model,
+            model=model or self._settings.model,
             experts=experts,
             join=tuple(join),
             cache_dir=self._settings.cache_dir,

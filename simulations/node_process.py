@@ -16,6 +16,7 @@ from pathlib import Path
 
 from shoal.node.daemon import no_progress, run_until
 from shoal.node.host import host
+from shoal.node.seeding.library import Library
 from shoal.node.sensors import MachineSensors
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.protocol.errors import ShoalError
@@ -23,6 +24,9 @@ from shoal.simulations.wan.namespace import die_with_parent, enter_network, moun
 
 DISK = Path("/mnt")
 """Where a node's private disk is mounted; nobody else sees it there, and it is gone with the node."""
+
+LIES = "lies"
+"""Where liars say how often they lied, among the launcher's temporary files."""
 
 DIRECTORIES = {"XDG_STATE_HOME": "state", "XDG_RUNTIME_DIR": "run", "XDG_CACHE_HOME": "cache", "TMPDIR": "tmp"}
 """Everything that a node writes to."""
@@ -40,6 +44,8 @@ class Place:
     that is; p2pd keeps no records."""
     is_clock_off: bool = False
     """It is off from the beginning."""
+    is_lying: bool = False
+    """It gives wrong bytes to every peer that asks it for weights; what it computes is right."""
     disk_bytes: int | None = None
     """It keeps its files (state, logs, cache, sockets) on a disk of its own of this size, and runs as `shoal node`
     does, with logs and control socket. None: on ours, bare."""
@@ -51,6 +57,8 @@ def node_main(settings: NodeSettings, place: Place, scratch: Path, connection: C
 
     tempfile.tempdir = str(scratch)
     settings = replace(settings, host=place.address)
+    if place.is_lying:
+        give_wrong_bytes(scratch / LIES)
     try:
         settings = _move_in(settings, place)
     except OSError as error:
@@ -91,6 +99,23 @@ def shift_clock(offset_s: float) -> None:
         for name, value in tuple(vars(module).items()):
             if value is true_time:
                 setattr(module, name, shifted)
+
+
+def give_wrong_bytes(told: Path) -> None:
+    """Let every piece that this process gives to peers have one wrong bit; `told` gets a byte for each."""
+    true_read = Library.read
+
+    def read(self: Library, digest: bytes) -> bytes | bytearray | None:
+        piece = true_read(self, digest)
+        if piece is None:
+            return None
+        with told.open("ab") as file:
+            file.write(b".")
+        wrong = bytearray(piece)
+        wrong[len(wrong) // 2] ^= 1
+        return wrong
+
+    Library.read = read  # type: ignore[method-assign]
 
 
 async def _node(settings: NodeSettings, place: Place, connection: Connection) -> None:

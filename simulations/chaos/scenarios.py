@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shoal.protocol.ids import PeerId
+from shoal.protocol.errors import ShoalError
+from shoal.protocol.ids import ExpertId, PeerId
 from shoal.protocol.limits import RECORD_TTL_S
 from shoal.simulations.arena import Arena
 from shoal.simulations.chronicle import Fault
@@ -24,6 +25,9 @@ PARTITION_S = 60.0
 AGAIN_S = 120.0
 """How long a holder that was away may take until it is used again before that is worth a note. A connection that was
 cut off for a minute is silent for up to another: TCP doubles its pauses."""
+
+FILL_S = 300.0
+"""How long a newcomer may take to have a third of the demonstration model, on a busy machine."""
 
 LOSS, LOSSY_RTT_MS = 0.05, 200.0
 SLOW_BYTES_PER_S = 125_000
@@ -158,6 +162,43 @@ async def full_disk(arena: Arena, effort: Effort) -> Sequence[str]:
     ]
 
 
+async def lying_seeder(arena: Arena, effort: Effort) -> Sequence[str]:
+    """A node begins with nothing and fills from two holders, of whom one gives wrong bytes; then both are killed, and
+    the answer stands on what the newcomer took."""
+    liar = next(node for node in arena.nodes if node.place.is_lying)
+    replicas = [node for node in arena.nodes if node.experts == liar.experts]
+    newcomer = await arena.start_empty_like(liar)
+    since = time.perf_counter()
+    await _until_replicas(arena, liar.experts, len(replicas) + 1)
+    took_s, num_lies = time.perf_counter() - since, arena.num_lies
+    if not num_lies:
+        raise ShoalError("the liar was not asked for a piece")
+    fault = arena.kill(replicas)
+    await arena.chronicle.until_replied([newcomer.info.peer], fault.at)
+    await arena.chronicle.more_tokens(2 * effort.tokens)
+    arena.chronicle.end_fault(fault)
+    return [
+        f"a node of {newcomer.info.num_missing} experts filled in {took_s:.1f} s beside {num_lies} wrong pieces;"
+        f" {len(replicas)} holders, the liar among them, were killed"
+    ]
+
+
+async def _until_replicas(arena: Arena, words: str, count: int) -> None:
+    """Wait until the client can ask so many holders for each of these experts of every layer.
+
+    Raises:
+        ShoalError: that did not come about.
+    """
+    first, last = map(int, words.split("-"))
+    end, fewest = time.perf_counter() + FILL_S, 0
+    while fewest < count:
+        if time.perf_counter() > end:
+            raise ShoalError(f"the newcomer was not full after {FILL_S:.0f} s")
+        await arena.chronicle.more_tokens(1)
+        layers = arena.swarm.coverage().values()
+        fewest = min(layer[ExpertId(expert)] for layer in layers for expert in range(first, last + 1))
+
+
 async def wrong_clock(arena: Arena, effort: Effort) -> Sequence[str]:
     """Two nodes' clocks jump, an hour ahead and an hour back, the one that the others joined by among them."""
     off = [node for node in arena.nodes if node.place.clock_offset_s]
@@ -193,6 +234,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "slow": Scenario("one link of 1 Mbit/s", slow_link),
     "rolling": Scenario("every node restarts in turn", rolling),
     "disk": Scenario("full disks", full_disk, places=(Place(disk_bytes=DISK_BYTES),) * 3),
+    "liar": Scenario("a holder gives wrong weights", lying_seeder, places=(Place(is_lying=True),)),
     "clock": Scenario(
         "clocks an hour off",
         wrong_clock,
