@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients test-healing soak chaos rehearsal soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -62,6 +62,10 @@ chaos: $(VENV)/.installed
 # DeepSeek-V3.1 at its true size without its weights: plan, fetch, verify, assign. About a minute and 9 GB of disk.
 rehearsal: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.rehearsal --into docs/REHEARSAL.md
+
+# Fifty nodes that join at once, under a virtual clock: where their weights come from. Some minutes.
+seeding: $(VENV)/.installed
+	$(BIN)/python -m shoal.simulations.seeding
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python tools/screenshot.py

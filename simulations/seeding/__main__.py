@@ -19,13 +19,15 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=50)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS))
     given = parser.parse_args()
     print(f"{given.nodes} nodes, {given.replicas} replicas, {given.seeds} seeds, commit {git_commit()}")
     print("copies of the model; hours of virtual time at uplinks of 5-100 Mbit/s; median of the seeds (range)\n")
     print(HEAD)
     print("|---" * HEAD.count(" | ") + "|---|")
     is_kept = True
-    for name, scenario in SCENARIOS.items():
+    for name in given.only:
+        scenario = SCENARIOS[name]
         started = time.perf_counter()
         settings = [SeedingSettings(given.nodes, given.replicas, seed=seed) for seed in range(given.seeds)]
         outcomes = [simulate(scenario, each) for each in settings]
