@@ -113,6 +113,21 @@ def decode(
 
 
 @bench_app.command()
+def activations(
+    stories: Annotated[int, typer.Option(help="Held-out stories to read.", min=1, max=32)] = 8,
+    tokens: Annotated[int, typer.Option(help="Most tokens of each story.", min=2)] = 384,
+    holders: Annotated[int, typer.Option(help="Holders of every layer.", min=1, max=32)] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What each format of activations costs: the model's accuracy, bytes of a token, the codec's time."""
+    with reporting_errors():
+        from shoal.simulations.bench.activations import ActivationsSettings, bench_activations, table
+
+        result = bench_activations(ActivationsSettings(stories, tokens, holders))
+        print(json.dumps(result) if as_json else table(result))
+
+
+@bench_app.command()
 def kernels(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="fp8_block, bf16, int8_g128 ...; repeatable. Default: all.")

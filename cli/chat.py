@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
-from shoal.cli.options import ChannelOption, DTypeOption, LanOption, LanUseOption, SpeculateFlag, SpeculateOption
+from shoal.cli.options import (
+    ActivationsFlag,
+    ActivationsOption,
+    ChannelOption,
+    DTypeOption,
+    LanOption,
+    LanUseOption,
+    SpeculateFlag,
+    SpeculateOption,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -52,6 +61,7 @@ def chat(
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     lan: LanUseOption = LanOption.MEMBERS,
     speculate: SpeculateFlag = SpeculateOption.OFF,
+    activations: ActivationsFlag = ActivationsOption.EXACT,
 ) -> None:
     """Chat with a model: in a swarm, or at any OpenAI-compatible endpoint."""
     with reporting_errors():
@@ -65,11 +75,11 @@ def chat(
             raise typer.BadParameter(
                 "give one of --join TOKEN, --demo, --api URL and --lan any, or type `shoal join` first"
             )
-        words = _swarm_words(model, words_in, dtype, channel, lan, speculate)
+        words = _swarm_words(model, words_in, dtype, channel, lan, (speculate, activations))
         if web:
             options = {"--api": api, "--api-model": api_model, "--model": model, "--node-name": node_name}
             options |= {"--dtype": dtype.value, "--channel": channel.value, "--lan": lan.value}
-            arguments = _arguments(options | {"--speculate": speculate.value})
+            arguments = _arguments(options | {"--speculate": speculate.value, "--activations": activations.value})
             _run_web(web_port, arguments, words, api_key, (nodes, replicas) if demo else None)
             return
         with _noise_to(_log_path()):
@@ -125,13 +135,21 @@ def _arguments(options: dict[str, str | Path | None]) -> list[str]:
 
 
 def _swarm_words(
-    model: Path | None, join: tuple[str, ...], dtype: str, channel: str, lan: LanOption, speculate: SpeculateOption
+    model: Path | None,
+    join: tuple[str, ...],
+    dtype: str,
+    channel: str,
+    lan: LanOption,
+    ways: tuple[SpeculateOption, ActivationsOption],
 ) -> "SwarmWords":
     from shoal.cli.chat_connections import SwarmWords
     from shoal.simulations.demo_model import MODEL_DIRECTORY
 
     name = model.name if model else DEMO_NAME
-    return SwarmWords(model or MODEL_DIRECTORY, name, join, dtype, channel, lan.value, speculate.value)
+    speculate, activations = ways
+    return SwarmWords(
+        model or MODEL_DIRECTORY, name, join, dtype, channel, lan.value, speculate.value, activations.value
+    )
 
 
 def _fork_server() -> "ForkServerContext":

@@ -28,6 +28,7 @@ class SwarmWords:
     channel: str
     lan: str = "members"
     speculate: str = "off"
+    activations: str = "exact"
     threads: int = 0
 
 
@@ -100,6 +101,7 @@ async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, t
         threads=words.threads,
         lan=words.lan,
         speculate=words.speculate,
+        activations=words.activations,
     )
     async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
         yield Connection(SwarmChat(swarm, words.model_name), swarm)

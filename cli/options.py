@@ -61,6 +61,22 @@ SpeculateFlag = Annotated[
 ]
 
 
+class ActivationsOption(StrEnum):
+    """How hidden states travel: `Activations`, without importing torch for `--help`."""
+
+    EXACT = "exact"
+    BF16 = "bf16"
+    FP8 = "fp8"
+    INT8 = "int8"
+    AUTO = "auto"
+
+
+ActivationsFlag = Annotated[
+    ActivationsOption,
+    typer.Option(help="Send fewer bytes to holders and back, at a small error; auto: only over slow links."),
+]
+
+
 class ChannelOption(StrEnum):
     """How experts are reached."""
 

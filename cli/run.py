@@ -10,6 +10,8 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import (
+    ActivationsFlag,
+    ActivationsOption,
     ChannelOption,
     DTypeOption,
     LanOption,
@@ -48,6 +50,7 @@ def run(
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     lan: LanUseOption = LanOption.MEMBERS,
     speculate: SpeculateFlag = SpeculateOption.OFF,
+    activations: ActivationsFlag = ActivationsOption.EXACT,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
@@ -74,7 +77,7 @@ def run(
         )  # fmt: skip
         settings = SwarmSettings(
             model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
-            trunk_format=trunk_format.value, lan=lan.value, speculate=speculate.value,
+            trunk_format=trunk_format.value, lan=lan.value, speculate=speculate.value, activations=activations.value,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""
         run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))

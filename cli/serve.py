@@ -14,6 +14,8 @@ import typer
 
 from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import (
+    ActivationsFlag,
+    ActivationsOption,
     ChannelOption,
     DTypeOption,
     LanOption,
@@ -69,6 +71,7 @@ def serve(
     channel: Annotated[ChannelOption, typer.Option(help="How experts are reached.")] = ChannelOption.DIRECT,
     lan: LanUseOption = LanOption.MEMBERS,
     speculate: SpeculateFlag = SpeculateOption.OFF,
+    activations: ActivationsFlag = ActivationsOption.EXACT,
 ) -> None:
     """Serve an OpenAI-compatible API until SIGTERM or Ctrl-C."""
     with reporting_errors():
@@ -98,6 +101,7 @@ def serve(
             model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False, lan=lan.value,
             max_streams=settings.max_running, max_waiting=settings.max_running, speculate=speculate.value,
+            activations=activations.value,
         )  # fmt: skip
         shown_name = name or (DEMO_NAME if model is None else model.resolve().name)
         with ProgressBar() as bar:

@@ -10,6 +10,7 @@ DTYPES = ("fp32", "bf16")
 TRUNK_FORMATS = ("dense", "as-published", "fp8_block", "bf16", "int8_g128", "int4_g32", "int4_g128", "mxfp4")
 CHANNELS = ("direct", "libp2p")
 LAN_USES = ("members", "any", "off")
+ACTIVATIONS = ("exact", "bf16", "fp8", "int8", "auto")
 SPECULATIONS = ("off", "auto", "mtp", "ngram")
 
 
@@ -70,3 +71,9 @@ class SwarmSettings:
     """Who guesses tokens for passes to verify: `mtp` (the model's own layer, its experts in this process), `ngram` (the
     text, where it repeats itself), `auto` (both, as far as checkpoint and memory have them) or nobody. As many as pay
     by measurement; the answer is the same."""
+
+    activations: Annotated[str, Meta(pattern=f"^({'|'.join(ACTIVATIONS)})$")] = "exact"
+    """How hidden states travel to holders, and partial sums back. `exact`: nothing is lost. `bf16`, `fp8`, `int8`:
+    fewer bytes and other bits (docs/PERFORMANCE.md says what that costs), where the holder takes them, else exact.
+    `auto`: exact as long as a token's bytes take at most a millisecond on the measured link to the holder, else bf16,
+    else int8."""

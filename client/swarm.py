@@ -20,11 +20,12 @@ from shoal.client.engine.engine_settings import EngineSettings
 from shoal.client.engine.generate import Engine, Recorder, Token
 from shoal.client.engine.logprobs import TokenScore
 from shoal.client.engine.sampler import Sampling
+from shoal.client.routing.activations import Activations
 from shoal.client.routing.dispatch import SwarmExperts
 from shoal.client.routing.holders import Holders
 from shoal.client.routing.model_id import ModelId, model_id
 from shoal.client.routing.peers import PeerSnapshot, snapshot
-from shoal.client.settings import CHANNELS, DTYPES, LAN_USES, SPECULATIONS, TRUNK_FORMATS, SwarmSettings
+from shoal.client.settings import ACTIVATIONS, CHANNELS, DTYPES, LAN_USES, SPECULATIONS, TRUNK_FORMATS, SwarmSettings
 from shoal.client.single_process import open_trunk
 from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
 from shoal.client.speculation.drafter import Drafter
@@ -128,6 +129,7 @@ class Swarm:
             )
             connector = wrap(_connector(settings, identity, entry))
             stack.push_async_callback(connector.aclose)
+            activations = Activations(settings.activations)
             layers = [layer for layer in store.spec.moe_layers if layer < store.spec.num_layers]
             draw = secrets.SystemRandom().random
             holders = Holders(
@@ -140,6 +142,7 @@ class Swarm:
                 secrets.choice,
                 time.perf_counter,
                 draw,
+                measures_links=activations is Activations.AUTO,
             )
             stack.push_async_callback(holders.aclose)
             trunk_format = TrunkFormat(settings.trunk_format)
@@ -155,7 +158,7 @@ class Swarm:
             finally:
                 await asyncio.wait({opening})  # the thread reads from the store, which closes after us
             opened = opening.result()
-            experts = SwarmExperts(holders, model, observers, time.perf_counter, draw, settings.max_wait_s)
+            experts = SwarmExperts(holders, model, observers, time.perf_counter, draw, settings.max_wait_s, activations)
             timing = Timing(0, time.perf_counter, observers)
             engine = Engine(
                 opened.trunk,
@@ -312,6 +315,8 @@ def _check(settings: SwarmSettings) -> None:
         raise InvalidRequest(f"lan {settings.lan!r} is not one of {', '.join(LAN_USES)}")
     if settings.speculate not in SPECULATIONS:
         raise InvalidRequest(f"speculate is {settings.speculate!r}, not one of {', '.join(SPECULATIONS)}")
+    if settings.activations not in ACTIVATIONS:
+        raise InvalidRequest(f"activations are {settings.activations!r}, not one of {', '.join(ACTIVATIONS)}")
     if not settings.join and settings.lan != "any":
         raise InvalidRequest("join is empty: name a peer's address or an invite token")
 

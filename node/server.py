@@ -18,13 +18,14 @@ from shoal.node.batch_rows import Call
 from shoal.node.batcher import Batcher, Computed, Job
 from shoal.node.log_events import RequestRefused, RequestServed, log_event
 from shoal.node.metrics import NodeMetrics
+from shoal.protocol.dtypes import EXACT
 from shoal.protocol.errors import Draining, Malformed, NotHeld, PeerFailed, ShoalError, WrongModel
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Dispatch, DType, Partial, Rounding, WeightFormat
 from shoal.protocol.net.channel import Reply, Request
-from shoal.protocol.tensors import read_dispatch_body, tensor_bytes
+from shoal.protocol.tensors import encode_rows, read_dispatch_body, tensor_bytes
 
-DTYPE_OF_ROUNDING = {Rounding.FP32: DType.F32, Rounding.BF16: DType.BF16}
+DTYPES_OF_ROUNDING = {Rounding.FP32: frozenset(DType), Rounding.BF16: frozenset(DType) - {DType.F32}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +95,18 @@ class ExpertServer:
         reply = Partial(
             request.request_hash, message.num_tokens, message.hidden,
             _microseconds(max(0.0, elapsed_s - computed.compute_s)), _microseconds(computed.compute_s),
+            message.reply_dtype,
         )  # fmt: skip
-        return Reply(reply, tensor_bytes(computed.result))
+        return Reply(reply, tensor_bytes(encode_rows(computed.result, DType(message.reply_dtype or DType.F32))))
 
     def _demand(self, request: Request) -> Demand:
         message = request.message
+        decoded_bytes = 0 if message.dtype in EXACT else 4 * message.num_tokens * message.hidden
         return Demand(
             request.peer,
             self._macs(message),
-            len(request.body),
-            4 * message.num_tokens * message.hidden,
+            max(len(request.body), decoded_bytes),
+            message.reply_size(),
             request.deadline - asyncio.get_running_loop().time(),
         )
 
@@ -115,7 +118,7 @@ class ExpertServer:
         held = self._held
         if message.model_root != held.model_root or message.weight_format != held.weight_format:
             raise WrongModel("another model or another weight format")
-        if message.hidden != held.spec.hidden or message.dtype != DTYPE_OF_ROUNDING[Rounding(message.rounding)]:
+        if message.hidden != held.spec.hidden or message.dtype not in DTYPES_OF_ROUNDING[Rounding(message.rounding)]:
             raise Malformed("hidden size or dtype does not fit the model and the rounding")
         layer = held.experts.get(LayerId(message.layer), {})
         missing = [expert for expert in message.experts if ExpertId(expert) not in layer]

@@ -12,20 +12,16 @@ from enum import IntEnum
 from typing import ClassVar
 
 from shoal.protocol import limits
+from shoal.protocol.dtypes import DType as DType
+from shoal.protocol.dtypes import row_bytes
 from shoal.protocol.errors import Malformed
+from shoal.protocol.fields import MAX_U32 as MAX_U32
+from shoal.protocol.fields import BytesField as BytesField
+from shoal.protocol.fields import Field as Field
+from shoal.protocol.fields import IntField as IntField
+from shoal.protocol.fields import IntsField as IntsField
 
 Value = int | bytes | tuple[int, ...]
-
-
-class DType(IntEnum):
-    """Element types of hidden states on the wire."""
-
-    F32 = 1
-    BF16 = 2
-
-    @property
-    def size_bytes(self) -> int:
-        return 4 if self is DType.F32 else 2
 
 
 class Rounding(IntEnum):
@@ -60,73 +56,17 @@ class Lane(IntEnum):
     """prefill, weights"""
 
 
-@dataclass(frozen=True, slots=True)
-class IntField:
-    """An unsigned integer, `low` <= value <= `high`."""
-
-    key: int
-    name: str
-    low: int
-    high: int
-
-    def check(self, value: object) -> int:
-        if type(value) is not int:
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise Malformed(f"{self.name} is not an integer")
-            value = int(value)  # an IntEnum of ours becomes a plain number
-        if not self.low <= value <= self.high:
-            raise Malformed(f"{self.name} is not an integer in {self.low}..{self.high}")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class BytesField:
-    """A byte string of exactly `size` bytes."""
-
-    key: int
-    name: str
-    size: int
-
-    def check(self, value: object) -> bytes:
-        if type(value) is not bytes or len(value) != self.size:
-            raise Malformed(f"{self.name} is not {self.size} bytes")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class IntsField:
-    """A list of 1 to `max_items` integers, each `low` <= value <= `high`; strictly ascending if `is_ascending`."""
-
-    key: int
-    name: str
-    max_items: int
-    low: int
-    high: int
-    is_ascending: bool = False
-
-    def check(self, value: object) -> tuple[int, ...]:
-        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= self.max_items:
-            raise Malformed(f"{self.name} is not a list of 1..{self.max_items}")
-        previous = -1
-        for item in value:
-            if type(item) is not int or not self.low <= item <= self.high:
-                raise Malformed(f"{self.name} has an item that is not an integer in {self.low}..{self.high}")
-            if self.is_ascending and item <= previous:
-                raise Malformed(f"{self.name} is not strictly ascending")
-            previous = item
-        return tuple(value)
-
-
-Field = IntField | BytesField | IntsField
-MAX_U32 = 2**32 - 1
-
-
 class Message:
-    """Base of all messages: checks the bounds of every field at construction, ours as well as a peer's."""
+    """Base of all messages: checks the bounds of every field at construction, ours as well as a peer's.
+
+    The last field may be optional: 0, its default, is left out, so that there is one way to write a message.
+    """
 
     __slots__ = ()
     TYPE: ClassVar[int]
     FIELDS: ClassVar[tuple[Field, ...]]
+    LAST_OPTIONAL: ClassVar[str] = ""
+    """The name of the last field, if it is optional."""
 
     def __post_init__(self) -> None:
         for field in self.FIELDS:
@@ -137,7 +77,8 @@ class Message:
 
     def header(self) -> dict[int, Value]:
         """The header as a map of field keys, ascending."""
-        return {field.key: getattr(self, field.name) for field in self.FIELDS}
+        is_short = self.LAST_OPTIONAL and not getattr(self, self.LAST_OPTIONAL)
+        return {field.key: getattr(self, field.name) for field in (self.FIELDS[:-1] if is_short else self.FIELDS)}
 
     def body_size(self) -> int:
         """Bytes of raw tensors that must follow this header; 0 for most messages."""
@@ -150,8 +91,11 @@ class Message:
         Raises:
             Malformed: a key is missing, unknown or out of order, or a value is out of its bounds.
         """
-        if list(header) != list(range(1, len(cls.FIELDS) + 1)):
+        is_short = bool(cls.LAST_OPTIONAL) and len(header) == len(cls.FIELDS) - 1
+        if list(header) != list(range(1, len(cls.FIELDS) + (not is_short))):
             raise Malformed(f"{cls.__name__} with fields {list(header)}")
+        if cls.LAST_OPTIONAL and not is_short and not header[len(cls.FIELDS)]:
+            raise Malformed(f"{cls.LAST_OPTIONAL} is 0 and should have been left out")
         return cls(*header.values())
 
 
@@ -213,7 +157,10 @@ class MemberHello(Message):
 
 @dataclass(frozen=True, slots=True)
 class Welcome(Message):
-    """Server: you are in; the credits are what may be in flight at a time, a reply gives them back."""
+    """Server: you are in; the credits are what may be in flight at a time, a reply gives them back.
+
+    `dtypes`: bit d set: hidden states may come, and partial sums be asked for, in format d; 0: only what is exact.
+    """
 
     TYPE = 3
     FIELDS = (
@@ -221,11 +168,14 @@ class Welcome(Message):
         BytesField(2, "client_nonce", 32),
         IntField(3, "credit_requests", 1, 4096),
         IntField(4, "credit_bytes", limits.MAX_BODY_BYTES, MAX_U32),
+        IntField(5, "dtypes", 1, MAX_U32, is_optional=True),
     )
+    LAST_OPTIONAL = "dtypes"
     version: int
     client_nonce: bytes
     credit_requests: int
     credit_bytes: int
+    dtypes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +183,8 @@ class Dispatch(Message):
     """Client: run these experts of a layer on these tokens and return one weighted partial sum.
 
     Body, in this order: hidden states `dtype[T, H]`, topk_weights `f32[P]`, row_idx `u16[P]`, all little-endian;
-    P = sum(num_rows). Expert `experts[i]` takes the next `num_rows[i]` (row, weight) pairs.
+    P = sum(num_rows). Expert `experts[i]` takes the next `num_rows[i]` (row, weight) pairs. `reply_dtype` is the format
+    of the answer; 0: f32.
     """
 
     TYPE = 16
@@ -242,13 +193,15 @@ class Dispatch(Message):
         IntField(2, "layer", 0, limits.MAX_LAYER),
         IntField(3, "rounding", 0, 1),
         IntField(4, "weight_format", 1, 7),
-        IntField(5, "dtype", 1, 2),
+        IntField(5, "dtype", 1, 4),
         IntField(6, "num_tokens", 1, limits.MAX_TOKENS_PER_FRAME),
         IntField(7, "hidden", 1, limits.MAX_HIDDEN),
         IntsField(8, "experts", limits.MAX_EXPERTS_PER_FRAME, 0, 65_535, is_ascending=True),
         IntsField(9, "num_rows", limits.MAX_EXPERTS_PER_FRAME, 1, limits.MAX_TOKENS_PER_FRAME),
         IntField(10, "deadline_ms", 1, limits.MAX_DEADLINE_MS),
+        IntField(11, "reply_dtype", 2, 4, is_optional=True),
     )
+    LAST_OPTIONAL = "reply_dtype"
     model_root: bytes
     layer: int
     rounding: int
@@ -259,6 +212,7 @@ class Dispatch(Message):
     experts: tuple[int, ...]
     num_rows: tuple[int, ...]
     deadline_ms: int
+    reply_dtype: int = 0
 
     def __post_init__(self) -> None:
         # named, not super(): a dataclass with slots is a new class, which breaks the zero-argument form
@@ -276,13 +230,16 @@ class Dispatch(Message):
         return sum(self.num_rows)
 
     def body_size(self) -> int:
-        element_bytes = 4 if self.dtype == DType.F32 else 2
-        return self.num_tokens * self.hidden * element_bytes + sum(self.num_rows) * (4 + 2)
+        return self.num_tokens * row_bytes(self.dtype, self.hidden) + sum(self.num_rows) * (4 + 2)
+
+    def reply_size(self) -> int:
+        """Bytes of the answer's body."""
+        return self.num_tokens * row_bytes(self.reply_dtype or DType.F32, self.hidden)
 
 
 @dataclass(frozen=True, slots=True)
 class Partial(Message):
-    """Server: the weighted partial sum of a DISPATCH. Body: `f32[T, H]`, little-endian.
+    """Server: the weighted partial sum of a DISPATCH. Body: `dtype[T, H]`, little-endian; `dtype` 0: f32.
 
     `request_hash` binds it to the request (R8). `queue_us` and `compute_us` say where the time went; they are the
     holder's word and serve load balancing only.
@@ -295,12 +252,15 @@ class Partial(Message):
         IntField(3, "hidden", 1, limits.MAX_HIDDEN),
         IntField(4, "queue_us", 0, MAX_U32),
         IntField(5, "compute_us", 0, MAX_U32),
+        IntField(6, "dtype", 2, 4, is_optional=True),
     )
+    LAST_OPTIONAL = "dtype"
     request_hash: bytes
     num_tokens: int
     hidden: int
     queue_us: int
     compute_us: int
+    dtype: int = 0
 
     def __post_init__(self) -> None:
         Message.__post_init__(self)
@@ -308,7 +268,7 @@ class Partial(Message):
             raise Malformed("a body over its limit")
 
     def body_size(self) -> int:
-        return self.num_tokens * self.hidden * 4
+        return self.num_tokens * row_bytes(self.dtype or DType.F32, self.hidden)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from shoal.client.routing.activations import Activations
 from shoal.client.routing.choose import Plan, choose_in_tiers
 from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.exchange import Exchange, LayerCall, timed
@@ -60,16 +61,18 @@ class SwarmExperts:
         clock: Callable[[], float],
         draw: Callable[[], float],
         max_wait_s: float = MAX_WAIT_S,
+        activations: Activations = Activations.EXACT,
     ) -> None:
         """clock: seconds, for durations; the loop's own has milliseconds only under uvloop. draw: a number in 0..1, for
-        jitter. max_wait_s: how long a layer may wait for experts that are busy or gone; 0: not at all."""
+        jitter. max_wait_s: how long a layer may wait for experts that are busy or gone; 0: not at all. activations: how
+        hidden states travel; `auto` needs holders whose links are measured."""
         self._holders = holders
         self._rounding = model.rounding
         self._observe = observe
         self._clock = clock
         self._draw = draw
         self._max_wait_s = max_wait_s
-        self._exchange = Exchange(holders, model, observe, clock)
+        self._exchange = Exchange(holders, model, observe, clock, activations)
         self._hedges = Budget(HEDGE_SHARE, HEDGE_BURST)
         self._retries = Budget(RETRY_SHARE, RETRY_BURST)
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 
 import torch
 
+from shoal.client.routing.activations import Activations, WireFormat, wire_format
 from shoal.client.routing.combine import PartialSum
 from shoal.client.routing.grouping import ExpertRows
+from shoal.client.routing.health import Health
 from shoal.client.routing.holders import Holders
 from shoal.client.routing.model_id import ModelId
 from shoal.protocol.errors import ChannelClosed, Malformed
 from shoal.protocol.events import DispatchSent, ExpertsTimed, Observer, ReplyReceived
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.messages import Dispatch, DType, Rounding
-from shoal.protocol.tensors import read_partial_body, tensor_bytes
+from shoal.protocol.messages import Dispatch, DType, Partial
+from shoal.protocol.net.channel import Channel
+from shoal.protocol.tensors import encode_rows, read_partial_body, tensor_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Answered:
 
 @dataclass(slots=True)
 class LayerCall:
-    """One layer's work: hidden states as the wire wants them, the router's choice, and how it goes."""
+    """One layer's work: hidden states, exact; the router's choice, and how it goes."""
 
     layer: LayerId
     x: torch.Tensor
@@ -47,6 +50,13 @@ class LayerCall:
     """Requests under way: whose, and for which experts."""
     num_pauses: int = 0
     """How often all holders of some expert had failed."""
+    _encoded: dict[DType, torch.Tensor] = field(default_factory=dict)
+
+    def encoded(self, dtype: DType) -> torch.Tensor:
+        """The hidden states of all tokens in a format, a row each; made once, whoever is asked."""
+        if dtype not in self._encoded:
+            self._encoded[dtype] = encode_rows(self.x, dtype)
+        return self._encoded[dtype]
 
     def awaited_for(self, experts: Collection[ExpertId]) -> tuple[PeerId, ...]:
         """Holders whose answer for some of these is still awaited."""
@@ -56,7 +66,15 @@ class LayerCall:
 class Exchange:
     """Asks holders."""
 
-    def __init__(self, holders: Holders, model: ModelId, observe: Observer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        holders: Holders,
+        model: ModelId,
+        observe: Observer,
+        clock: Callable[[], float],
+        activations: Activations = Activations.EXACT,
+    ) -> None:
+        self._activations = activations
         self._holders = holders
         self._model = model
         self._observe = observe
@@ -78,14 +96,15 @@ class Exchange:
         token_idx, row_idx = torch.unique(rows.row_idx, return_inverse=True)  # only the tokens this holder needs
         holder = self._holders.holder(peer)
         macs = len(row_idx) * self._model.macs_per_row
-        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(macs))
+        if holder.channel is None:
+            raise ChannelClosed(f"{peer} is gone")
+        formats = self._format(holder.channel, holder.health)
+        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(macs), formats)
         body = (
-            tensor_bytes(call.x[token_idx]),
+            tensor_bytes(call.encoded(formats.up)[token_idx]),
             tensor_bytes(rows.topk_weights),
             tensor_bytes(row_idx.to(torch.int32).to(torch.uint16)),
         )
-        if holder.channel is None:
-            raise ChannelClosed(f"{peer} is gone")
         self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx)))
         started = self._clock()
         holder.health.asked(macs, now)
@@ -93,30 +112,49 @@ class Exchange:
             reply = await holder.channel.request(message, body)
         finally:
             holder.health.ended(macs)
-        if (reply.message.num_tokens, reply.message.hidden) != (message.num_tokens, message.hidden):
-            raise Malformed("a partial sum of another shape than was asked for")
+        check_answers(message, reply.message)
         values = read_partial_body(reply.message, reply.body)
         received = self._clock()
         queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
         call.answered.append(Answered(peer, started, received, queue_s, compute_s))
         holder.health.answered(received - started, compute_s, macs)
+        link_s = max(0.0, received - started - queue_s - compute_s)
+        holder.health.link.carried(message.body_size() + message.reply_size(), link_s)
         self._observe(ReplyReceived(peer, call.layer, received - started, queue_s, compute_s))
         return PartialSum(experts, token_idx, values)
 
-    def _message(self, call: LayerCall, rows: ExpertRows, num_tokens: int, deadline_s: float) -> Dispatch:
+    def _format(self, channel: Channel, health: Health) -> WireFormat:
+        model = self._model
+        rate = health.link.bytes_per_s
+        return wire_format(self._activations, model.rounding, model.hidden, channel.dtypes, rate)
+
+    def _message(
+        self, call: LayerCall, rows: ExpertRows, num_tokens: int, deadline_s: float, formats: WireFormat
+    ) -> Dispatch:
         model = self._model
         return Dispatch(
             model_root=model.root,
             layer=call.layer,
             rounding=model.rounding,
             weight_format=model.weight_format,
-            dtype=DType.BF16 if model.rounding is Rounding.BF16 else DType.F32,
+            dtype=formats.up,
             num_tokens=num_tokens,
             hidden=model.hidden,
             experts=rows.experts,
             num_rows=rows.num_rows,
             deadline_ms=max(1, round(deadline_s * 1000)),
+            reply_dtype=formats.down if formats.down is not DType.F32 else 0,
         )
+
+
+def check_answers(message: Dispatch, answer: Partial) -> None:
+    """
+    Raises:
+        Malformed: a partial sum of another shape or format than was asked for.
+    """
+    asked = (message.num_tokens, message.hidden, message.reply_dtype)
+    if (answer.num_tokens, answer.hidden, answer.dtype) != asked:
+        raise Malformed("a partial sum of another shape or format than was asked for")
 
 
 def timed(call: LayerCall, started: float, ended: float) -> ExpertsTimed:

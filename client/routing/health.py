@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from shoal.client.routing.link_rate import LinkRate
 from shoal.protocol.errors import Busy, CapacityError, PeerFailed, RemoteError, ShoalError
 
 INITIAL_RTT_S = 0.25
@@ -83,6 +84,8 @@ class Health:
     doubted_until: float = 0.0
     busy_until: float = 0.0
     banned_until: float = 0.0
+    link: LinkRate = field(default_factory=LinkRate)
+    """Measured only where it chooses the format of activations."""
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT), repr=False)
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from shoal.client.routing.audit import challenge
 from shoal.client.routing.health import Health, Standing
+from shoal.client.routing.link_rate import NUM_PINGS, LinkRate
 from shoal.client.routing.model_id import ModelId
 from shoal.experts.manifest import Manifest
 from shoal.protocol.errors import DeadlineExceeded, ShoalError
@@ -76,9 +77,11 @@ class Holders:
         choose_probe: Callable[[Sequence[ExpertId]], ExpertId],
         clock: Callable[[], float],
         draw: Callable[[], float],
+        measures_links: bool = False,
     ) -> None:
         """choose_probe: which expert to challenge a holder with. clock: seconds, for durations. draw: a number in 0..1,
-        for jitter."""
+        for jitter. measures_links: pings each holder at first, to know later what bytes cost."""
+        self._measures_links = measures_links
         self._draw = draw
         self._has_lost = asyncio.Event()
         self._probes = TaskSet()
@@ -258,6 +261,7 @@ class Holders:
                 layer = min(holder.experts)
                 expert = self._choose_probe(sorted(holder.experts[layer]))
                 holder.health.saw_rtt(await challenge(channel, self._manifest, self._model, layer, expert, self._clock))
+                holder.health.link = await self._link_of(channel)
             except BaseException as error:
                 if channel is not None:
                     await channel.aclose()
@@ -269,6 +273,15 @@ class Holders:
         holder.channel = channel
         holder.health.failures = 0
         self._observe(HolderJoined(holder.peer, sum(len(experts) for experts in holder.experts.values())))
+
+    async def _link_of(self, channel: Channel) -> LinkRate:
+        """A link that nothing but pings has crossed; raises as they do."""
+        link = LinkRate()
+        for _ in range(NUM_PINGS if self._measures_links else 0):
+            started = self._clock()
+            await channel.ping(CONNECT_TIMEOUT_S)
+            link.pinged(self._clock() - started)
+        return link
 
     def _drop_channel(self, holder: Holder) -> None:
         if holder.channel is not None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.protocol.dtypes import DType
 from shoal.protocol.errors import NotHeld
 from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
@@ -103,11 +104,15 @@ class Channel(Protocol):
         """True once the peer said DRAIN: requests in flight finish, new ones belong elsewhere."""
 
     @property
+    def dtypes(self) -> frozenset[DType]:
+        """Formats beyond the exact ones in which the peer takes hidden states and gives partial sums."""
+
+    @property
     def traffic(self) -> Traffic:
         """Counts of bytes since the channel was opened."""
 
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
-        """Send a DISPATCH (`body`: the pieces of its body in order) and wait for its PARTIAL.
+        """Send a DISPATCH (`body`: the pieces of its body in order) and wait for its PARTIAL, of the format asked for.
 
         Raises:
             DeadlineExceeded: no answer within `message.deadline_ms`; the peer has been told to stop.

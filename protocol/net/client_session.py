@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from shoal.protocol.dtypes import DType, from_bits
 from shoal.protocol.errors import ChannelClosed, DeadlineExceeded, Draining, Malformed, ShoalError
 from shoal.protocol.frames import Buffer, Frame, encode_header
 from shoal.protocol.ids import PeerId
@@ -67,6 +68,7 @@ class ClientSession:
         self._peer = peer
         self._lanes = dict(lanes)
         self._random_bytes = random_bytes
+        self._dtypes = from_bits(welcome.dtypes)
         self._credits = Credits(welcome.credit_requests, welcome.credit_bytes)
         self._pending: dict[int, _Pending] = {}
         self._pings: dict[bytes, asyncio.Future[None]] = {}
@@ -93,6 +95,10 @@ class ClientSession:
     @property
     def is_draining(self) -> bool:
         return self._is_draining
+
+    @property
+    def dtypes(self) -> frozenset[DType]:
+        return self._dtypes
 
     @property
     def traffic(self) -> Traffic:

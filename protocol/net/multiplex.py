@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 from shoal.protocol import limits
+from shoal.protocol.dtypes import TAKEN, to_bits
 from shoal.protocol.errors import (
     CapacityError,
     ChannelClosed,
@@ -294,7 +295,8 @@ class LaneServer:
 
 
 def _welcome(hello: Hello | MemberHello) -> Welcome:
-    return Welcome(PROTOCOL_VERSION, hello.client_nonce, limits.MAX_INFLIGHT_REQUESTS, limits.MAX_INFLIGHT_BYTES)
+    credits = limits.MAX_INFLIGHT_REQUESTS, limits.MAX_INFLIGHT_BYTES
+    return Welcome(PROTOCOL_VERSION, hello.client_nonce, *credits, to_bits(TAKEN))
 
 
 async def _send_away(lane: LaneStream, error: CapacityError) -> NoReturn:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from shoal.protocol.frames import Buffer
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Dispatch, Partial
+from shoal.protocol.messages import Dispatch, DType, Partial
 from shoal.protocol.net.certificate import client_context, server_context
 from shoal.protocol.net.channel import Channel, Handler, Reply, Traffic
 from shoal.protocol.net.direct import format_address, open_stream, parse_address
@@ -67,6 +67,7 @@ class BareChannel:
         self.peer = peer
         self.is_closed = False
         self.is_draining = False
+        self.dtypes: frozenset[DType] = frozenset()
         self.traffic = Traffic()
         self._reader = reader
         self._writer = writer

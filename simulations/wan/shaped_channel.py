@@ -7,6 +7,7 @@ are one delay instead of several, and the directory and p2pd feel nothing. The o
 import asyncio
 from collections.abc import Callable, Sequence
 
+from shoal.protocol.dtypes import DType
 from shoal.protocol.errors import DeadlineExceeded, ShoalError
 from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
@@ -67,6 +68,10 @@ class ShapedChannel:
     @property
     def is_draining(self) -> bool:
         return self._inner.is_draining
+
+    @property
+    def dtypes(self) -> frozenset[DType]:
+        return self._inner.dtypes
 
     @property
     def traffic(self) -> Traffic:

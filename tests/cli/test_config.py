@@ -28,6 +28,7 @@ CHOICES: Mapping[str, list[str]] = {
     "node.guest.schedule": ["", "22:00-06:00"], "node.guest.time_zone": ["", "UTC"], "client.dtype": ["fp32", "bf16"],
     "client.channel": ["direct", "libp2p"], "client.trunk_format": ["dense", "int4_g32"],
     "client.lan": ["members", "any", "off"], "client.speculate": ["off", "auto"],
+    "client.activations": ["exact", "auto"],
 }  # fmt: skip
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="~,\0"), min_size=1, max_size=12).filter(
     lambda words: words == words.strip() and words != "none"

@@ -32,7 +32,7 @@ def parts(dtype: DType = DType.BF16) -> tuple[torch.Tensor, torch.Tensor, torch.
     return x, torch.tensor([0, 1, 2, 1, 0, 2]), torch.rand(6, generator=generator)
 
 
-@pytest.mark.parametrize("dtype", DType)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
 def test_a_dispatch_survives_the_wire_exactly(dtype):
     x, row_idx, topk_weights = parts(dtype)
     body = dispatch_body(x, row_idx, topk_weights)
@@ -59,7 +59,7 @@ def test_a_partial_survives_the_wire_exactly(values):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", DType)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
 def test_what_is_not_finite_is_refused(dtype, value):
     x, row_idx, topk_weights = parts(dtype)
     x[1, 5] = value

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.protocol import limits, version
+from shoal.protocol.dtypes import DType, row_bytes
 from shoal.protocol.errors import WireCode
 from shoal.protocol.frames import FrameDecoder
 from shoal.protocol.handshake import ServerHandshake, signed_bytes
@@ -52,7 +53,7 @@ def rows_of(text: str) -> list[list[str]]:
 def bound_of(field: Field) -> tuple[str, str]:
     match field:
         case IntField():
-            return "uint", f"{field.low}..{field.high}"
+            return "uint", f"{field.low}..{field.high}{'; optional' if field.is_optional else ''}"
         case BytesField():
             return "bin", f"{field.size} bytes"
         case IntsField():
@@ -138,6 +139,25 @@ def test_the_documents_request_and_answer_fit_together():
     assert rows.offsets == (0, 2, 3)
     assert rows.topk_weights.tolist() == [0.75, 0.5, 0.25]
     assert read_partial_body(answer.message, answer.body).shape == rows.x.shape
+
+
+@pytest.mark.parametrize("name", examples.INEXACT)
+def test_the_documents_bytes_of_every_format_are_the_numbers_of_its_examples(name):
+    (request,) = FrameDecoder().feed(bytes.fromhex(BLOCKS[f"dispatch_{name}"]))
+    (answer,) = FrameDecoder().feed(bytes.fromhex(BLOCKS[f"partial_{name}"]))
+    assert answer.message.request_hash == request_hash(request.header_bytes, request.body)
+    x, sums = read_dispatch_body(request.message, request.body).x, read_partial_body(answer.message, answer.body)
+    bound = 0.0 if name != "int8" else 8 / 252  # of these examples only int8 loses anything
+    assert (x.float() - examples.HIDDEN_STATES.float()).abs().max() <= bound + 2**-6 * (name == "int8")  # bf16 inputs
+    assert (sums - examples.SUMS).abs().max() <= bound
+
+
+def test_the_documents_formats_have_the_sizes_of_the_codes():
+    rows = rows_of(section("6.14 Formats"))
+    sizes = {"4·H": 4 * 200, "2·H": 2 * 200, "H + ⌈H/128⌉": 202, "H + 2·⌈H/128⌉": 204}
+    assert [(int(number), name, sizes[size]) for number, name, size, _ in rows] == [
+        (dtype, dtype.name.lower(), row_bytes(dtype, 200)) for dtype in DType
+    ]
 
 
 def test_the_documents_record_is_accepted_in_its_time():

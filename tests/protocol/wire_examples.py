@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from shoal.protocol.dtypes import TAKEN, to_bits
 from shoal.protocol.frames import Frame, encode_frame, encode_header
 from shoal.protocol.handshake import ClientHandshake
 from shoal.protocol.identity import Identity
@@ -34,7 +35,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import HolderRecord, directory_key, encode_record
 from shoal.protocol.revocation_list import revocations_name, sign_revocations
-from shoal.protocol.tensors import dispatch_body, request_hash, tensor_bytes
+from shoal.protocol.tensors import dispatch_body, encode_rows, request_hash, tensor_bytes
 
 SERVER = Identity.from_seed(b"\x01" * 32)
 CLIENT = Identity.from_seed(b"\x02" * 32)
@@ -54,13 +55,26 @@ DISPATCH = Dispatch(
     MODEL_ROOT, 3, Rounding.BF16, WeightFormat.FP8_BLOCK, DType.BF16,
     num_tokens=2, hidden=4, experts=(5, 9), num_rows=(2, 1), deadline_ms=500,
 )  # fmt: skip
-DISPATCH_BODY = dispatch_body(
-    torch.tensor([[1.0, -2.0, 0.5, 0.0], [3.0, 0.25, -1.0, 8.0]], dtype=torch.bfloat16),
-    torch.tensor([0, 1, 1]),
-    torch.tensor([0.75, 0.5, 0.25]),
-)
+HIDDEN_STATES = torch.tensor([[1.0, -2.0, 0.5, 0.0], [3.0, 0.25, -1.0, 8.0]], dtype=torch.bfloat16)
+ROW_IDX, TOPK_WEIGHTS = torch.tensor([0, 1, 1]), torch.tensor([0.75, 0.5, 0.25])
+DISPATCH_BODY = dispatch_body(HIDDEN_STATES, ROW_IDX, TOPK_WEIGHTS)
 PARTIAL = Partial(request_hash(encode_header(DISPATCH), DISPATCH_BODY), 2, 4, queue_us=120, compute_us=3400)
-PARTIAL_BODY = bytes(tensor_bytes(torch.tensor([[0.5, -1.5, 2.0, 0.0], [1.0, 0.125, -4.0, 1.0]])))
+SUMS = torch.tensor([[0.5, -1.5, 2.0, 0.0], [1.0, 0.125, -4.0, 1.0]])
+PARTIAL_BODY = bytes(tensor_bytes(SUMS))
+INEXACT = {
+    name: replace(DISPATCH, dtype=dtype, reply_dtype=dtype)
+    for name, dtype in (("bf16", DType.BF16), ("fp8", DType.FP8), ("int8", DType.INT8))
+}
+INEXACT_BODIES = {
+    name: dispatch_body(encode_rows(HIDDEN_STATES, DType(request.dtype)), ROW_IDX, TOPK_WEIGHTS)
+    for name, request in INEXACT.items()
+}
+INEXACT_ANSWERS = {
+    name: replace(
+        PARTIAL, request_hash=request_hash(encode_header(request), INEXACT_BODIES[name]), dtype=request.reply_dtype
+    )
+    for name, request in INEXACT.items()
+}
 FETCH = Fetch(MODEL_ROOT, b"\x99" * 32, begin=262_144, size=65_536, deadline_ms=20_000)
 CHUNK_BODY = b"a piece ends"
 CHUNK = Chunk(request_hash(encode_header(FETCH)), piece_bytes=262_144 + len(CHUNK_BODY), size=len(CHUNK_BODY))
@@ -72,6 +86,12 @@ FRAMES = {
     "welcome": Frame(0, Welcome(1, CLIENT_NONCE, 64, 64 * 2**20)),
     "dispatch": Frame(REQUEST_ID, DISPATCH, DISPATCH_BODY),
     "partial": Frame(REQUEST_ID, PARTIAL, PARTIAL_BODY),
+    "welcome_dtypes": Frame(0, Welcome(1, CLIENT_NONCE, 64, 64 * 2**20, to_bits(TAKEN))),
+    **{f"dispatch_{name}": Frame(REQUEST_ID, request, INEXACT_BODIES[name]) for name, request in INEXACT.items()},
+    **{
+        f"partial_{name}": Frame(REQUEST_ID, answer, bytes(tensor_bytes(encode_rows(SUMS, DType(answer.dtype)))))
+        for name, answer in INEXACT_ANSWERS.items()
+    },
     "refusal": Frame(REQUEST_ID, Refusal(6, 50)),
     "cancel": Frame(REQUEST_ID, Cancel()),
     "fetch": Frame(REQUEST_ID, FETCH),

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from shoal.client.engine.engine_settings import EngineSettings
 from shoal.client.engine.generate import Engine
+from shoal.client.routing.activations import Activations
 from shoal.client.routing.dispatch import SwarmExperts
 from shoal.client.routing.holders import Holders
 from shoal.client.routing.model_id import model_id as model_id_of
@@ -102,6 +103,7 @@ async def memory_swarm(
     impostors: Mapping[int, Path] = MappingProxyType({}),
     settings: EngineSettings = EngineSettings(),  # noqa: B008  # frozen
     speculation: Speculation = Speculation.OFF,
+    activations: Activations = Activations.EXACT,
 ) -> AsyncIterator[World]:
     """Nodes with these `--experts` words, and a client that has joined them.
 
@@ -135,7 +137,7 @@ async def memory_swarm(
             announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0), clock)
             await announcers[identity.peer].announce()
             gates[identity.peer] = WorkGate(server, admission, [listener], announcers[identity.peer])
-        client = await _client(stack, store, model, network, book, dtype, entropy, settings, speculation)
+        client = await _client(stack, store, model, network, book, dtype, entropy, settings, speculation, activations)
         yield World(network, servers, handlers, announcers, gates, client, store)
 
 
@@ -158,6 +160,7 @@ async def _client(
     entropy: random.Random,
     settings: EngineSettings,
     speculation: Speculation,
+    activations: Activations,
 ) -> Client:
     identity, events = Identity.from_seed(entropy.randbytes(32)), list[Event]()
     observe, directory = Observers(events.append), AgingDirectory(book, identity)
@@ -176,6 +179,7 @@ async def _client(
         entropy.choice,
         time.perf_counter,
         entropy.random,
+        measures_links=activations is Activations.AUTO,
     )
     stack.push_async_callback(holders.aclose)
     await holders.start()
@@ -183,7 +187,7 @@ async def _client(
     opened = open_trunk(store, model, rounding, InlineWorker(), wants_mtp=wants_mtp)
     own_experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), rounding, InlineWorker())
     drafter = choose_drafter(speculation, MtpDrafter(opened.mtp, own_experts) if opened.mtp else None)
-    experts = SwarmExperts(holders, model_id, observe, time.perf_counter, entropy.random, MAX_WAIT_S)
+    experts = SwarmExperts(holders, model_id, observe, time.perf_counter, entropy.random, MAX_WAIT_S, activations)
     timing = Timing(0, time.perf_counter, observe)
     engine = Engine(opened.trunk, experts, opened.tokenizer, settings=settings, timing=timing, drafter=drafter)
     stack.push_async_callback(engine.aclose)
