@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-wan bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -30,6 +30,10 @@ bench: $(VENV)/.installed
 	$(BIN)/shoal bench wire
 	$(BIN)/shoal bench kernels
 	$(BIN)/shoal bench formats
+
+# Decoding over networks of namespaces, delays, losses and rates: needs root, else it skips. WAN="--quick" is a few minutes.
+bench-wan: $(VENV)/.installed
+	$(BIN)/python -m shoal.simulations.bench.wan $(WAN)
 
 # kt-kernel, ggml and torch's own beside ours, each in an environment of its own (made once: some minutes, 1.5 GB).
 bench-peers: $(VENV)/.installed

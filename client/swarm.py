@@ -49,7 +49,7 @@ from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.invite import memberships
 from shoal.protocol.messages import Rounding
-from shoal.protocol.net.channel import Connector
+from shoal.protocol.net.channel import Connector, Traffic
 from shoal.protocol.net.direct import DirectConnector
 from shoal.protocol.net.discovery import Discover
 from shoal.protocol.net.entry import Entry, enter_swarm
@@ -194,6 +194,11 @@ class Swarm:
     def expert_bytes(self) -> int:
         """Bytes of one routed expert as stored."""
         return self._model.expert_bytes
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of frames to and from all holders so far."""
+        return self._holders.traffic
 
     def health(self) -> SwarmHealth:
         """Coverage, holders and what the engine is busy with, from memory: cheap enough for a health check."""

@@ -23,7 +23,7 @@ from shoal.experts.manifest_maker import Progress
 from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
-from shoal.protocol.errors import ShoalError
+from shoal.protocol.errors import InvalidRequest, ShoalError
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Connector
 from shoal.simulations.chronicle import Chronicle, Fault
@@ -32,7 +32,7 @@ from shoal.simulations.local import Launcher, LocalNode, LocalSwarmSettings, lau
 from shoal.simulations.node_process import LIES, Place
 from shoal.simulations.scratch import temporary_files_in
 from shoal.simulations.wan.link import Link
-from shoal.simulations.wan.namespace import inside_network
+from shoal.simulations.wan.namespace import inside_network, set_congestion_control
 from shoal.simulations.wan.network import Network, open_network
 from shoal.simulations.wan.shaped_channel import ShapedConnector
 
@@ -61,6 +61,9 @@ class ArenaSettings:
     seed: int = 0
     dtype: str = "fp32"
     channel: str = "direct"
+    activations: str = "exact"
+    congestion_control: str = ""
+    """TCP's, in namespaces; empty: as the kernel has it."""
     places: tuple[Place, ...] = ()
     """What is wrong at the first nodes; addresses and namespaces are filled in. Others have nothing wrong."""
 
@@ -163,6 +166,7 @@ async def open_arena(
         if settings.network is NetworkKind.NAMESPACES:
             links = [settings.link] * (settings.swarm.num_nodes + 1)  # the last is the client's
             network = await stack.enter_async_context(open_network(context, links, settings.seed))
+            _set_congestion_control(network, settings.congestion_control)
         launch = await stack.enter_async_context(launcher(context, settings.swarm))
         nodes = await launch.all(_places(settings, network), num_experts)
         on_nodes(nodes)
@@ -173,6 +177,19 @@ async def open_arena(
         swarm = await stack.enter_async_context(joining)
         await _until_connected(swarm, chronicle, nodes)
         yield Arena(settings, nodes, swarm, chronicle, chance, network, launch)
+
+
+def _set_congestion_control(network: Network, name: str) -> None:
+    """
+    Raises:
+        InvalidRequest: this kernel has not got it for namespaces.
+    """
+    for host in network.hosts if name else ():
+        with inside_network(host.namespace):
+            try:
+                set_congestion_control(name)
+            except OSError as error:
+                raise InvalidRequest(f"no congestion control {name} in a network namespace: {error}") from error
 
 
 async def _until_connected(swarm: Swarm, chronicle: Chronicle, nodes: Sequence[LocalNode]) -> None:
@@ -234,6 +251,7 @@ def _join(settings: ArenaSettings, node: LocalNode) -> SwarmSettings:
         swarm.cache_dir,
         threads=swarm.threads,
         requires_coverage=False,
+        activations=settings.activations,
     )
 
 

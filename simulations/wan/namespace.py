@@ -21,6 +21,7 @@ SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFMTU = 0x8916, 0x891C, 0x8922
 IFF_UP = 0x1
 OWN_NETWORK = "/proc/thread-self/ns/net"
 TUN_DEVICE = Path("/dev/net/tun")
+CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 def why_no_namespaces() -> str | None:
@@ -79,6 +80,15 @@ def inside_network(path: str) -> Iterator[None]:
     finally:
         _checked("setns", own, CLONE_NEWNET)
         os.close(own)
+
+
+def set_congestion_control(name: str) -> None:
+    """TCP's congestion control of connections that are made from now on in the calling thread's namespace.
+
+    Raises:
+        OSError: the kernel has none of that name, or gives it to nobody but the whole machine.
+    """
+    CONGESTION_CONTROL.write_text(name, encoding="ascii")
 
 
 def mount_private_disk(directory: Path, size_bytes: int) -> None:
