@@ -26,8 +26,8 @@ from shoal.protocol.tensors import decode_rows, encode_rows, tensor_bytes
 from shoal.simulations.bench.lossy_experts import LossyExperts
 from shoal.simulations.bench.machine import describe_machine, git_commit
 from shoal.simulations.demo_model.held_out import held_out_stories
+from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.soak import demo_model_in_memory
-from shoal.simulations.virtual.world import SimulatedModel
 
 FORMATS = {
     "exact": WireFormat(DType.F32, DType.F32),

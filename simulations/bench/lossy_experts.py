@@ -18,7 +18,7 @@ from shoal.protocol.dtypes import row_bytes
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import DType
 from shoal.protocol.tensors import decode_rows, encode_rows, tensor_bytes
-from shoal.simulations.virtual.world import SimulatedModel
+from shoal.simulations.virtual.model import SimulatedModel
 
 PAIR_BYTES = 4 + 2
 """Weight and row index of a (token, expert) pair."""
