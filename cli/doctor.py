@@ -25,7 +25,8 @@ LABELS = {
     "settings": N_("settings"), "clock": N_("clock"), "control": N_("control"), "key": N_("key"), "ports": N_("ports"),
     "network": N_("network"), "lan": "LAN", "disk": N_("disk"), "ram": N_("memory"), "model": N_("model"),
     "torch": "torch", "kernels": N_("kernels"), "libp2p": "libp2p", "gpu": "GPU", "idle": N_("idle"),
-    "metered": N_("metered"), "tcp": "TCP", "files": N_("files"), "node": N_("node"), "coverage": N_("coverage"),
+    "metered": N_("metered"), "tcp": "TCP", "congestion": N_("pacing"), "files": N_("files"),
+    "node": N_("node"), "coverage": N_("coverage"),
 }  # fmt: skip
 """What people read for a check's name; `--json` has the name."""
 

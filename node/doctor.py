@@ -17,6 +17,12 @@ MIN_FREE_RAM_BYTES = GIB // 4
 """One DeepSeek-V3 expert in int4 is 23 MB; below this a node holds too few to be worth its place."""
 
 SLOW_START_KEY = "net.ipv4.tcp_slow_start_after_idle"
+CONGESTION_KEY = "net.ipv4.tcp_congestion_control"
+PACED = "bbr"
+"""It paces what an idle connection sends: an exchange of 14 KiB takes 1.6 round trips, with reno 1.0 (measured)."""
+
+UNPACED = ("cubic", "reno")
+"""What to have instead, the better first; every Linux has reno."""
 
 MIN_FILE_DESCRIPTORS = 1024
 """512 lanes, and the rest of a process."""
@@ -118,6 +124,10 @@ class Facts:
     on_metered: bool
     is_metered: bool | None
     has_slow_start_after_idle: bool | None
+    congestion_control: str
+    """TCP's, of new connections; empty: not Linux."""
+    congestion_controls: tuple[str, ...]
+    """Those that this kernel offers."""
     max_file_descriptors: int
     is_node_running: bool
     num_missing_experts: int | None
@@ -302,6 +312,16 @@ def check_tcp(facts: Facts) -> Outcome:
     )
 
 
+def check_congestion(facts: Facts) -> Outcome:
+    """An exchange should take one round trip and not more."""
+    control = {"name": facts.congestion_control}
+    if facts.congestion_control.startswith(PACED):
+        better = next((each for each in UNPACED if each in facts.congestion_controls), UNPACED[-1])
+        words = Said("{name} is TCP's congestion control: a small exchange takes 1.6 round trips", control)
+        return _warn("congestion", words, f"sudo sysctl {CONGESTION_KEY}={better}")
+    return _ok("congestion", _as_it_is(facts.congestion_control) if facts.congestion_control else Said("not Linux"))
+
+
 def check_files(facts: Facts) -> Outcome:
     """Every lane is a file descriptor."""
     most = Said("at most {number} open files", {"number": facts.max_file_descriptors})
@@ -330,7 +350,7 @@ def check_coverage(facts: Facts) -> Outcome:
 CHECKS: Sequence[Callable[[Facts], Outcome]] = (
     check_settings, check_clock, check_runtime_dir, check_key_file, check_ports, check_reachability, check_lan,
     check_disk, check_ram, check_model, check_torch, check_kernels, check_p2pd, check_gpu, check_idle, check_metered,
-    check_tcp, check_files, check_node, check_coverage,
+    check_tcp, check_congestion, check_files, check_node, check_coverage,
 )  # fmt: skip
 
 

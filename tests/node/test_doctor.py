@@ -23,7 +23,8 @@ HEALTHY = Facts(
     free_ram_bytes=8 * 10**9, share_bytes=4 * 10**9, model="/m", model_error="", torch_error="",
     has_native_kernels=True, kernel_isa="avx2", p2pd_error="", nvidia_gpus=0, can_torch_use_cuda=False,
     idle_only=False, idle_s=None, on_metered=False, is_metered=False,
-    has_slow_start_after_idle=False, max_file_descriptors=4096, is_node_running=True,
+    has_slow_start_after_idle=False, congestion_control="cubic",
+    congestion_controls=("reno", "bbr", "cubic"), max_file_descriptors=4096, is_node_running=True,
     num_missing_experts=0, num_holders=3,
 )  # fmt: skip
 
@@ -54,6 +55,9 @@ FAULTS: list[tuple[dict[str, object], str, Level, str]] = [
     ({"is_metered": None}, "metered", Level.WARN, "shoal node --monthly 50GB"),
     ({"is_metered": True}, "metered", Level.WARN, "shoal node --on-metered"),
     ({"has_slow_start_after_idle": True}, "tcp", Level.WARN, "sudo sysctl net.ipv4.tcp_slow_start_after_idle=0"),
+    ({"congestion_control": "bbr"}, "congestion", Level.WARN, "sudo sysctl net.ipv4.tcp_congestion_control=cubic"),
+    ({"congestion_control": "bbr", "congestion_controls": ("reno", "bbr")}, "congestion", Level.WARN,
+     "sudo sysctl net.ipv4.tcp_congestion_control=reno"),
     ({"max_file_descriptors": 256}, "files", Level.WARN, "ulimit -n 4096"),
     ({"is_node_running": False}, "node", Level.WARN, "shoal node"),
     ({"num_missing_experts": 12}, "coverage", Level.FAIL, "shoal coverage"),
