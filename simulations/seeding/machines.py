@@ -27,6 +27,7 @@ from shoal.node.metrics import NodeMetrics
 from shoal.node.seeding.peers import Peers, Wanted
 from shoal.node.seeding.seeder import Seeder
 from shoal.node.server import Held
+from shoal.protocol.dtypes import DType
 from shoal.protocol.errors import ChannelClosed, ConnectFailed, DeadlineExceeded, ModelNotFound
 from shoal.protocol.frames import Buffer
 from shoal.protocol.identity import Identity
@@ -323,6 +324,7 @@ class SimulatedChannel:
         self._taker = taker
         self._giver = giver
         self.traffic = Traffic()
+        self.dtypes: frozenset[DType] = frozenset()
         self.is_draining = False
 
     @property
