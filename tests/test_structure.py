@@ -16,7 +16,7 @@ OWNERS = {
     "random": ("simulations/",),
     "secrets": ("client/swarm.py", "client/engine/generate.py"),
     "socket": ("protocol/net/", "simulations/"),
-    "transformers": (),
+    "transformers": ("simulations/bench/peers/decode_transformers.py",),  # in an environment of its own
     "textual": ("client/tui/",),
     "textual_serve": ("client/tui/web.py",),
     "aiohttp": ("client/tui/web.py",),

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import shoal.simulations
-from shoal.simulations.bench.peers.members import GGML, HERE, KT
+from shoal.simulations.bench.peers.members import GGML, HERE, KT, TRANSFORMERS
 
 RECIPES = {
     GGML: ("numpy==2.4.6", "cmake==4.4.4", "ninja==1.13.0"),
+    TRANSFORMERS: ("torch==2.13.0", "numpy==2.4.6", "transformers==5.23.0"),
     KT: (
         "torch==2.13.0", "numpy==2.4.6", "safetensors==0.8.0", "typer==0.29.2", "rich==15.0.0", "PyYAML==6.0.3",
         "httpx>=0.25", "packaging==26.3",
@@ -27,6 +28,9 @@ RECIPES = {
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 KT_WHEELS = ("kt-kernel==0.7.2", "gguf==0.19.0")
+FURTHER = {GGML: (LLAMA_CPP,), KT: KT_WHEELS}
+"""What is got in other ways."""
+
 GGML_TARGETS = ("ggml", "ggml-cpu", "ggml-base")
 NOT_BUILT = ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER")
 MADE = "made"
@@ -56,7 +60,7 @@ def environment(name: str, folder: Path, modules: Path) -> Environment:
     if name == HERE:
         return Environment(Path(sys.executable))
     home = folder.resolve() / name
-    recipe = "\n".join((*RECIPES[name], LLAMA_CPP if name == GGML else " ".join(KT_WHEELS)))
+    recipe = "\n".join((*RECIPES[name], *FURTHER.get(name, ())))
     if not (home / MADE).exists() or (home / MADE).read_text(encoding="utf-8") != recipe:
         _make(name, home)
         (home / MADE).write_text(recipe, encoding="utf-8")
@@ -80,6 +84,7 @@ def _make(name: str, home: Path) -> None:
     _run(*pip, "install", *RECIPES[name])
     if name == KT:
         _run(*pip, "install", "--no-deps", *KT_WHEELS)
+    if name != GGML:
         return
     _run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(home / "source"), LLAMA_CPP)
     (archive,) = (home / "source").glob("*.tar.gz")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from shoal.protocol.messages import WeightFormat
 
-HERE, GGML, KT = "here", "ggml", "kt"
-"""Environments: the one that runs this, and two of `environments.py`."""
+HERE, GGML, KT, TRANSFORMERS = "here", "ggml", "kt", "transformers"
+"""Environments: the one that runs this, and those of `environments.py`."""
 
 LICENCES = {"shoal": "Apache-2.0", "torch": "BSD-3-Clause", "ggml": "MIT", "kt-kernel": "Apache-2.0"}
 
