@@ -120,6 +120,29 @@ KINDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A channel to a holder that computes nothing. connect_ms: what connecting took."""
+
+    channel: Channel
+    connect_ms: float
+
+
+@asynccontextmanager
+async def open_channel(kind: str) -> AsyncIterator[Opened]:
+    """Start a holder in a process of its own and connect to it.
+
+    Raises:
+        ConnectFailed: it did not come up.
+    """
+    with _ServerProcess(kind) as server:
+        addresses = await server.addresses()
+        async with KINDS[kind].connector(Identity.from_seed(CLIENT_SEED)) as connector:
+            started = perf_counter()
+            channel = await connector.connect(Identity.from_seed(SERVER_SEED).peer, addresses, CONNECT_TIMEOUT_S)
+            yield Opened(channel, 1000 * (perf_counter() - started))
+
+
 async def bench_wire(
     num_exchanges: int = 1000, kinds: Sequence[str] = tuple(KINDS), shapes: Sequence[Shape] = SHAPES
 ) -> dict[str, object]:
@@ -130,16 +153,10 @@ async def bench_wire(
     """
     rows: list[dict[str, object]] = []
     for kind in kinds:
-        with _ServerProcess(kind) as server:
-            addresses = await server.addresses()
-            async with KINDS[kind].connector(Identity.from_seed(CLIENT_SEED)) as connector:
-                peer = Identity.from_seed(SERVER_SEED).peer
-                started = perf_counter()
-                channel = await connector.connect(peer, addresses, CONNECT_TIMEOUT_S)
-                connect_ms = 1000 * (perf_counter() - started)
-                for shape in shapes:
-                    overheads_ms = await _measure(channel, shape, num_exchanges)
-                    rows.append({"channel": kind, "connect_ms": round(connect_ms, 3), **_row(shape, overheads_ms)})
+        async with open_channel(kind) as opened:
+            for shape in shapes:
+                overheads_ms = await _measure(opened.channel, shape, num_exchanges)
+                rows.append({"channel": kind, "connect_ms": round(opened.connect_ms, 3), **_row(shape, overheads_ms)})
     return {
         "machine": describe_machine(),
         "commit": git_commit(),
@@ -167,17 +184,23 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-async def _measure(channel: Channel, shape: Shape, num_exchanges: int) -> list[float]:
-    """Overheads of exchanges one after another, in milliseconds."""
+async def exchange_times(channel: Channel, shape: Shape, num_exchanges: int) -> list[tuple[float, float]]:
+    """Seconds of exchanges one after another, and of each what its holder computed for."""
     num_tokens, hidden = shape.num_tokens, shape.hidden
     message = Dispatch(bytes(32), 3, 1, 1, DType.BF16, num_tokens, hidden, (0,), (num_tokens,), DEADLINE_MS)
     body = [bytes(message.body_size())]
-    overheads_ms: list[float] = []
-    for _ in range(NUM_WARM_UP + num_exchanges):
+    times: list[tuple[float, float]] = []
+    for _ in range(num_exchanges):
         started = perf_counter()
         reply = await channel.request(message, body)
-        overheads_ms.append(1000 * (perf_counter() - started) - reply.message.compute_us / 1000)
-    return overheads_ms[NUM_WARM_UP:]
+        times.append((perf_counter() - started, reply.message.compute_us / 1e6))
+    return times
+
+
+async def _measure(channel: Channel, shape: Shape, num_exchanges: int) -> list[float]:
+    """Overheads of exchanges, in milliseconds."""
+    times = await exchange_times(channel, shape, NUM_WARM_UP + num_exchanges)
+    return [1000 * (taken_s - compute_s) for taken_s, compute_s in times[NUM_WARM_UP:]]
 
 
 def _row(shape: Shape, overheads_ms: Sequence[float]) -> dict[str, object]:
