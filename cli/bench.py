@@ -38,6 +38,20 @@ def wire(
 
 
 @bench_app.command()
+def start(
+    experts: Annotated[int, typer.Option(help="Experts of DeepSeek-V3's size, 44 MB each.", min=1, max=256)] = 32,
+    rounds: Annotated[int, typer.Option(help="Starts of each kind.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Where a node's start goes: until it is ready and has answered, with its experts packed and mapped."""
+    with reporting_errors():
+        from shoal.simulations.bench.start import StartSettings, bench_start, table
+
+        result = bench_start(StartSettings(experts, rounds))
+        print(json.dumps(result.as_json()) if as_json else table(result))
+
+
+@bench_app.command()
 def throughput(
     streams: Annotated[str, typer.Option(help="Answers at a time, e.g. 1,8,32.")] = "1,2,4,8,16",
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 64,

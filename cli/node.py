@@ -50,6 +50,9 @@ def node(
     up: Annotated[str | None, typer.Option(help="Most bytes per second to send, e.g. 500KB.")] = None,
     down: Annotated[str | None, typer.Option(help="Most bytes per second to receive.")] = None,
     monthly: Annotated[str | None, typer.Option(help="Most bytes per month, both ways, e.g. 100GB.")] = None,
+    disk: Annotated[
+        str | None, typer.Option(help="Most that caches, packed experts and logs may take on disk, e.g. 40GB.")
+    ] = None,
     lan_unlimited: Annotated[
         bool | None, typer.Option(help="Neither limit nor count traffic with private addresses.")
     ] = None,
@@ -90,8 +93,8 @@ def node(
         }  # fmt: skip
         guest_flags = {
             "up_bytes_per_s": parse_size(up), "down_bytes_per_s": parse_size(down),
-            "monthly_bytes": parse_size(monthly), "schedule": schedule, "idle_only": idle_only,
-            "on_battery": on_battery, "on_metered": on_metered, "low_priority": low_priority,
+            "monthly_bytes": parse_size(monthly), "disk_bytes": parse_size(disk),
+            "schedule": schedule, "idle_only": idle_only, "on_battery": on_battery, "on_metered": on_metered, "low_priority": low_priority,
             "lan_unlimited": lan_unlimited, "pause_when": pause_when or None, "max_other_load": max_other_load,
         }  # fmt: skip
         first_run(yes, is_share_given=share is not None or experts is not None)

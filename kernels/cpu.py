@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shoal.kernels.activation import SILU, Activation
 from shoal.kernels.reference import Biases
@@ -78,6 +80,8 @@ SCALE_DTYPES = {
 OFFSET_TO_TWOS_COMPLEMENT = 0x88
 """Turns two stored nibbles n, which mean n - 8, into the two's complement that csrc/ shifts into place."""
 
+PackedArray: TypeAlias = NDArray[np.uint8]
+
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.float32}
 
 
@@ -103,6 +107,16 @@ def packed_bytes(weight_format: Format, rows: int, columns: int) -> int:
     """
     size: int = _module().packed_bytes(int(weight_format), rows, columns)
     return size
+
+
+def packing_version() -> int:
+    """Changes with every change of where a packed byte lies; the same on every path.
+
+    Raises:
+        RuntimeError: the extension is not there.
+    """
+    version: int = _module().PACKING_VERSION
+    return version
 
 
 def bias_bytes(inter: int, hidden: int) -> int:
@@ -153,6 +167,26 @@ class PackedMatrix:
         bits = None if scale is None else _bits(scale)
         self.native: _native.Matrix = _module().pack(int(weight_format), rows, columns, _bits(data), bits)
 
+    @classmethod
+    def over(
+        cls, weight_format: Format, rows: int, columns: int, codes: PackedArray, scales: PackedArray | None
+    ) -> "PackedMatrix":
+        """One that was packed before, by this `packing_version`: `bytes` of it, in memory that may be a mapped file's.
+
+        Nothing is copied or looked at; the arrays are kept as long as the matrix. codes, scales: u8[n].
+
+        Raises:
+            ValueError: not the sizes of this shape, or not on a cache line's boundary. RuntimeError: no extension.
+        """
+        matrix = cls.__new__(cls)
+        matrix.native = _module().packed(int(weight_format), rows, columns, codes, scales)
+        return matrix
+
+    @property
+    def bytes(self) -> tuple[PackedArray, PackedArray | None]:
+        """Codes and scales as they lie in memory, not copied."""
+        return self.native.codes, self.native.scales
+
     @property
     def size_bytes(self) -> int:
         return self.native.size_bytes
@@ -175,6 +209,7 @@ class PackedSwiGLU:
             ValueError: a bias of another shape, dtype or stride than `Biases` says, or one that is not finite.
             RuntimeError: the extension is not there.
         """
+        self.matrices = (gate, up, down)
         numbers = (activation.limit, activation.alpha, activation.up_offset)
         arrays = None if biases is None else _bias_bits(biases)
         self.native: _native.Expert = _module().expert(gate.native, up.native, down.native, numbers, arrays)

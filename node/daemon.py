@@ -38,6 +38,7 @@ from shoal.node.loading import (
 )
 from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
+from shoal.node.packing import keep_packed, open_cache
 from shoal.node.placement import Shape
 from shoal.node.revocation_watch import RevocationWatch
 from shoal.node.seeding.connecting import connector_of, is_first, peers_of
@@ -222,7 +223,8 @@ async def running_node(
         supply = await stack.enter_async_context(Supply(store, settings.name, progress))
         await supply.keep(holding)
         missing = await supply.missing(holding)
-        held = await load(store, backend, worker, without(holding, missing), progress)
+        cache = await asyncio.to_thread(open_cache, settings, store, backend)
+        held = await load(store, backend, worker, without(holding, missing), progress, cache)
         await worker.run(check_ourselves, held, backend, store.manifest)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter)
         stack.push_async_callback(server.aclose)
@@ -243,8 +245,9 @@ async def running_node(
         stack.push_async_callback(libp2p.aclose)
         model = _model(settings, store, backend)
         keeper = Keeper(
-            held, announcer, packer(store, backend, worker), place.capacity, model.expert_bytes, supply.arriving
-        )
+            held, announcer, packer(store, backend, worker, cache), place.capacity, model.expert_bytes,
+            supply.arriving,
+        )  # fmt: skip
         announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open, seeder)
         await keeper.announce(missing)
@@ -257,6 +260,7 @@ async def running_node(
             missing = {}
         mending = fill_and_heal(settings, place, keeper, pinned, missing)
         tasks = [renewing, asyncio.create_task(mending, name="healer")]
+        tasks.append(asyncio.create_task(keep_packed(cache, store, held), name="packed cache"))
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:

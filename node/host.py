@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import psutil
 
@@ -22,6 +21,7 @@ from shoal.node.loading import StageProgress
 from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, TransferNotCounted, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
 from shoal.node.mqtt_settings import check_mqtt
+from shoal.node.packing import make_room, used_bytes
 from shoal.node.pause_file import PauseFile
 from shoal.node.schedule import month_of, parse_schedule
 from shoal.node.sensors import MachineSensors
@@ -180,16 +180,13 @@ def check_disk(settings: NodeSettings) -> None:
         InvalidRequest: it is above already.
     """
     limit = settings.guest.disk_bytes
-    used = sum(_size_bytes(each) for each in (settings.cache_dir or default_cache_dir(), state_dir()))
+    make_room(settings)
+    used = used_bytes(settings)
     if limit is not None and used > limit:
         raise InvalidRequest(
             f"shoal's files take {used / 1e6:,.1f} MB and the limit is {limit / 1e6:,.1f} MB;"
             f" try: rm -r {settings.cache_dir or default_cache_dir()} (what is in it can be computed again)"
         )
-
-
-def _size_bytes(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def _throttle(guest: GuestSettings, control: NodeControl) -> Throttle:

@@ -9,11 +9,13 @@ import psutil
 
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.choose_backend import KernelChoice
+from shoal.experts.packed_cache import PackedCache
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
 from shoal.node.assignment import Holding
 from shoal.node.keeper import Pack
 from shoal.node.self_check import check_expert
+from shoal.node.packing import load_one
 from shoal.node.server import Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest
@@ -83,13 +85,13 @@ def without(holding: Holding, missing: Holding) -> Holding:
     }
 
 
-def packer(store: ModelStore, backend: ExpertBackend, worker: Worker) -> Pack:
-    """Brings single experts that are on this machine into memory: read, verified and packed on the kernel's thread, and
-    the first one of each layer asked what clients will ask."""
+def packer(store: ModelStore, backend: ExpertBackend, worker: Worker, cache: PackedCache | None = None) -> Pack:
+    """Brings single experts that are on this machine into memory: mapped, or read, verified and packed, on the kernel's
+    thread, and the first one of each layer asked what clients will ask."""
     checked: set[LayerId] = set()
 
     async def pack(layer: LayerId, expert: ExpertId) -> PackedExpert:
-        packed = await worker.run(load_one, store, backend, layer, expert)
+        packed = await worker.run(load_one, store, backend, cache, layer, expert)
         if layer not in checked:
             await worker.run(check_expert, store.spec.expert, backend, store.manifest, (layer, expert), packed)
             checked.add(layer)
@@ -99,9 +101,14 @@ def packer(store: ModelStore, backend: ExpertBackend, worker: Worker) -> Pack:
 
 
 async def load(
-    store: ModelStore, backend: ExpertBackend, worker: Worker, holding: Holding, progress: StageProgress
+    store: ModelStore,
+    backend: ExpertBackend,
+    worker: Worker,
+    holding: Holding,
+    progress: StageProgress,
+    cache: PackedCache | None = None,
 ) -> Held:
-    """Read, verify and pack the experts of a holding, on the kernel's thread.
+    """Map the experts of a holding, or read, verify and pack them, on the kernel's thread.
 
     Raises:
         CheckpointError: a weight is not what the manifest says.
@@ -110,11 +117,6 @@ async def load(
     wanted = [(layer, expert) for layer, ids in holding.items() for expert in ids]
     expert_bytes = backend.resident_bytes(store.spec.expert, store.weight_format)
     for done, (layer, expert) in enumerate(wanted, 1):
-        experts[layer][expert] = await worker.run(load_one, store, backend, layer, expert)
+        experts[layer][expert] = await worker.run(load_one, store, backend, cache, layer, expert)
         progress("loading", done * expert_bytes, len(wanted) * expert_bytes)
     return Held(store.manifest.root, store.weight_format, store.spec.expert, experts)
-
-
-def load_one(store: ModelStore, backend: ExpertBackend, layer: LayerId, expert: ExpertId) -> PackedExpert:
-    """Read, verify and pack one expert. Blocking: run it on the worker."""
-    return backend.pack(store.spec.expert, store.expert(layer, expert))

@@ -269,6 +269,29 @@ class PeerLied(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class PackedDamaged(LogEvent):
+    """An expert that was kept as the kernels run it is not whole, or can not be read; it is packed anew."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    piece: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.piece} was damaged in the cache of packed experts and is packed again ({self.error})"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedNotKept(LogEvent):
+    """The cache of packed experts has no room, or no place; the next start packs again what is not in it."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"packed experts are not kept for the next start: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class LibrarySaid(LogEvent):
     """A warning or error of another logger."""
 
@@ -320,8 +343,8 @@ AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
-    | PeerLied | SourcesNotOpened | FillFailed | LogNotWritten | LibrarySaid | ExpertsChosen | ExpertsTakenOver
-    | TakeOverFailed
+    | PeerLied | SourcesNotOpened | FillFailed | PackedDamaged | PackedNotKept | LogNotWritten | LibrarySaid
+    | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

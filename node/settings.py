@@ -34,7 +34,8 @@ class GuestSettings:
     """Bytes per calendar month, both directions; then the node pauses until the next. None: no cap."""
 
     disk_bytes: Count | None = None
-    """What our cache and state directories may hold. None: no limit; manifests take kilobytes, logs 20 MB at most."""
+    """What our cache and state directories may hold: pieces, packed experts, logs. Packed experts are written as far as
+    there is room, and go first. None: no limit, but packed experts leave 5 GB of the disk free."""
 
     low_priority: bool = True
     """nice 19 and idle I/O: whatever the owner runs goes first."""

@@ -23,6 +23,9 @@ enum class Format : int {
 };
 constexpr int kNumFormats = 8;  // as array size; 0 is no format
 
+// Goes up with every change of where a packed byte lies: caches of packed weights are found by it.
+constexpr int kPackingVersion = 1;
+
 constexpr int kTileRows = 16;
 constexpr int kTilesPerPanel = 4;
 constexpr int kPanelRows = kTileRows * kTilesPerPanel;

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <utility>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -179,32 +180,48 @@ size_t Matrix::packed_bytes(Format format, int64_t rows, int64_t columns) {
   return code_size(format, padded_rows, padded_columns) + scale_size(format, padded_rows, padded_columns);
 }
 
-Matrix::Matrix(const StoredWeight& stored)
-    : format_(stored.format),
-      rows_(stored.rows),
-      columns_(stored.columns),
-      padded_rows_(round_up(stored.rows, kPanelRows)),
-      padded_columns_(round_up(stored.columns, kColumnAlign)),
-      code_bytes_(code_size(format_, padded_rows_, padded_columns_)),
-      scale_bytes_(scale_size(format_, padded_rows_, padded_columns_)) {
+Matrix::Matrix(Format format, int64_t rows, int64_t columns)
+    : format_(format),
+      rows_(rows),
+      columns_(columns),
+      padded_rows_(round_up(rows, kPanelRows)),
+      padded_columns_(round_up(columns, kColumnAlign)),
+      code_bytes_(code_size(format, padded_rows_, padded_columns_)),
+      scale_bytes_(scale_size(format, padded_rows_, padded_columns_)) {}
+
+Matrix::Matrix(const StoredWeight& stored) : Matrix(stored.format, stored.rows, stored.columns) {
   check_codes(stored);
   codes_ = allocate_aligned(code_bytes_);
+  codes_at_ = codes_.get();
   pack_codes(stored);
   if (scales_of(format_) == Scales::kNone) return;
   scales_ = allocate_aligned(scale_bytes_);
+  scales_at_ = scales_.get();
   pack_scales(stored);
 }
 
+Matrix::Matrix(Format format, int64_t rows, int64_t columns, const PackedBytes& packed,
+               std::shared_ptr<const void> owner)
+    : Matrix(format, rows, columns) {
+  if (packed.code_bytes != code_bytes_ || packed.scale_bytes != scale_bytes_) refuse("not the bytes of such a matrix");
+  for (const uint8_t* at : {packed.codes, packed.scales}) {
+    if (reinterpret_cast<uintptr_t>(at) % kLineBytes) refuse("packed bytes that do not begin with a cache line");
+  }
+  owner_ = std::move(owner);
+  codes_at_ = packed.codes;
+  scales_at_ = packed.scales;
+}
+
 const uint8_t* Matrix::panel_codes(int64_t panel) const {
-  return codes_.get() + panel * static_cast<int64_t>(code_bytes_) / num_panels();
+  return codes_at_ + panel * static_cast<int64_t>(code_bytes_) / num_panels();
 }
 
 const uint8_t* Matrix::panel_scales(int64_t panel) const {
   const int64_t groups = padded_columns_ / group_columns(format_);
   switch (scales_of(format_)) {
     case Scales::kNone: return nullptr;
-    case Scales::kF32Block: return scales_.get() + panel * kPanelRows / kBlock * groups * 4;
-    default: return scales_.get() + panel * groups * kPanelRows * static_cast<int64_t>(scale_bytes(scales_of(format_)));
+    case Scales::kF32Block: return scales_at_ + panel * kPanelRows / kBlock * groups * 4;
+    default: return scales_at_ + panel * groups * kPanelRows * static_cast<int64_t>(scale_bytes(scales_of(format_)));
   }
 }
 

@@ -14,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 
 #include "moe.h"
 #include "quantize.h"
@@ -92,6 +93,33 @@ std::shared_ptr<Matrix> pack(int format_number, int64_t rows, int64_t columns, c
                             scale ? static_cast<const uint8_t*>(scale->data()) : nullptr};
   const nb::gil_scoped_release release;
   return std::make_shared<Matrix>(stored);
+}
+
+size_t byte_count(const Array& array, const char* name) {
+  if (array.ndim() != 1 || element_bits(array) != 8) refuse(std::string(name) + " are no bytes");
+  check_contiguous(array, name);
+  return array.size();
+}
+
+// The arrays are kept: whatever gave them, a mapped file say, lives as long as the matrix.
+std::shared_ptr<Matrix> packed(int format_number, int64_t rows, int64_t columns, const Array& codes,
+                               const std::optional<Array>& scales) {
+  const Format format = checked_format(format_number);
+  check_size(rows, columns);
+  const PackedBytes bytes{static_cast<const uint8_t*>(codes.data()), byte_count(codes, "codes"),
+                          scales ? static_cast<const uint8_t*>(scales->data()) : nullptr,
+                          scales ? byte_count(*scales, "scales") : 0};
+  auto owner = std::make_shared<std::pair<Array, std::optional<Array>>>(codes, scales);
+  return std::make_shared<Matrix>(format, rows, columns, bytes, std::move(owner));
+}
+
+using Bytes = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>;
+
+Bytes stored_codes(const Matrix& matrix) { return Bytes(matrix.bytes().codes, {matrix.bytes().code_bytes}); }
+
+std::optional<Bytes> stored_scales(const Matrix& matrix) {
+  if (!matrix.bytes().scales) return std::nullopt;
+  return Bytes(matrix.bytes().scales, {matrix.bytes().scale_bytes});
 }
 
 int64_t packed_bytes(int format, int64_t rows, int64_t columns) {
@@ -268,7 +296,9 @@ NB_MODULE(_native, module) {
       .def_prop_ro("format", [](const Matrix& m) { return static_cast<int>(m.format()); })
       .def_prop_ro("rows", &Matrix::rows)
       .def_prop_ro("columns", &Matrix::columns)
-      .def_prop_ro("size_bytes", &Matrix::size_bytes);
+      .def_prop_ro("size_bytes", &Matrix::size_bytes)
+      .def_prop_ro("codes", &stored_codes, nb::rv_policy::reference_internal)
+      .def_prop_ro("scales", &stored_scales, nb::rv_policy::reference_internal);
   nb::class_<Expert>(module, "Expert");
   nb::class_<Runner>(module, "Runner")
       .def_prop_ro("threads", &Runner::num_threads)
@@ -282,6 +312,9 @@ NB_MODULE(_native, module) {
   module.def("runner", &make_runner, nb::arg("isa"), nb::arg("threads"));
   module.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),
              nb::arg("scale").noconvert().none());
+  module.def("packed", &packed, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("codes").noconvert(),
+             nb::arg("scales").noconvert().none());
+  module.attr("PACKING_VERSION") = kPackingVersion;
   module.def("quantize_groups", &quantize_groups, nb::arg("isa"), nb::arg("weight").noconvert(), nb::arg("group"),
              nb::arg("grid"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert());
   module.def("packed_bytes", &packed_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("columns"));

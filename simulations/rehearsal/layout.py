@@ -58,6 +58,7 @@ class PublishedShape:
     """Layers that begin a new stage, and with it a new file."""
     file_elements: int = 2**32
     """A file ends with the tensor that brings it to so many elements."""
+    has_mtp: bool = True
 
     def config(self) -> dict[str, object]:
         """`config.json`: the published keys that say something about weights."""
@@ -69,7 +70,7 @@ class PublishedShape:
             "intermediate_size": self.dense_inter,
             "moe_intermediate_size": self.inter,
             "num_hidden_layers": self.num_layers,
-            "num_nextn_predict_layers": 1,
+            "num_nextn_predict_layers": int(self.has_mtp),
             "first_k_dense_replace": self.num_dense_layers,
             "moe_layer_freq": 1,
             "n_shared_experts": 1,
@@ -107,8 +108,9 @@ def tensors(shape: PublishedShape) -> Iterator[Tensor]:
         yield from _layer(shape, layer)
     yield Tensor("model.norm.weight", "BF16", (shape.hidden,))
     yield Tensor("lm_head.weight", "BF16", (shape.vocab_size, shape.hidden))
-    yield from _layer(shape, shape.num_layers)
-    yield from _mtp(shape)
+    if shape.has_mtp:
+        yield from _layer(shape, shape.num_layers)
+        yield from _mtp(shape)
 
 
 def files(shape: PublishedShape) -> Mapping[str, tuple[Tensor, ...]]:
