@@ -94,7 +94,8 @@ def node(
         guest_flags = {
             "up_bytes_per_s": parse_size(up), "down_bytes_per_s": parse_size(down),
             "monthly_bytes": parse_size(monthly), "disk_bytes": parse_size(disk),
-            "schedule": schedule, "idle_only": idle_only, "on_battery": on_battery, "on_metered": on_metered, "low_priority": low_priority,
+            "schedule": schedule, "idle_only": idle_only, "on_battery": on_battery,
+            "on_metered": on_metered, "low_priority": low_priority,
             "lan_unlimited": lan_unlimited, "pause_when": pause_when or None, "max_other_load": max_other_load,
         }  # fmt: skip
         first_run(yes, is_share_given=share is not None or experts is not None)
