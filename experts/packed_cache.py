@@ -134,10 +134,10 @@ class PackedCache:
         self._own.add(key.name)
         return True
 
-    def trim(self) -> int:
-        """Remove the longest unused, until what is there has room; returns the bytes that came free."""
+    def trim(self, needed_bytes: int = 0) -> int:
+        """Remove the longest unused, until there is room for so much besides; returns the bytes that came free."""
         with self._disk.locked():
-            return self._evict(-self._room())
+            return self._evict(needed_bytes - self._room())
 
     @property
     def size_bytes(self) -> int:

@@ -48,6 +48,7 @@ from shoal.node.seeding.seeder import Seeder
 from shoal.node.self_check import check_ourselves
 from shoal.node.server import ExpertServer, Held
 from shoal.node.settings import NodeSettings
+from shoal.node.space import limit_pieces
 from shoal.node.survey import Me
 from shoal.node.tending import fill_and_heal
 from shoal.protocol.errors import ShoalError
@@ -222,6 +223,7 @@ async def running_node(
             holding = choice.holding
         supply = await stack.enter_async_context(Supply(store, settings.name, progress))
         await supply.keep(holding)
+        await limit_pieces(settings, store, holding, place)
         missing = await supply.missing(holding)
         cache = await asyncio.to_thread(open_cache, settings, store, backend)
         held = await load(store, backend, worker, without(holding, missing), progress, cache)

@@ -292,6 +292,18 @@ class PackedNotKept(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class SwarmNotSeen(LogEvent):
+    """The directory did not answer when a count of holders was wanted; the node goes on without."""
+
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    error: str
+
+    def __str__(self) -> str:
+        return f"what the swarm has most of is not known now ({self.error}); pieces go by their last use"
+
+
+@dataclass(frozen=True, slots=True)
 class LibrarySaid(LogEvent):
     """A warning or error of another logger."""
 
@@ -343,8 +355,8 @@ AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
-    | PeerLied | SourcesNotOpened | FillFailed | PackedDamaged | PackedNotKept | LogNotWritten | LibrarySaid
-    | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
+    | PeerLied | SourcesNotOpened | FillFailed | PackedDamaged | PackedNotKept | SwarmNotSeen | LogNotWritten
+    | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

@@ -98,22 +98,23 @@ def key_of(store: ModelStore, layer: LayerId, expert: ExpertId) -> PackedKey:
 
 def used_bytes(settings: NodeSettings) -> int:
     """What shoal has on disk: caches, logs and states."""
-    return sum(_size_bytes(each) for each in (_cache_dir(settings), state_dir()))
+    return sum(_size_bytes(each) for each in (cache_dir(settings), state_dir()))
 
 
-def make_room(settings: NodeSettings) -> None:
-    """Let packed experts go until the owner's limit is kept, if that is enough."""
-    if settings.guest.disk_bytes is not None and cpu.is_available() and (_cache_dir(settings) / FOLDER).is_dir():
-        _cache(settings).trim()
+def make_room(settings: NodeSettings, needed_bytes: int = 0) -> None:
+    """Let packed experts go until the owner's limit is kept and there is room for so much, if that is enough."""
+    if settings.guest.disk_bytes is not None and cpu.is_available() and (cache_dir(settings) / FOLDER).is_dir():
+        _cache(settings).trim(needed_bytes)
 
 
 def _cache(settings: NodeSettings) -> PackedCache:
     limit = settings.guest.disk_bytes
     room = None if limit is None else lambda: limit - LOGS_BYTES - used_bytes(settings)
-    return PackedCache(FolderDisk(_cache_dir(settings) / FOLDER), room)
+    return PackedCache(FolderDisk(cache_dir(settings) / FOLDER), room)
 
 
-def _cache_dir(settings: NodeSettings) -> Path:
+def cache_dir(settings: NodeSettings) -> Path:
+    """Where caches of this node are."""
     return settings.cache_dir or default_cache_dir()
 
 

@@ -21,7 +21,7 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest import MANIFEST_FILE, Manifest, load_manifest, write_manifest
 from shoal.experts.pieces.disk import FolderDisk
 from shoal.experts.pieces.pins import pinned_in
-from shoal.experts.pieces.store import PieceStore, StorePolicy
+from shoal.experts.pieces.store import EvictionOrder, PieceStore, StorePolicy
 from shoal.experts.safetensors_header import parse_object
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
 
@@ -75,6 +75,10 @@ class Shelf:
         self.disk = FolderDisk(root)
         self.store = PieceStore(self.disk, StorePolicy(cap_bytes=cap_bytes, pinned=lambda: pinned_in(root)))
         (root / "models").mkdir(exist_ok=True)
+
+    def limit(self, cap_bytes: int, order: EvictionOrder) -> None:
+        """From now on all pieces together may take so much, and those beyond it go in this order."""
+        self.store = PieceStore(self.disk, StorePolicy(cap_bytes, order, lambda: pinned_in(self.root)))
 
     def add(self, name: str, manifest: Manifest, files: Mapping[str, bytes], sources: Sequence[str]) -> ShelfModel:
         """Put a model on the shelf, or another name and other sources on one that is there.
