@@ -108,10 +108,14 @@ def rm(name: NameArgument, store: StoreOption = None, as_json: JsonOption = Fals
     with reporting_errors():
         from shoal.cli.model_reports import ShownRemoved
         from shoal.cli.reports import size
+        from shoal.experts.locations import default_cache_dir
+        from shoal.experts.pieces.shelf import digests_of
+        from shoal.node.packing import forget_packed
 
         shelf = _shelf(store)
         model = shelf.find(name)
-        freed = shelf.remove(model)
+        pieces = digests_of(model.manifest())
+        freed = shelf.remove(model) + forget_packed(default_cache_dir(), pieces)
         shown = ShownRemoved(model.name, model.root.hex(), freed)
         words = _("removed {name}; {size} are free again").format(name=model.name, size=size(freed))
         print(json.dumps(asdict(shown)) if as_json else words)

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import numpy as np
 from shoal.experts.cpu_backend import CpuExpert
 from shoal.experts.digest import DIGEST_BYTES, digest_bytes
 from shoal.experts.family import ExpertSpec
-from shoal.experts.pieces.disk import FolderDisk
+from shoal.experts.pieces.disk import DiskFile, FolderDisk
 from shoal.kernels.cpu import Format, PackedArray, PackedMatrix, PackedSwiGLU, packing_version
 from shoal.protocol.errors import CheckpointError, DiskFull
 from shoal.protocol.messages import WeightFormat
@@ -139,6 +139,12 @@ class PackedCache:
         with self._disk.locked():
             return self._evict(needed_bytes - self._room())
 
+    def forget(self, pieces: Iterable[bytes]) -> int:
+        """Remove what was packed of these; returns the bytes that came free."""
+        names = {piece.hex() for piece in pieces}
+        with self._disk.locked():
+            return self._remove(file for file in self._disk.files(PACKED) if file.name.partition(".")[0] in names)
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all files."""
@@ -173,15 +179,20 @@ class PackedCache:
 
     def _evict(self, excess_bytes: int) -> int:
         """Other packings first, then by last use; what this program uses stays: its next start is what this is for."""
-        freed = 0
-        files = (file for file in self._disk.files(PACKED) if _NAME.fullmatch(file.name))
-        ours = f".{packing_version()}"
+        files = [file for file in self._disk.files(PACKED) if _NAME.fullmatch(file.name) and file.name not in self._own]
+        ours, going, freed = f".{packing_version()}", list[DiskFile](), 0
         for file in sorted(files, key=lambda file: (file.name.endswith(ours), file.used_at_ns, file.name)):
             if freed >= excess_bytes:
                 break
-            if file.name not in self._own:
-                self._disk.remove(PACKED, file.name)
-                freed += file.size_bytes
+            going.append(file)
+            freed += file.size_bytes
+        return self._remove(going)
+
+    def _remove(self, files: Iterable[DiskFile]) -> int:
+        freed = 0
+        for file in files:
+            self._disk.remove(PACKED, file.name)
+            freed += file.size_bytes
         if freed:
             self._disk.sync_folder(PACKED)
         return freed

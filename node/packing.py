@@ -6,6 +6,7 @@ Knows the owner's limit on disk; knows no peers.
 """
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 from shoal.experts.backend import ExpertBackend, PackedExpert
@@ -105,6 +106,12 @@ def make_room(settings: NodeSettings, needed_bytes: int = 0) -> None:
     """Let packed experts go until the owner's limit is kept and there is room for so much, if that is enough."""
     if settings.guest.disk_bytes is not None and cpu.is_available() and (cache_dir(settings) / FOLDER).is_dir():
         _cache(settings).trim(needed_bytes)
+
+
+def forget_packed(directory: Path, pieces: Iterable[bytes]) -> int:
+    """Remove what was packed of a model that goes, in the cache at `directory`; returns the bytes that came free."""
+    folder = directory / FOLDER
+    return PackedCache(FolderDisk(folder)).forget(pieces) if folder.is_dir() else 0
 
 
 def _cache(settings: NodeSettings) -> PackedCache:

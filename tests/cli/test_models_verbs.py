@@ -12,6 +12,7 @@ from shoal.cli.model_words import model_directory
 from shoal.experts.manifest import MANIFEST_FILE, write_manifest
 from shoal.experts.manifest_maker import make_manifest
 from shoal.protocol.errors import ModelNotFound
+from shoal.protocol.ids import LayerId
 from tests.checkpoints import CheckpointShape, write_checkpoint
 from tools.schemas import schema_of
 
@@ -97,3 +98,15 @@ def test_a_model_is_meant_by_directory_or_by_name(model: Path) -> None:
     with pytest.raises(ModelNotFound, match="no such model directory: nobody; and in the store"):
         model_directory(Path("nobody"))
     assert model_directory(Path("/nowhere/at/all")) == Path("/nowhere/at/all")
+
+
+def test_removing_a_model_removes_what_was_packed_of_it(model: Path, tmp_path: Path) -> None:
+    shoal("import", str(model), "--name", "tiny", "--experts", "1:0-1", "--no-trunk")
+    digest = make_manifest(model).experts[LayerId(1)][0]
+    packed = tmp_path / "cache" / "shoal" / "experts" / "packed"
+    packed.mkdir(parents=True)
+    ours, other = packed / f"{digest.hex()}.fp8_block.1", packed / f"{bytes(32).hex()}.fp8_block.1"
+    for file in (ours, other):
+        file.write_bytes(b"12345")
+    shoal("rm", "tiny")
+    assert [file.name for file in packed.iterdir()] == [other.name]

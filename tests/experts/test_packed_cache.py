@@ -178,6 +178,17 @@ def test_without_room_nothing_is_written_and_nothing_of_ours_goes(tmp_path: Path
     assert not list((tmp_path / ARRIVING).iterdir())
 
 
+def test_what_is_forgotten_is_gone_in_every_format_and_nothing_else(cache: PackedCache, tmp_path: Path) -> None:
+    other = key(piece=bytes(32))
+    for each in (key(), key(WeightFormat.INT8_G128), other):
+        cache.keep(each, packed(each.format))
+    before = cache.size_bytes
+    freed = cache.forget([PIECE, b"x" * 32])
+    assert [path.name for path in (tmp_path / PACKED).iterdir()] == [other.name]
+    assert freed == before - cache.size_bytes > 0
+    assert cache.forget([PIECE]) == 0
+
+
 def test_experts_with_biases_are_not_kept(cache: PackedCache) -> None:
     with_biases = replace(key(), spec=ExpertSpec(200, 136, has_biases=True))
     assert not cache.keep(with_biases, packed())
