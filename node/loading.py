@@ -14,8 +14,8 @@ from shoal.experts.store import ModelStore
 from shoal.experts.worker import Worker
 from shoal.node.assignment import Holding
 from shoal.node.keeper import Pack
-from shoal.node.self_check import check_expert
 from shoal.node.packing import load_one
+from shoal.node.self_check import check_expert
 from shoal.node.server import Held
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest

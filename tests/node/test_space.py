@@ -15,7 +15,7 @@ from shoal.experts.store import ModelStore
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding
 from shoal.node.daemon import no_progress
-from shoal.node.filling import keep_filled
+from shoal.node.filling import Supply
 from shoal.node.joining import Place
 from shoal.node.packing import LOGS_BYTES, used_bytes
 from shoal.node.placement import Shape
@@ -32,6 +32,8 @@ from tests.checkpoints import SHAPES, write_checkpoint
 
 EPOCH_S = 1_800_000_000.0
 LAYER = LayerId(1)
+PINS_BYTES = 4096
+"""For the list of what a node pins; a twentieth of an expert of this model."""
 
 
 @pytest.fixture
@@ -92,9 +94,16 @@ def limited(settings: NodeSettings, limit_bytes: int) -> NodeSettings:
 
 async def fill(settings: NodeSettings, store: PieceModel, holding: Holding, others: dict[bytes, Holding]) -> None:
     """As a node does it."""
-    await limit_pieces(settings, store, holding, await place_of(store, others))
-    async with await keep_filled(store, holding, "node", no_progress):
-        assert not store.missing((layer, expert) for layer, experts in holding.items() for expert in experts)
+    await fill_at(settings, store, holding, await place_of(store, others))
+    assert not store.missing((layer, expert) for layer, experts in holding.items() for expert in experts)
+
+
+async def fill_at(settings: NodeSettings, store: PieceModel, holding: Holding, place: Place) -> None:
+    async with Supply(store, "node", no_progress) as supply:
+        await supply.keep(holding)
+        await limit_pieces(settings, store, holding, place)
+        async for _ in supply.arriving(holding):
+            pass
 
 
 def test_the_most_plentiful_goes_first_and_among_equals_the_longest_unused() -> None:
@@ -108,7 +117,7 @@ def test_a_node_at_its_limit_gives_up_what_the_swarm_has_most_of_and_keeps_what_
     settings: NodeSettings,
 ) -> None:
     store = pulled(settings, "1:0-4")
-    limit = used_bytes(settings) + LOGS_BYTES
+    limit = used_bytes(settings) + LOGS_BYTES + PINS_BYTES
     others = {b"one": held(0, 2, 4, 5), b"two": held(2, 4, 5), b"three": held(4)}
     asyncio.run(fill(limited(settings, limit), store, held(4, 5, 6), others))
     assert there(store) == {1, 3, 4, 5, 6}, (
@@ -125,7 +134,7 @@ def test_without_a_limit_nothing_goes(settings: NodeSettings) -> None:
 
 def test_a_holding_that_does_not_fit_is_refused_with_what_is_missing(settings: NodeSettings) -> None:
     store = pulled(settings, "1:0")
-    limit = limited(settings, used_bytes(settings) + LOGS_BYTES)
+    limit = limited(settings, used_bytes(settings) + LOGS_BYTES + PINS_BYTES)
     with pytest.raises(DiskFull, match="does not fit the cap"):
         asyncio.run(fill(limit, store, held(0, 1, 2), {}))
     assert there(store) == {0}
@@ -135,7 +144,7 @@ def test_a_directory_that_does_not_answer_leaves_the_order_to_the_last_use(
     settings: NodeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = pulled(settings, "1:0-2")
-    limit = limited(settings, used_bytes(settings) + LOGS_BYTES)
+    limit = limited(settings, used_bytes(settings) + LOGS_BYTES + PINS_BYTES)
 
     class Silent(MemoryDirectory):
         async def lookup(self, *_: object) -> dict[LayerId, list[object]]:  # type: ignore[override]
@@ -144,9 +153,7 @@ def test_a_directory_that_does_not_answer_leaves_the_order_to_the_last_use(
     async def run() -> None:
         place = await place_of(store, {})
         silent = Silent(RecordBook(), Identity.from_seed(b"we".ljust(32)), lambda: EPOCH_S)
-        await limit_pieces(limit, store, held(3), replace(place, directory=silent))
-        async with await keep_filled(store, held(3), "node", no_progress):
-            pass
+        await fill_at(limit, store, held(3), replace(place, directory=silent))
 
     store.shelf.store.read(store.manifest.expert_digest(LAYER, ExpertId(0)))
     asyncio.run(run())
