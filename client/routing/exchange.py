@@ -118,8 +118,8 @@ class Exchange:
         queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
         call.answered.append(Answered(peer, started, received, queue_s, compute_s))
         holder.health.answered(received - started, compute_s, macs)
-        link_s = max(0.0, received - started - queue_s - compute_s)
-        holder.health.link.carried(message.body_size() + message.reply_size(), link_s)
+        num_bytes = message.body_size() + message.reply_size()
+        holder.health.link.carried(num_bytes, received - started, queue_s + compute_s)
         self._observe(ReplyReceived(peer, call.layer, received - started, queue_s, compute_s))
         return PartialSum(experts, token_idx, values)
 

@@ -11,7 +11,7 @@ import pytest
 from shoal.client.engine.sampler import Sampling
 from shoal.client.routing.activations import Activations
 from shoal.client.routing.exchange import check_answers
-from shoal.client.routing.link_rate import MIN_EXCHANGES
+from shoal.client.routing.link_rate import LinkRate
 from shoal.protocol.dtypes import TAKEN, DType
 from shoal.protocol.errors import Malformed, PeerFailed
 from shoal.protocol.ids import PeerId
@@ -163,20 +163,44 @@ def test_a_call_whose_holder_is_silent_is_hedged_in_a_format_that_the_second_tak
     assert len(answer) == SAMPLING.max_tokens
 
 
+class SlowLink(LinkRate):
+    """A modem's, whatever is measured; a rate that depends on this machine would be no promise."""
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        return 1000.0
+
+
+class FastLink(LinkRate):
+    """As fast as memory."""
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        return 1e12
+
+
 def test_auto_sends_fewer_bytes_to_the_holder_behind_the_slow_link_alone(model, tmp_path):
     async def act(world: World) -> list[set[Formats]]:
         heard = listening(world)
-        for peer, link_s in zip(world.peers, (1e9, 0.0), strict=True):  # outweighs whatever is measured meanwhile
-            link = world.client.holders.holder(peer).health.link
-            assert link.ping_s is not None
-            for _ in range(MIN_EXCHANGES):
-                link.carried(10**12, link.ping_s + link_s)
+        for peer, link in zip(world.peers, (SlowLink(), FastLink()), strict=True):
+            world.client.holders.holder(peer).health.link = link
         await tokens(world)
         return [heard[peer] for peer in world.peers]
 
     slow, fast = in_swarm(model, tmp_path, ["0-3", "4-7"], act, Activations.AUTO)
     assert fast == {EXACT["fp32"]}
     assert slow == {(DType.INT8, DType.INT8)}
+
+
+def test_auto_pings_a_holder_when_it_is_connected_and_measures_its_link_by_exchanges(model, tmp_path):
+    async def act(world: World) -> list[tuple[bool, bool]]:
+        links = [world.client.holders.holder(peer).health.link for peer in world.peers]
+        before = [link.ping_s is not None and link.bytes_per_s is None for link in links]
+        await tokens(world)
+        await tokens(world)
+        return list(zip(before, [link.bytes_per_s is not None for link in links], strict=True))
+
+    assert in_swarm(model, tmp_path, ["0-3", "4-7"], act, Activations.AUTO) == [(True, True), (True, True)]
 
 
 def test_a_holder_is_not_pinged_where_nothing_depends_on_its_link(model, tmp_path):

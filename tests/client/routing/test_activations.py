@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.client.routing.activations import MAX_TOKEN_S, Activations, WireFormat, exact_format, wire_format
-from shoal.client.routing.link_rate import MIN_EXCHANGES, LinkRate
+from shoal.client.routing.link_rate import MIN_EXCHANGES, NUM_RECENT, LinkRate
 from shoal.protocol.dtypes import TAKEN
 from shoal.protocol.messages import DType, Rounding
 
@@ -71,40 +71,51 @@ def test_a_link_is_unknown_until_some_exchanges_have_crossed_it():
     link = LinkRate()
     link.pinged(0.020)
     for _ in range(MIN_EXCHANGES - 1):
-        link.carried(43_000, 0.024)
+        link.carried(43_000, 0.029, 0.005)
         assert link.bytes_per_s is None
-    link.carried(43_000, 0.024)
+    link.carried(43_000, 0.029, 0.005)
     assert link.bytes_per_s == pytest.approx(43_000 / 0.004)
 
 
 def test_a_link_without_a_ping_stays_unknown():
     link = LinkRate()
     for _ in range(2 * MIN_EXCHANGES):
-        link.carried(43_000, 0.024)
+        link.carried(43_000, 0.024, 0.0)
     assert link.bytes_per_s is None
 
 
-def test_a_link_on_which_bytes_cost_nothing_is_infinite():
+@pytest.mark.parametrize("held_s", [0.0, 0.010, 1000.0])
+def test_a_link_on_which_bytes_cost_nothing_or_a_holder_says_so_is_infinite(held_s):
     link = LinkRate()
     link.pinged(0.020)
     for _ in range(MIN_EXCHANGES):
-        link.carried(43_000, 0.020)
+        link.carried(43_000, 0.020 + min(held_s, 0.010), held_s)
     assert link.bytes_per_s == math.inf
+    assert link.ping_s == 0.020
 
 
-def test_the_shortest_ping_counts_and_an_exchange_may_be_shorter():
+def test_the_shortest_ping_counts_and_a_whole_exchange_may_be_shorter():
     link = LinkRate()
     for rtt_s in (0.050, 0.020, 0.030):
         link.pinged(rtt_s)
     assert link.ping_s == 0.020
-    link.carried(100, 0.015)
+    link.carried(100, 0.015, 0.014)
     assert link.ping_s == 0.015
 
 
-def test_large_frames_tell_more_than_small_ones():
+def test_exchanges_that_a_busy_machine_held_up_do_not_slow_a_link():
     link = LinkRate()
-    link.pinged(0.010)
-    link.carried(10_000_000, 0.010 + 1.0)  # 10 MB/s
-    for _ in range(MIN_EXCHANGES):
-        link.carried(100, 0.010 + 0.0005)  # our own half millisecond: 0.2 MB/s
-    assert link.bytes_per_s == pytest.approx(10e6, rel=0.1)
+    link.pinged(0.005)
+    for place in range(NUM_RECENT):
+        link.carried(2000, 0.0052 if place == 3 else 0.080, 0.0)
+    assert link.bytes_per_s == pytest.approx(2000 / 0.0002)
+
+
+def test_a_link_that_became_slow_is_slow_when_its_fast_exchanges_are_long_past():
+    link = LinkRate()
+    link.pinged(0.005)
+    for _ in range(NUM_RECENT):
+        link.carried(2000, 0.0052, 0.0)
+    for _ in range(NUM_RECENT):
+        link.carried(2000, 0.015, 0.0)
+    assert link.bytes_per_s == pytest.approx(2000 / 0.010)
