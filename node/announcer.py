@@ -1,22 +1,31 @@
-"""Keeps our holder records alive in the directory: one per layer, renewed at a third of their life, withdrawn at the
-end.
+"""Keeps our record alive in the directory: said anew when something has changed, else renewed, withdrawn at the end.
 
-Knows the directory only by its seam. What fails is logged and tried again at the next turn: two renewals may be lost
-before a record dies.
+Knows the directory only by its seam. What fails is logged and tried again soon: a renewal may fail several times before
+the record dies.
 """
 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from shoal.node.assignment import Holding
 from shoal.node.log_events import RecordsNotRenewed, log_event
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.limits import RECORD_TTL_S
+from shoal.protocol.limits import PULSE_PERIOD_S
 from shoal.protocol.messages import Rounding
 from shoal.protocol.net.directory import Directory
-from shoal.protocol.records import HolderRecord
+from shoal.protocol.records import NodeRecord
+
+RETRY_S = PULSE_PERIOD_S / 4
+"""After a renewal that failed: three more before the record dies."""
+
+SAME_CAPACITY = 1.5
+"""A measured capacity within this factor of what we said is no news: every change costs a signed record."""
+
+SAME_QUEUE_MS = 500
+"""Nor is a queue that is longer or shorter by no more than this."""
 
 SERVED_ROUNDINGS = (1 << Rounding.FP32) | (1 << Rounding.BF16)
 
@@ -40,10 +49,6 @@ class Claim:
     is_anchor: bool = False
     zone: str = ""
 
-    @property
-    def layers(self) -> set[LayerId]:
-        return {*self.holding, *self.coming}
-
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -54,21 +59,18 @@ class Load:
 
 
 class Announcer:
-    """Publishes one node's claim. `clock`: Unix time in seconds."""
+    """Publishes one node's claim."""
 
-    def __init__(
-        self, directory: Directory, claim: Claim, load: Callable[[], Load], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, directory: Directory, claim: Claim, load: Callable[[], Load]) -> None:
         self._directory = directory
         self._claim = claim
         self._load = load
-        self._clock = clock
         self._is_present = True
         self._is_settled = False
         self._changed = asyncio.Event()
         self._publishing = asyncio.Lock()
-        self._left: set[LayerId] = set()
-        self._last_ms = 0
+        self._said_load = Load(0, 0)
+        self._is_known = False
 
     @property
     def claim(self) -> Claim:
@@ -79,7 +81,7 @@ class Announcer:
         return self._is_present
 
     async def declare(self, claim: Claim) -> None:
-        """Say this from now on, and at once unless we are withdrawn. Layers that it lacks are withdrawn.
+        """Say this from now on, and at once unless we are withdrawn.
 
         Raises:
             NetworkError: the directory does not take it now; `run` tries again.
@@ -89,8 +91,7 @@ class Announcer:
             await self.announce()
 
     def note(self, claim: Claim) -> None:
-        """Say this from the next turn of `run` on. Layers that it lacks are withdrawn."""
-        self._left = (self._left | self._claim.layers) - claim.layers
+        """Say this from the next turn of `run` on."""
         self._claim = claim
 
     def set_present(self, is_present: bool) -> None:
@@ -100,25 +101,23 @@ class Announcer:
             self._changed.set()
 
     async def announce(self) -> None:
-        """Publish or renew all records once."""
-        async with self._publishing:
-            left, claim = frozenset(self._left), self._claim
-            records = [self._record(layer, claim.holding.get(layer, ())) for layer in sorted(claim.layers | left)]
-            if records:
-                await self._directory.publish(records)
-            self._left -= left - self._claim.layers
+        """Say what we hold, or renew it."""
+        await self._say(self._claim.holding, self._claim.coming)
 
     async def run(self) -> None:
-        """Renew, or withdraw, for ever. Cancellation: records stay until they expire; call `withdraw`."""
+        """Renew, or withdraw, for ever. Cancellation: the record stays until it expires; call `withdraw`."""
+        pause_s = PULSE_PERIOD_S
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(RECORD_TTL_S / 3):
+                async with asyncio.timeout(pause_s):
                     await self._changed.wait()
             self._changed.clear()
             try:
                 await self._publish()
+                pause_s = PULSE_PERIOD_S
             except ShoalError as error:
                 log_event(RecordsNotRenewed(type(error).__name__))
+                pause_s = RETRY_S
 
     async def _publish(self) -> None:
         if self._is_present:
@@ -129,36 +128,37 @@ class Announcer:
 
     async def withdraw(self) -> None:
         """Tell the directory that we hold nothing any more."""
-        async with self._publishing:
-            layers = sorted(self._claim.layers | self._left)
-            records = [replace(self._record(layer, ()), coming=frozenset()) for layer in layers]
-            if records:
-                await self._directory.publish(records)
-            self._left.clear()
+        await self._say({}, {})
 
-    def _record(self, layer: LayerId, experts: tuple[ExpertId, ...]) -> HolderRecord:
-        claim, load, now_ms = self._claim, self._load(), self._now_ms()
-        return HolderRecord(
+    async def _say(self, holding: Holding, coming: Holding) -> None:
+        async with self._publishing:
+            if self._is_known or holding or coming:  # who never said anything need not take it back
+                self._is_known = True
+                await self._directory.publish(self._record(holding, coming))
+
+    def _record(self, holding: Holding, coming: Holding) -> NodeRecord:
+        claim, load = self._claim, self._load_to_say()
+        return NodeRecord(
             peer=claim.peer,
             model_root=claim.model_root,
-            layer=layer,
-            experts=frozenset(experts),
+            experts={layer: frozenset(experts) for layer, experts in holding.items() if experts},
             weight_format=claim.weight_format,
             roundings=SERVED_ROUNDINGS,
             kernel_class=claim.kernel_class,
             capacity_mmacs=load.capacity_mmacs,
             queue_ms=load.queue_ms,
             addresses=claim.addresses,
-            seq=now_ms,  # grows from run to run without being stored
-            expires_at_s=round(now_ms + RECORD_TTL_S * 1000) / 1000,
-            coming=frozenset(claim.coming.get(layer, ())),
+            coming={layer: frozenset(experts) for layer, experts in coming.items() if experts},
             since_s=claim.since_s,
             room=claim.room,
             is_anchor=claim.is_anchor,
             zone=claim.zone,
         )
 
-    def _now_ms(self) -> int:
-        """Unix time that never stands still: a directory keeps the older of two records of one moment."""
-        self._last_ms = max(self._last_ms + 1, round(self._clock() * 1000))
-        return self._last_ms
+    def _load_to_say(self) -> Load:
+        """Our load, or what we last said of it where that is still about right."""
+        now, said = self._load(), self._said_load
+        low, high = sorted((now.capacity_mmacs, said.capacity_mmacs))
+        if high > SAME_CAPACITY * low or abs(now.queue_ms - said.queue_ms) > SAME_QUEUE_MS:
+            self._said_load = now
+        return self._said_load

@@ -208,7 +208,7 @@ async def running_node(
             identity.peer, store.manifest.root, {}, store.weight_format, backend.kernel_class, (),
             since_s=int(time.time()), zone=settings.zone,
         )  # fmt: skip
-        announcer = Announcer(entry.directory, claim, lambda: _load_of(admission), time.time)
+        announcer = Announcer(entry.directory, claim, lambda: _load_of(admission))
         announcer.set_present(is_open)
         renewing = asyncio.create_task(announcer.run(), name="announcer")
         stack.push_async_callback(_cancel, renewing)

@@ -22,6 +22,10 @@ LOOKS_PER_GRACE = 4
 LONGEST_LOOK_S = RECORD_TTL_S / 3
 """Between two looks: a quarter of the grace, and at most what a record takes to be renewed."""
 
+SEEN_LOOKS = 1.5
+"""A look may take what the directory told us so many looks ago: what it tells with each of our own pulses (40 s) is
+enough to see that something is rare, and costs nothing. Before anything is taken over, it is asked anew."""
+
 REST_S = 1800.0
 """After a take-over that failed: others see the announcement go and must have the time to act themselves."""
 
@@ -70,7 +74,7 @@ class Healer:
         Raises:
             NetworkError: the directory. CheckpointError, IntegrityError, OSError: a weight could not be loaded.
         """
-        others = await self._survey(is_yielding=False)
+        others = await self._survey(is_yielding=False, max_age_s=SEEN_LOOKS * self._settings.look_s)
         now_s, holding = asyncio.get_running_loop().time(), self._keeper.holding
         replicas, mine = with_us(others, self._shape, holding), self._shape.mask(holding)
         self._rarity.update(replicas, now_s)
@@ -107,9 +111,10 @@ class Healer:
         is_rare = _all(others.replicas < TARGET_REPLICAS, move.take)
         return is_rare and _all(others.replicas >= TARGET_REPLICAS, move.drop)
 
-    async def _survey(self, is_yielding: bool) -> Survey:
+    async def _survey(self, is_yielding: bool, max_age_s: float = 0.0) -> Survey:
         place = self._place
-        found = await place.directory.lookup(self._keeper.announcer.claim.model_root, self._shape.layers)
+        root = self._keeper.announcer.claim.model_root
+        found = await place.directory.lookup(root, self._shape.layers, max_age_s)
         return survey(self._shape, found, place.me, self._keeper.room, place.clock(), is_yielding)
 
 

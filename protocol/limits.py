@@ -97,14 +97,26 @@ MAX_CHUNK_BYTES = 256 * KIB
 WRITE_HIGH_WATER_BYTES = 1 * MIB
 """A lane's send buffer: beyond it the writer waits, which is the back-pressure."""
 
-MAX_RECORD_BYTES = 2 * KIB
-"""A signed holder record (R12)."""
+MAX_RECORD_BYTES = 8 * KIB
+"""A signed node record (R12). Kimi K2's 61 layers of 384 experts, all held and as many coming, take 6.4 KiB."""
 
-MAX_RECORD_TTL_S = 120.0
-"""A record dies two minutes after its holder fell silent, at most."""
+MAX_REVOCATION_BYTES = 2 * KIB
+"""A signed revocation list."""
 
 RECORD_TTL_S = 90.0
-"""What our nodes ask for; renewed at a third of it, so that two renewals may be lost."""
+"""A node is gone from the directory so long after its last pulse."""
+
+PULSE_PERIOD_S = 40.0
+"""Between two pulses of our nodes: a keeper says at once whether it took one, and who did not is replaced."""
+
+PULSE_STEP_S = 5.0
+"""Time that one place in a chain of pulses stands for: a record lives up to this much shorter than it might."""
+
+MAX_PULSE = 1440
+"""The last place in a chain: two hours, then a record is signed anew. Making a chain takes a millisecond."""
+
+MAX_RECORD_TTL_S = 120.0
+"""How far ahead of our clock, skew aside, what is found may end."""
 
 MAX_CLOCK_SKEW_S = 60.0
 """How far two volunteers' clocks may differ before records are refused."""
@@ -115,8 +127,20 @@ MAX_ADDRESSES = 8
 MAX_ADDRESS_BYTES = 128
 """One address; the longest useful libp2p relay address is just below."""
 
-MAX_HOLDERS_PER_LAYER = 256
-"""Records of one layer that a client reads from the directory."""
+MAX_HOLDERS_PER_MODEL = 1024
+"""Records of one model that a peer keeps and reads: 30 KiB of tags and pulses."""
+
+MAX_MODELS_PER_HOLDER = 4
+"""Models that one peer may have a record of at a keeper; a node serves one."""
+
+MAX_KEPT_RECORDS = 4096
+"""Records that one peer keeps, of all models: 32 MiB at most."""
+
+MAX_TAGS_PER_SYNC = 32
+"""Records that are asked for at a time: a reply of 260 KiB at most."""
+
+MAX_SYNC_BYTES = 320 * KIB
+"""A reply to SYNC: 32 records with their seals, 1,024 tags with their pulses, one revocation list."""
 
 MAX_REVOKED_TOKENS = 192
 """Tokens that a private swarm's revocation list names: 1.7 kB with keys and signature, within one record's size."""

@@ -1,54 +1,144 @@
-"""Holder records by layer and holder: the rules of a directory that needs no network (PROTOCOL.md §7).
+"""Node records by model and owner, each alive as long as its pulses go on: what a keeper keeps and a reader has read
+(PROTOCOL.md §7).
 
-Sans-IO: time is an argument. Shared by the `memory` and `static` back ends; the DHT keeps its own books.
+Sans-IO: time is an argument. Shared by all directories; in `memory` one book is everybody's.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from blake3 import blake3
 
 from shoal.protocol import limits
 from shoal.protocol.errors import RecordRejected
 from shoal.protocol.ids import LayerId, PeerId
-from shoal.protocol.records import HolderRecord, decode_record
+from shoal.protocol.pulses import earlier, expires_at_s
+from shoal.protocol.record_codec import decode_record
+from shoal.protocol.records import HolderRecord, NodeRecord, of_layer, roster_name
+
+TAG_BYTES = 12
+"""Of a record's hash: nobody makes a second record for somebody's tag (2^96), and 1,024 do not meet by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A verified record, and the latest pulse of it that is known."""
+
+    record: NodeRecord
+    data: bytes
+    tag: bytes
+    index: int
+    pulse: bytes
+
+    @property
+    def expires_at_s(self) -> float:
+        """Unix time."""
+        return expires_at_s(self.record.issued_ms, self.index)
 
 
 class RecordBook:
-    """Verified records, the newest of each holder and layer.
+    """The newest record of each node and model.
 
-    Limits: `limits.MAX_HOLDERS_PER_LAYER` live records per layer; a newcomer that finds it full is refused.
+    Limits: `MAX_HOLDERS_PER_MODEL` of a model, `MAX_MODELS_PER_HOLDER` of a node, `MAX_KEPT_RECORDS` in all; a newcomer
+    that finds it full is refused.
     """
 
-    def __init__(self) -> None:
-        self._layers: dict[tuple[bytes, LayerId], dict[PeerId, HolderRecord]] = defaultdict(dict)
+    def __init__(self, name_of: Callable[[bytes], bytes] = roster_name) -> None:
+        """name_of: what the roster of a model is called in this swarm."""
+        self._name_of = name_of
+        self._rosters: dict[bytes, dict[PeerId, Kept]] = defaultdict(dict)
 
-    def add(self, data: bytes, owner: PeerId, now_s: float) -> HolderRecord:
-        """Verify a signed record of `owner` and keep it in place of its older ones.
+    def add(
+        self, data: bytes, owner: PeerId, now_s: float, index: int = 0, pulse: bytes = b"", roster: bytes = b""
+    ) -> Kept:
+        """Verify a signed record of `owner`, and a pulse of it, and keep it in place of its earlier ones.
 
-        Raises:
-            RecordRejected, AuthenticationFailed: as `decode_record`; or the layer is full.
+        pulse: of place `index`; for place 0 it is in the record. roster: where it must belong, if not empty. Raises:
+            RecordRejected: forged, malformed, out of its time or place, or the book is full.
         """
-        record = decode_record(data, owner, now_s)
-        holders = self._layers[record.model_root, record.layer]
-        known = holders.get(owner)
-        if known is not None and known.seq > record.seq and known.expires_at_s > now_s:
+        record = decode_record(data, owner)
+        name = self._name_of(record.model_root)
+        if roster and name != roster:
+            raise RecordRejected("a record for another model's roster")
+        kept = Kept(record, data, tag_of(data), 0, record.pulse)
+        if index:
+            kept = _renewed(kept, index, pulse)
+        _check_time(kept, now_s)
+        known = self._rosters[name].get(owner)
+        if known is not None and known.record.issued_ms > record.issued_ms and known.expires_at_s > now_s:
             return known
-        if known is None and len(holders) >= limits.MAX_HOLDERS_PER_LAYER:
-            self._forget_expired(holders, now_s)
-            if len(holders) >= limits.MAX_HOLDERS_PER_LAYER:
-                raise RecordRejected(f"layer {record.layer} has {len(holders)} holders already")
-        holders[owner] = record
-        return record
+        if known is None:
+            self._make_room(name, owner, now_s)
+        elif known.tag == kept.tag and known.index > kept.index:
+            return known
+        self._rosters[name][owner] = kept
+        return kept
+
+    def renew(self, roster: bytes, owner: PeerId, index: int, pulse: bytes, now_s: float) -> bool:
+        """Take a pulse; False if it is none of a live record of `owner` that is here."""
+        known = self._rosters.get(roster, {}).get(owner)
+        if known is None or known.expires_at_s <= now_s:
+            return False
+        if index <= known.index:
+            return earlier(known.pulse, known.index - index) == pulse
+        try:
+            kept = _renewed(known, index, pulse)
+            _check_time(kept, now_s)
+        except RecordRejected:
+            return False
+        self._rosters[roster][owner] = kept
+        return True
+
+    def live(self, roster: bytes, now_s: float) -> list[Kept]:
+        """What is alive of a roster, sorted by peer id."""
+        holders = self._rosters.get(roster, {})
+        for peer in [peer for peer, kept in holders.items() if kept.expires_at_s <= now_s]:
+            del holders[peer]
+        return [holders[peer] for peer in sorted(holders)]
 
     def lookup(self, model_root: bytes, layers: Sequence[LayerId], now_s: float) -> dict[LayerId, list[HolderRecord]]:
-        """The live records of each layer, sorted by peer id."""
-        found: dict[LayerId, list[HolderRecord]] = {}
-        for layer in layers:
-            holders = self._layers.get((model_root, layer), {})
-            self._forget_expired(holders, now_s)
-            found[layer] = [holders[peer] for peer in sorted(holders)]
-        return found
+        """What each live node says of each layer, sorted by peer id."""
+        live = self.live(self._name_of(model_root), now_s)
+        return {layer: [of_layer(kept.record, layer, kept.expires_at_s) for kept in live] for layer in layers}
 
-    @staticmethod
-    def _forget_expired(holders: dict[PeerId, HolderRecord], now_s: float) -> None:
-        for peer in [peer for peer, record in holders.items() if record.expires_at_s <= now_s]:
-            del holders[peer]
+    def _make_room(self, roster: bytes, owner: PeerId, now_s: float) -> None:
+        """
+        Raises:
+            RecordRejected: there is none, though what has expired was thrown out.
+        """
+        if self._refusal(roster, owner):
+            for name in list(self._rosters):
+                if not self.live(name, now_s):
+                    del self._rosters[name]
+        if refusal := self._refusal(roster, owner):
+            raise RecordRejected(refusal)
+
+    def _refusal(self, roster: bytes, owner: PeerId) -> str:
+        num_kept = sum(map(len, self._rosters.values()))
+        num_models = sum(owner in holders for holders in self._rosters.values())
+        if len(self._rosters.get(roster, ())) >= limits.MAX_HOLDERS_PER_MODEL:
+            return f"the model has {limits.MAX_HOLDERS_PER_MODEL} holders already"
+        if num_kept >= limits.MAX_KEPT_RECORDS or num_models >= limits.MAX_MODELS_PER_HOLDER:
+            return f"{num_kept} records are kept already, {num_models} of {owner}"
+        return ""
+
+
+def tag_of(data: bytes) -> bytes:
+    """A short name for one signed record."""
+    return blake3(data).digest()[:TAG_BYTES]
+
+
+def _renewed(kept: Kept, index: int, pulse: bytes) -> Kept:
+    """
+    Raises:
+        RecordRejected: the pulse does not lead to the one that is known.
+    """
+    if not kept.index < index <= limits.MAX_PULSE or earlier(pulse, index - kept.index) != kept.pulse:
+        raise RecordRejected(f"a pulse {index} that is not of this record")
+    return replace(kept, index=index, pulse=pulse)
+
+
+def _check_time(kept: Kept, now_s: float) -> None:
+    if not now_s < kept.expires_at_s <= now_s + limits.MAX_RECORD_TTL_S + limits.MAX_CLOCK_SKEW_S:
+        raise RecordRejected(f"a record that expires {kept.expires_at_s - now_s:.0f} s from now")

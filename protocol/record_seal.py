@@ -12,8 +12,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from shoal.protocol.errors import RecordRejected
-from shoal.protocol.ids import LayerId, PeerId
-from shoal.protocol.records import directory_key
+from shoal.protocol.ids import PeerId
+from shoal.protocol.records import roster_name
 from shoal.protocol.version import SEAL_CONTEXT, TAG_CONTEXT
 
 NONCE_BYTES = 12
@@ -28,9 +28,9 @@ class RecordSeal:
 
     secret: bytes | None = field(default=None, repr=False)
 
-    def name(self, model_root: bytes, layer: LayerId) -> bytes:
-        """The 32-byte name under which the holders of a layer are found."""
-        public = directory_key(model_root, layer)
+    def name(self, model_root: bytes) -> bytes:
+        """The 32-byte name under which the holders of a model are found."""
+        public = roster_name(model_root)
         return public if self.secret is None else blake3(public, key=self.secret).digest()
 
     @property

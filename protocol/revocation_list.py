@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import msgpack
-from blake3 import blake3
 
 from shoal.protocol import limits
 from shoal.protocol.errors import InvalidRequest, Malformed, RecordRejected
@@ -68,7 +67,7 @@ def read_revocations(encoded: bytes, founder_key: bytes) -> RevocationList:
     Raises:
         RecordRejected: oversize, malformed, not canonical, or another founder's. AuthenticationFailed: not signed.
     """
-    if len(encoded) > limits.MAX_RECORD_BYTES:
+    if len(encoded) > limits.MAX_REVOCATION_BYTES:
         raise RecordRejected(f"a revocation list of {len(encoded)} bytes")
     fields = _unpack(encoded)
     try:
@@ -83,11 +82,6 @@ def read_revocations(encoded: bytes, founder_key: bytes) -> RevocationList:
         raise RecordRejected("a revocation list that is not canonical")
     verify(peer_id_of(founder_key), signature, REVOCATION_CONTEXT + msgpack.packb(unsigned))
     return RevocationList(_ids(fields[_IDS_KEY], number), encoded)
-
-
-def revocations_name(founder_key: bytes, directory_secret: bytes) -> bytes:
-    """The 32-byte name under which a private swarm's lists are found."""
-    return blake3(REVOCATION_CONTEXT + founder_key, key=directory_secret).digest()
 
 
 def list_name(founder_key: bytes) -> str:

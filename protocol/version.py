@@ -3,17 +3,26 @@
 PROTOCOL_VERSION = 1
 """Version of frames and messages; carried in each frame and in the handshake."""
 
+DIRECTORY_VERSION = 2
+"""Version of node records and of SYNC; carried in both."""
+
+DIRECTORY_RPC = f"ShoalDirectoryV{DIRECTORY_VERSION}"
+"""Of the directory's RPCs, before the swarm's tag; part of the libp2p protocol ids, so that we meet no other DHT."""
+
 LIBP2P_PROTOCOL_ID = "/shoal/expert/1.0.0"
 """libp2p stream protocol of the data path."""
 
 HANDSHAKE_CONTEXT = b"shoal handshake v1: client proves its key\x00"
 """Domain separation of the handshake signature: a signature made for one purpose is worth nothing for another."""
 
-RECORD_CONTEXT = b"shoal holder record v1\x00"
-"""Domain separation of a holder record's signature."""
+RECORD_CONTEXT = b"shoal node record v2\x00"
+"""Domain separation of a node record's signature."""
 
-DIRECTORY_KEY_CONTEXT = b"shoal directory key v1\x00"
-"""Domain separation of the hash that names a layer in the directory."""
+PULSE_CONTEXT = b"shoal pulse v1\x00"
+"""Domain separation of the hash that leads from a pulse to the one before it, and of a chain's seed."""
+
+DIRECTORY_KEY_CONTEXT = b"shoal directory key v2\x00"
+"""Domain separation of the hash that names a model in the directory."""
 
 REQUEST_HASH_CONTEXT = "shoal 2026-11 request hash v1"
 """BLAKE3 key-derivation context under which a request is hashed; the reply must carry this hash."""
@@ -40,4 +49,4 @@ LAN_CONTEXT = b"shoal lan announcement v1\x00"
 """Domain separation of the key under which a private swarm's LAN announcements are sealed."""
 
 REVOCATION_CONTEXT = b"shoal revocation list v1\x00"
-"""Domain separation of the founder's signature over a revocation list, and of the list's name in the directory."""
+"""Domain separation of the founder's signature over a revocation list."""

@@ -9,28 +9,33 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.protocol.ids import LayerId
-from shoal.protocol.records import HolderRecord
+from shoal.protocol.records import HolderRecord, NodeRecord
 from shoal.protocol.revocation_list import RevocationList
 
 
 class Directory(Protocol):
     """Who holds which experts of which layer."""
 
-    async def publish(self, records: Sequence[HolderRecord]) -> None:
-        """Store our own signed records, each until its expiry; a later `seq` replaces an earlier one.
+    async def publish(self, record: NodeRecord) -> None:
+        """Say this of ourselves for `limits.RECORD_TTL_S`, in place of what we said before.
+
+        To say the same again is cheap: a pulse.
 
         Raises:
-            NetworkError: no other peer took them (a first peer alone in its swarm keeps its own and that is no error).
+            NetworkError: no other peer took it (a first peer alone in its swarm keeps its own and that is no error).
         """
 
-    async def lookup(self, model_root: bytes, layers: Sequence[LayerId]) -> dict[LayerId, list[HolderRecord]]:
-        """All valid, unexpired records of these layers, verified, at most one per holder and layer, sorted by peer id.
+    async def lookup(
+        self, model_root: bytes, layers: Sequence[LayerId], max_age_s: float = 0.0
+    ) -> dict[LayerId, list[HolderRecord]]:
+        """What every live holder of a model says of each of these layers, verified, sorted by peer id.
 
-        Layers without a record map to an empty list.
+        A holder stands under every layer, with no experts where it holds none. max_age_s: how old the answer may be;
+        with more than 0 it may come from memory, and then those that have just come are missing.
         """
 
     async def aclose(self) -> None:
-        """Leave. Records stay until they expire; withdraw by publishing an empty bitmap first."""
+        """Leave. Records stay until they expire; withdraw by publishing one without experts first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +47,17 @@ class Posted:
 
 
 class RevocationBoard(Protocol):
-    """Where a private swarm's revocation lists hang (PROTOCOL.md §7.2). Any member may post what the founder signed."""
+    """How a private swarm's revocation lists go round (PROTOCOL.md §7.2). Any member may post the founder's."""
 
     async def post(self, revocations: RevocationList) -> None:
-        """Hang up a list for `RECORD_TTL_S`, beside those of other numbers.
+        """Give a list to others, who pass it on.
 
         Raises:
             NetworkError: nobody took it.
         """
 
     async def posted(self) -> list[Posted]:
-        """The lists that hang there.
+        """The latest list that others have told us.
 
         Raises:
             NetworkError: the directory does not answer.

@@ -112,8 +112,9 @@ async def enter_swarm(
         async def join_through(peers: Sequence[str]) -> HivemindDirectory:
             founder_key = member.founder_key if member else None
             joined = await join_dht(
-                p2pd, identity, peers, clock, is_client=is_client, seal=seal, founder_key=founder_key
-            )
+                p2pd, identity, peers, clock,
+                is_client=is_client, seal=seal, founder_key=founder_key, model_root=model_root,
+            )  # fmt: skip
             stack.push_async_callback(joined.aclose)
             return joined
 

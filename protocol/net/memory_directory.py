@@ -5,35 +5,48 @@ Records are signed and verified as everywhere. Time comes from the clock it is g
 
 from collections.abc import Callable, Sequence
 
+from shoal.protocol.herald import Herald
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import LayerId
 from shoal.protocol.limits import RECORD_TTL_S
 from shoal.protocol.net.directory import Posted
 from shoal.protocol.record_book import RecordBook
-from shoal.protocol.records import HolderRecord, encode_record
+from shoal.protocol.records import HolderRecord, NodeRecord, roster_name
 from shoal.protocol.revocation_list import RevocationList
 
 
 class MemoryDirectory:
     """One peer's view of a book that all peers of a simulation share."""
 
-    def __init__(self, book: RecordBook, identity: Identity, clock: Callable[[], float]) -> None:
-        """`clock`: Unix time in seconds."""
+    def __init__(
+        self,
+        book: RecordBook,
+        identity: Identity,
+        clock: Callable[[], float],
+        own_clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`clock`: Unix time in seconds. `own_clock`: by which we date what we say, where ours is wrong."""
         self._book = book
         self._identity = identity
         self._clock = clock
+        self._herald = Herald(identity, own_clock or clock)
 
-    async def publish(self, records: Sequence[HolderRecord]) -> None:
-        """Sign and store our records.
+    async def publish(self, record: NodeRecord) -> None:
+        """Sign and store our record, or renew it by a pulse.
 
         Raises:
-            InvalidRequest: a record is not ours, or over a limit. RecordRejected: it has expired, or a layer is full.
+            InvalidRequest: it is not ours, or over a limit. RecordRejected: it has expired, or the model's roster is
+            full.
         """
-        for record in records:
-            self._book.add(encode_record(record, self._identity), self._identity.peer, self._clock())
+        said, now_s = self._herald.say(record), self._clock()
+        roster, peer = roster_name(record.model_root), self._identity.peer
+        if said.is_new or not self._book.renew(roster, peer, said.index, said.pulse, now_s):
+            self._book.add(said.data, peer, now_s, said.index, said.pulse)
 
-    async def lookup(self, model_root: bytes, layers: Sequence[LayerId]) -> dict[LayerId, list[HolderRecord]]:
-        """The live records of each layer, sorted by peer id."""
+    async def lookup(
+        self, model_root: bytes, layers: Sequence[LayerId], max_age_s: float = 0.0
+    ) -> dict[LayerId, list[HolderRecord]]:
+        """What each live node says of each layer, sorted by peer id; always the latest."""
         return self._book.lookup(model_root, layers, self._clock())
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
 """A directory from lines of text: signed records in base64, one a line, as a file or a message carries them.
 
-For a handful of machines without a DHT: each node writes its lines where the others read them. Knows no files: lines
+For a handful of machines without a DHT: each node writes its line where the others read them. Knows no files: lines
 come in by `read_lines`, as often as they change, and go out by `lines`.
 """
 
@@ -9,17 +9,17 @@ import binascii
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-import msgpack
-
-from shoal.protocol import limits
 from shoal.protocol.errors import RecordRejected, ShoalError
-from shoal.protocol.identity import Identity, peer_id_of
-from shoal.protocol.ids import LayerId, PeerId
+from shoal.protocol.herald import Herald
+from shoal.protocol.identity import Identity
+from shoal.protocol.ids import LayerId
+from shoal.protocol.pulses import PULSE_BYTES
 from shoal.protocol.record_book import RecordBook
-from shoal.protocol.records import MAX_FIELDS, HolderRecord, encode_record
+from shoal.protocol.record_codec import owner_of
+from shoal.protocol.records import HolderRecord, NodeRecord
 
-_PUBLIC_KEY = 2
-"""The owner's key among the fields of a record (`records.py`)."""
+INDEX_BYTES = 2
+"""Before the pulse and the record: the pulse's place."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,63 +32,54 @@ class StaticDirectory:
         self._book = RecordBook()
         self._identity = identity
         self._clock = clock
-        self._own: dict[LayerId, bytes] = {}
+        self._herald = Herald(identity, clock)
+        self._own: dict[bytes, bytes] = {}
 
-    def read_lines(self, lines: Iterable[str | bytes]) -> int:
-        """Add the records of `lines` (base64 text, or signed records as bytes) and return how many were good.
+    def read_lines(self, lines: Iterable[str]) -> int:
+        """Add the records of `lines` and return how many were good.
 
         Empty lines and lines that begin with # are passed over. A record that is forged or has expired is left out:
         a file of a dozen nodes always has some.
         """
         num_good = 0
-        for line in lines:
-            if not line.strip() or (isinstance(line, str) and line.lstrip().startswith("#")):
+        for line in (line.strip() for line in lines):
+            if not line or line.startswith("#"):
                 continue
             try:
-                data = line if isinstance(line, bytes) else _decode_line(line.strip())
-                self._book.add(data, owner_of(data), self._clock())
+                self._read(_decode_line(line))
                 num_good += 1
             except ShoalError as error:
                 _log.debug("a line that is no live record: %s", error)
         return num_good
 
     def lines(self) -> list[str]:
-        """Our own records, as lines for others to read."""
+        """Our own records, one for each model, as lines for others to read."""
         return [base64.b64encode(data).decode() for data in self._own.values()]
 
-    async def publish(self, records: Sequence[HolderRecord]) -> None:
-        """Sign our records; `lines` has them from now on.
+    async def publish(self, record: NodeRecord) -> None:
+        """Sign our record, or give it a new pulse; `lines` has it from now on.
 
         Raises:
-            InvalidRequest: a record is not ours, or over a limit. RecordRejected: it has expired, or a layer is full.
+            InvalidRequest: it is not ours, or over a limit. RecordRejected: it has expired, or the model's roster is
+            full.
         """
-        for record in records:
-            data = encode_record(record, self._identity)
-            self._book.add(data, self._identity.peer, self._clock())
-            self._own[record.layer] = data
+        said = self._herald.say(record)
+        self._book.add(said.data, self._identity.peer, self._clock(), said.index, said.pulse)
+        self._own[said.model_root] = said.index.to_bytes(INDEX_BYTES, "big") + said.pulse + said.data
 
-    async def lookup(self, model_root: bytes, layers: Sequence[LayerId]) -> dict[LayerId, list[HolderRecord]]:
-        """The live records of each layer, sorted by peer id."""
+    async def lookup(
+        self, model_root: bytes, layers: Sequence[LayerId], max_age_s: float = 0.0
+    ) -> dict[LayerId, list[HolderRecord]]:
+        """What each live node says of each layer, sorted by peer id; as of the lines that were read last."""
         return self._book.lookup(model_root, layers, self._clock())
 
     async def aclose(self) -> None:
         """Nothing."""
 
-
-def owner_of(data: bytes) -> PeerId:
-    """Whose record this claims to be; the signature is not checked.
-
-    Raises:
-        RecordRejected: not a record.
-    """
-    try:
-        fields = msgpack.unpackb(
-            data[: limits.MAX_RECORD_BYTES + 1], strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES,
-            max_bin_len=64, max_array_len=limits.MAX_ADDRESSES, max_map_len=MAX_FIELDS, max_ext_len=0,
-        )  # fmt: skip
-        return peer_id_of(fields[_PUBLIC_KEY])
-    except (ValueError, TypeError, LookupError, ShoalError) as error:
-        raise RecordRejected("a line that is no record") from error
+    def _read(self, line: bytes) -> None:
+        index, pulse = int.from_bytes(line[:INDEX_BYTES], "big"), line[INDEX_BYTES:][:PULSE_BYTES]
+        data = line[INDEX_BYTES + PULSE_BYTES :]
+        self._book.add(data, owner_of(data), self._clock(), index, pulse)
 
 
 def _decode_line(line: str) -> bytes:

@@ -25,7 +25,7 @@ SETTLE_S = 60.0
 """After the start: peers find each other, and two rounds of records have been published."""
 
 ROUND_S = 30.0
-"""One renewal of all records (a third of their life)."""
+"""Most of a renewal's period (40 s); several rounds make up for it."""
 
 
 def loopback_bytes() -> int:

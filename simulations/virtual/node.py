@@ -129,9 +129,10 @@ class SimulatedNode:
             self.identity.peer, held.model_root, self.holding, held.weight_format, 0, self._listener.addresses,
             since_s=round(EPOCH_S + loop.time() + self.clock_skew_s),
         )  # fmt: skip
-        directory = MemoryDirectory(around.book, self.identity, lambda: EPOCH_S + loop.time())
-        skewed_clock = lambda: EPOCH_S + loop.time() + self.clock_skew_s  # noqa: E731
-        announcer = Announcer(directory, claim, lambda: Load(0, 0), skewed_clock)
+        directory = MemoryDirectory(
+            around.book, self.identity, lambda: EPOCH_S + loop.time(), lambda: EPOCH_S + loop.time() + self.clock_skew_s
+        )
+        announcer = Announcer(directory, claim, lambda: Load(0, 0))
         with contextlib.suppress(RecordRejected):  # whose clock is an hour off stays unknown
             await announcer.announce()
         self._announcing = asyncio.create_task(announcer.run(), name=f"announcer {self.place}")

@@ -30,7 +30,7 @@ def place_of(book: RecordBook, rng: random.Random, capacity: int) -> Place:
     directory = MemoryDirectory(book, identity, clock)
     claim = Claim(identity.peer, b"r" * 32, {}, WeightFormat.FP8_BLOCK, 1, (), since_s=int(clock()))
     me = Me(identity.peer, claim.since_s, WeightFormat.FP8_BLOCK, "")
-    announcer = Announcer(directory, claim, lambda: Load(0, 0), clock)
+    announcer = Announcer(directory, claim, lambda: Load(0, 0))
     return Place(SHAPE, me, capacity, directory, announcer, rng.random, clock)
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from shoal.protocol import limits
 from shoal.protocol.errors import InvalidRequest, RecordRejected
 from shoal.protocol.identity import Identity
-from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.invite import Invite, decode_invite, encode_invite
 from shoal.protocol.net.memory_directory import MemoryDirectory
-from shoal.protocol.net.static_directory import StaticDirectory, owner_of
+from shoal.protocol.net.static_directory import StaticDirectory
 from shoal.protocol.record_book import RecordBook
-from shoal.protocol.records import HolderRecord, encode_record
+from shoal.protocol.records import NodeRecord
 
 ALICE, BOB = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2))
 ROOT = bytes(range(32))
@@ -34,94 +34,83 @@ class FakeClock:
         return self.now_s
 
 
-def record_of(identity: Identity, seq: int = 1, layer: LayerId = LAYER, ttl_s: float = 90.0) -> HolderRecord:
-    return HolderRecord(
+def record_of(identity: Identity, layer: LayerId = LAYER, expert: int = 1) -> NodeRecord:
+    return NodeRecord(
         peer=identity.peer,
         model_root=ROOT,
-        layer=layer,
-        experts=frozenset({ExpertId(1)}),
+        experts={layer: frozenset({ExpertId(expert)})},
         weight_format=1,
         roundings=1,
         kernel_class=0,
         capacity_mmacs=0,
         queue_ms=0,
         addresses=("127.0.0.1:9",),
-        seq=seq,
-        expires_at_s=NOW_S + ttl_s,
     )
 
 
-def find(directory: MemoryDirectory | StaticDirectory) -> list[HolderRecord]:
-    return asyncio.run(directory.lookup(ROOT, [LAYER]))[LAYER]
+def find(directory: MemoryDirectory | StaticDirectory) -> dict[PeerId, set[ExpertId]]:
+    found = asyncio.run(directory.lookup(ROOT, [LAYER]))[LAYER]
+    return {record.peer: set(record.experts) for record in found}
 
 
-def test_what_one_peer_publishes_in_memory_all_find_until_it_expires() -> None:
+def test_what_one_peer_publishes_in_memory_all_find_until_it_falls_silent() -> None:
     book, clock = RecordBook(), FakeClock()
     alice, bob = MemoryDirectory(book, ALICE, clock), MemoryDirectory(book, BOB, clock)
-    asyncio.run(alice.publish([record_of(ALICE), record_of(ALICE, layer=LayerId(5))]))
-    asyncio.run(bob.publish([record_of(BOB, ttl_s=30)]))
-    assert find(alice) == sorted([record_of(ALICE), record_of(BOB, ttl_s=30)], key=lambda record: record.peer)
+    asyncio.run(alice.publish(record_of(ALICE)))
+    asyncio.run(bob.publish(record_of(BOB, LayerId(5))))
+    assert find(alice) == {ALICE.peer: {1}, BOB.peer: set()}
     assert asyncio.run(alice.lookup(ROOT, [LayerId(6), LayerId(5)])).keys() == {LayerId(6), LayerId(5)}
     assert asyncio.run(alice.lookup(bytes(32), [LAYER])) == {LAYER: []}
-    clock.now_s += 30
-    assert find(bob) == [record_of(ALICE)]
-    clock.now_s += 60
-    assert find(bob) == []
+    clock.now_s += limits.PULSE_PERIOD_S
+    asyncio.run(alice.publish(record_of(ALICE)))
+    clock.now_s += limits.RECORD_TTL_S - limits.PULSE_PERIOD_S
+    assert find(bob) == {ALICE.peer: {1}}
+    clock.now_s += limits.PULSE_PERIOD_S
+    assert find(bob) == {}
+    asyncio.run(alice.publish(record_of(ALICE)))
+    assert find(bob) == {ALICE.peer: {1}}, "after a long silence"
     asyncio.run(alice.aclose())
 
 
-def test_the_newest_seq_wins_whatever_the_order() -> None:
+def test_what_is_said_last_counts() -> None:
     book, clock = RecordBook(), FakeClock()
     alice = MemoryDirectory(book, ALICE, clock)
-    for seq in (2, 3, 1):
-        asyncio.run(alice.publish([record_of(ALICE, seq)]))
-    assert [record.seq for record in find(alice)] == [3]
-    asyncio.run(alice.publish([replace(record_of(ALICE, 4, ttl_s=5), experts=frozenset())]))
-    assert [record.experts for record in find(alice)] == [frozenset()]
+    for expert in (2, 3):
+        asyncio.run(alice.publish(record_of(ALICE, expert=expert)))
+    assert find(alice) == {ALICE.peer: {3}}
+    asyncio.run(alice.publish(replace(record_of(ALICE), experts={})))
+    assert find(alice) == {ALICE.peer: set()}
 
 
-def test_nobody_publishes_for_another_or_for_longer_than_allowed() -> None:
-    alice = MemoryDirectory(RecordBook(), ALICE, FakeClock())
+def test_nobody_publishes_for_another_or_in_another_time() -> None:
+    clock = FakeClock()
+    alice = MemoryDirectory(RecordBook(), ALICE, clock)
     with pytest.raises(InvalidRequest):
-        asyncio.run(alice.publish([record_of(BOB)]))
-    with pytest.raises(RecordRejected):
-        asyncio.run(alice.publish([record_of(ALICE, ttl_s=500)]))
-    with pytest.raises(RecordRejected):
-        asyncio.run(alice.publish([record_of(ALICE, ttl_s=-1)]))
-
-
-def test_a_full_layer_keeps_its_live_holders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_HOLDERS_PER_LAYER", 1)
-    book, clock = RecordBook(), FakeClock()
-    asyncio.run(MemoryDirectory(book, ALICE, clock).publish([record_of(ALICE, ttl_s=10)]))
-    bob = MemoryDirectory(book, BOB, clock)
-    with pytest.raises(RecordRejected, match="1 holders already"):
-        asyncio.run(bob.publish([record_of(BOB)]))
-    clock.now_s += 10
-    asyncio.run(bob.publish([record_of(BOB)]))
-    assert [record.peer for record in find(bob)] == [BOB.peer]
+        asyncio.run(alice.publish(record_of(BOB)))
+    for off_s in (-3600.0, 3600.0):
+        elsewhen = MemoryDirectory(RecordBook(), ALICE, clock, lambda off_s=off_s: NOW_S + off_s)
+        with pytest.raises(RecordRejected):
+            asyncio.run(elsewhen.publish(record_of(ALICE)))
 
 
 def test_lines_carry_records_from_one_static_directory_to_another() -> None:
     clock = FakeClock()
     alice, bob = StaticDirectory(ALICE, clock), StaticDirectory(BOB, clock)
-    asyncio.run(alice.publish([record_of(ALICE, 1), record_of(ALICE, 1, LayerId(5)), record_of(ALICE, 2)]))
-    assert len(alice.lines()) == 2
-    signed = encode_record(record_of(BOB), BOB)
-    forged = base64.b64encode(encode_record(record_of(ALICE, 9), ALICE)[:-1] + b"\x00").decode()
-    lines = ["# our lab", "", *alice.lines(), forged, "not base64!", "AAAA", base64.b64encode(b"\xc1").decode()]
-    assert bob.read_lines([*lines, signed]) == 3
-    assert {record.peer: record.seq for record in find(bob)} == {ALICE.peer: 2, BOB.peer: 1}
-    clock.now_s += 90
-    assert find(bob) == []
+    asyncio.run(alice.publish(record_of(ALICE, expert=1)))
+    asyncio.run(alice.publish(record_of(ALICE, expert=2)))
+    asyncio.run(bob.publish(record_of(BOB)))
+    (line,) = alice.lines()
+    forged = base64.b64encode(base64.b64decode(line)[:-1] + b"\x00").decode()
+    lines = ["# our lab", "", f"  {line}\n", forged, "not base64!", "AAAA", base64.b64encode(b"\xc1").decode()]
+    assert bob.read_lines(lines) == 1
+    assert find(bob) == {ALICE.peer: {2}, BOB.peer: {1}}
+    clock.now_s += limits.RECORD_TTL_S + 1
+    assert find(bob) == {}
     assert bob.read_lines(alice.lines()) == 0
+    asyncio.run(alice.publish(record_of(ALICE, expert=2)))
+    assert bob.read_lines(alice.lines()) == 1
+    assert find(bob) == {ALICE.peer: {2}}
     asyncio.run(bob.aclose())
-
-
-@given(st.binary(max_size=100))
-def test_a_line_of_noise_has_no_owner(data: bytes) -> None:
-    with pytest.raises(RecordRejected):
-        owner_of(data)
 
 
 def test_an_invite_survives_its_way() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from shoal.protocol.errors import AuthenticationFailed, ConnectFailed, InvalidRequest, Malformed, RecordRejected
 from shoal.protocol.handshake import ClientHandshake, ServerHandshake
-from shoal.protocol.ids import LayerId
 from shoal.protocol.invite import Invite, decode_invite, encode_invite
 from shoal.protocol.membership import Founder, MemberGate, Membership, token_id
 from shoal.protocol.messages import Hello, Lane, MemberHello
@@ -136,7 +135,7 @@ def test_no_error_quotes_a_damaged_token(position: int, sign: str) -> None:
 
 def test_records_of_a_private_swarm_lie_elsewhere_and_only_members_read_and_write_them() -> None:
     ours, theirs, nobody = RecordSeal(MEMBER.directory_secret), RecordSeal(STRANGER.directory_secret), RecordSeal()
-    assert len({seal.name(ROOT, LayerId(3)) for seal in (ours, theirs, nobody)}) == 3
+    assert len({seal.name(ROOT) for seal in (ours, theirs, nobody)}) == 3
     assert RecordSeal(OURS.member(b"2" * 16).directory_secret) == ours
     sealed = ours.seal(b"record", SERVER.peer)
     assert ours.open(sealed, SERVER.peer) == b"record"

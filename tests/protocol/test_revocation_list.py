@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from shoal.protocol import limits
 from shoal.protocol.errors import AuthenticationFailed, InvalidRequest, RecordRejected
-from shoal.protocol.identity import Identity
+from shoal.protocol.identity import Identity, peer_id_of
 from shoal.protocol.membership import Founder
 from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
 from shoal.protocol.net.memory_directory import MemoryBoard
 from shoal.protocol.net.p2pd import start_p2pd
+from shoal.protocol.record_keeper import RecordKeeper
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.revocation_list import RevocationBook, RevocationList, read_revocations, sign_revocations
+from shoal.protocol.sync_messages import SyncRequest, decode_reply, encode_request
 from shoal.protocol.version import REVOCATION_CONTEXT
 
 FOUNDER, STRANGER = Founder(b"F" * 32).identity, Founder(b"G" * 32).identity
@@ -31,7 +33,7 @@ def test_a_list_survives_its_way_whatever_order_it_was_made_in() -> None:
     assert read_revocations(TWO.encoded, KEY) == TWO == sign_revocations(reversed(IDS[:2]), FOUNDER)
     assert TWO.number == 2
     longest = sign_revocations([f"{number:016x}" for number in range(limits.MAX_REVOKED_TOKENS)], FOUNDER)
-    assert len(longest.encoded) <= limits.MAX_RECORD_BYTES
+    assert len(longest.encoded) <= limits.MAX_REVOCATION_BYTES
     assert read_revocations(longest.encoded, KEY) == longest
 
 
@@ -54,7 +56,7 @@ def resigned(identity: Identity = FOUNDER, **changed: object) -> bytes:
         resigned(_1=2), resigned(_3=0), resigned(_3=2), resigned(_3=limits.MAX_REVOKED_TOKENS + 1), resigned(_4=b""),
         resigned(_4="text"), resigned(_3=2, _4=bytes.fromhex(IDS[1] + IDS[0])),
         resigned(_3=2, _4=bytes.fromhex(IDS[0] + IDS[0])), resigned(_6=1), ONE.encoded + b"\x00", b"", b"\xc0",
-        b"\x91" * 900, b"x" * (limits.MAX_RECORD_BYTES + 1),
+        b"\x91" * 900, b"x" * (limits.MAX_REVOCATION_BYTES + 1),
     ],
     ids=str,
 )  # fmt: skip
@@ -114,13 +116,15 @@ def test_the_directory_hands_a_list_to_every_member_and_an_earlier_one_hides_no_
         try:
             for daemon, identity in zip(daemons, PEERS, strict=True):
                 join = daemons[0].addresses if directories else ()
-                directories.append(await join_dht(daemon, identity, join, time.time, seal=seal, founder_key=KEY))
+                directories.append(
+                    await join_dht(daemon, identity, join, time.time, seal=seal, founder_key=KEY, model_root=bytes(32))
+                )
             assert await lists(directories[2]) == set()
             await directories[0].post(TWO)
             assert await lists(directories[2]) == {TWO.encoded}
-            await directories[1].post(ONE)  # a member keeps an earlier one alive: it hangs beside the later one
+            await directories[1].post(ONE)  # a member that knows an earlier one only
             for directory in directories:
-                assert TWO.encoded in await lists(directory)
+                assert await lists(directory) == {TWO.encoded}
         finally:
             for directory in directories:
                 await directory.aclose()
@@ -130,29 +134,34 @@ def test_the_directory_hands_a_list_to_every_member_and_an_earlier_one_hides_no_
     asyncio.run(run())
 
 
-@pytest.mark.socket
-def test_a_directory_keeps_no_list_but_its_founders_under_its_number() -> None:
-    from hivemind.dht.crypto import DHTRecord
-    from hivemind.dht.routing import DHTID
-
-    from shoal.protocol.net.hivemind_dht import ListPlace, RecordChecker, _validator
-    from shoal.protocol.net.hivemind_guard import FlatSerializer
-
+def test_a_keeper_takes_no_list_but_its_founders_and_none_that_is_earlier() -> None:
     seal = RecordSeal(MEMBER.directory_secret)
-    place = ListPlace.of(KEY, seal, time.time)
-    assert place is not None
-    validator = _validator(RecordChecker(time.time, seal), seal, place)
+    place, founder = seal.name(bytes(32)), peer_id_of(KEY)
 
-    def is_kept(revocations: RevocationList, subkey: str, ttl_s: float = 90.0, sealed: RecordSeal = seal) -> bool:
-        key = DHTID.generate(place.name).to_bytes()
-        value = FlatSerializer.dumps(sealed.seal(revocations.encoded, place.founder))
-        record = DHTRecord(key, FlatSerializer.dumps(subkey), value, time.time() + ttl_s)
-        return bool(validator.validate(record))  # type: ignore[attr-defined]
+    def is_taken(revocations: RevocationList, sealed: RecordSeal = seal, known: RevocationList | None = None) -> bool:
+        keeper = RecordKeeper(time.time, seal, KEY)
+        if known is not None:
+            keeper.take_revocations(seal.seal(known.encoded, founder))
+        request = SyncRequest(place, list_number=1, revocations=sealed.seal(revocations.encoded, founder))
+        reply = decode_reply(keeper.answer(encode_request(request), PEERS[0].peer))
+        return reply.list_number == revocations.number
 
-    assert is_kept(TWO, "2")
-    assert not is_kept(TWO, "3")
-    assert not is_kept(TWO, "2", ttl_s=1000)
-    assert not is_kept(TWO, "2", ttl_s=-1)
-    assert not is_kept(TWO, "2", sealed=RecordSeal(b"e" * 32))
-    assert not is_kept(sign_revocations(IDS[:2], STRANGER), "2")
-    assert ListPlace.of(KEY, RecordSeal(), time.time) is None
+    assert is_taken(TWO)
+    assert is_taken(TWO, known=ONE)
+    assert not is_taken(ONE, known=TWO)
+    assert not is_taken(TWO, sealed=RecordSeal(b"e" * 32))
+    assert not is_taken(sign_revocations(IDS[:2], STRANGER))
+
+
+def test_a_list_goes_to_who_knows_an_earlier_one_and_to_nobody_else() -> None:
+    seal = RecordSeal(MEMBER.directory_secret)
+    keeper = RecordKeeper(time.time, seal, KEY)
+    keeper.take_revocations(seal.seal(TWO.encoded, peer_id_of(KEY)))
+    for known, is_sent in ((0, True), (1, True), (2, False), (3, False)):
+        request = encode_request(SyncRequest(seal.name(bytes(32)), list_number=known))
+        reply = decode_reply(keeper.answer(request, PEERS[0].peer))
+        assert (reply.list_number, bool(reply.revocations)) == (2, is_sent)
+    asker = RecordKeeper(time.time, seal, KEY)
+    asker.take_revocations(keeper.sealed_revocations)
+    assert asker.list_number == 2
+    assert RecordKeeper(time.time).list_number == 0

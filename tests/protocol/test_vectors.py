@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import MemberGate
 from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Field, IntField, IntsField, Message
 from shoal.protocol.net.refusals import ERROR_TYPES
-from shoal.protocol.records import decode_record
+from shoal.protocol.pulses import earlier
+from shoal.protocol.record_book import RecordBook
+from shoal.protocol.record_codec import decode_record
 from shoal.protocol.revocation_list import RevocationBook
+from shoal.protocol.sync_messages import decode_reply, decode_request
 from shoal.protocol.tensors import read_dispatch_body, read_partial_body, request_hash
 from tests.protocol import wire_examples as examples
 
@@ -29,9 +33,10 @@ PRIVATE = (
     "directory_secret",
     "token_seed",
     "token_id",
-    "private_directory_key",
+    "private_roster_name",
     "lan_sealed",
-    "revocations_name",
+    "pulse_7",
+    "pulse_8",
 )
 FENCED = re.findall(r"^```hex (\w+)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 BLOCKS = {name: "".join(text.split()) for name, text in FENCED}
@@ -66,13 +71,20 @@ def test_the_vectors_are_made_of_their_seeds_alone():
 
 
 def test_every_block_of_bytes_in_the_document_is_a_vector():
-    assert set(BLOCKS) == {*examples.FRAMES, "holder_record", "full_record", "revocation_list"}
+    assert set(BLOCKS) == {
+        *examples.FRAMES,
+        "node_record",
+        "full_record",
+        "revocation_list",
+        "sync_request",
+        "sync_reply",
+    }
     for name, text in BLOCKS.items():
         assert text == VECTORS[name], name
 
 
 @pytest.mark.parametrize(
-    "name", ["server_public_key", "client_public_key", "request_hash", "fetch_hash", "directory_key", *PRIVATE]
+    "name", ["server_public_key", "client_public_key", "request_hash", "fetch_hash", "roster_name", *PRIVATE]
 )
 def test_every_value_in_the_documents_prose_is_a_vector(name):
     assert f"`{VECTORS[name]}`" in DOCUMENT
@@ -99,7 +111,7 @@ def test_the_documents_member_hello_opens_the_door_of_its_founder_alone():
     admitted = ServerHandshake(examples.SERVER.peer, examples.SERVER_NONCE, gate).admit(frame.message)
     assert (admitted.peer, admitted.session) == (examples.CLIENT.peer, examples.SESSION)
     opened = examples.SEAL.open(bytes.fromhex(VECTORS["sealed_record"]), examples.SERVER.peer)
-    assert opened.hex() == BLOCKS["holder_record"]
+    assert opened.hex() == BLOCKS["node_record"]
 
 
 def test_the_documents_revocation_list_revokes_the_documents_token():
@@ -160,11 +172,24 @@ def test_the_documents_formats_have_the_sizes_of_the_codes():
     ]
 
 
-def test_the_documents_record_is_accepted_in_its_time():
-    record = decode_record(bytes.fromhex(BLOCKS["holder_record"]), examples.SERVER.peer, 1_800_000_000.0)
-    assert record == examples.RECORD
-    full = decode_record(bytes.fromhex(BLOCKS["full_record"]), examples.SERVER.peer, 1_800_000_000.0)
-    assert full == examples.FULL_RECORD
+def test_the_documents_records_are_accepted_in_their_time():
+    for name, content in (("node_record", examples.CONTENT), ("full_record", examples.FULL_CONTENT)):
+        book = RecordBook()
+        kept = book.add(bytes.fromhex(BLOCKS[name]), examples.SERVER.peer, examples.NOW_S)
+        assert replace(kept.record, issued_ms=0, pulse=b"") == content
+        assert kept.record.issued_ms == examples.NOW_S * 1000
+
+
+def test_the_documents_pulses_lead_to_its_record():
+    record = decode_record(bytes.fromhex(BLOCKS["node_record"]), examples.SERVER.peer)
+    pulses = [bytes.fromhex(VECTORS[name]) for name in ("pulse_7", "pulse_8")]
+    assert earlier(pulses[1]) == pulses[0]
+    assert earlier(pulses[0], 7) == record.pulse
+
+
+def test_the_documents_sync_is_read_as_what_it_says():
+    assert decode_request(bytes.fromhex(BLOCKS["sync_request"])) == examples.SYNC_REQUEST
+    assert decode_reply(bytes.fromhex(BLOCKS["sync_reply"])) == examples.SYNC_REPLY
 
 
 @pytest.mark.parametrize("message", MESSAGE_TYPES.values(), ids=lambda message: message.__name__)
@@ -177,10 +202,10 @@ def test_the_documents_message_table_is_the_codecs(message: type[Message]):
 
 
 def test_the_documents_record_table_is_the_codecs():
-    from shoal.protocol.records import _OPTIONAL_SCALARS, _SCALARS
+    from shoal.protocol.record_codec import _OPTIONAL_SCALARS, _SCALARS
 
     rows = {name: (int(key), kind, bound.split(";")[0]) for key, name, kind, bound in rows_of(section("7. Directory"))}
-    assert [key for key, _, _ in rows.values()] == list(range(1, 20))
+    assert [key for key, _, _ in rows.values()] == list(range(1, 19))
     for field in (*_SCALARS, *_OPTIONAL_SCALARS):
         assert rows[field.name] == (field.key, *bound_of(field))
 
@@ -200,13 +225,21 @@ def test_the_documents_limits_are_the_codes():
 
 def test_the_documents_versions_are_the_codes():
     text = section("2. Versions")
-    contexts = (version.MEMBERSHIP_CONTEXT, version.CERTIFICATE_CONTEXT, version.SEAL_CONTEXT, version.TAG_CONTEXT)
+    contexts = (
+        version.PULSE_CONTEXT,
+        version.MEMBERSHIP_CONTEXT,
+        version.CERTIFICATE_CONTEXT,
+        version.SEAL_CONTEXT,
+        version.TAG_CONTEXT,
+    )
     for context in (version.HANDSHAKE_CONTEXT, version.RECORD_CONTEXT, version.DIRECTORY_KEY_CONTEXT, *contexts):
         assert f"`{context.rstrip(bytes(1)).decode()}` and a zero byte" in text
     assert f"`{version.REQUEST_HASH_CONTEXT}`" in text
     assert f"`{version.FOUNDER_DERIVATION}`" in text
     assert f"`{version.LIBP2P_PROTOCOL_ID}`" in text
-    assert f"| {version.PROTOCOL_VERSION} |" in text
+    assert f"| protocol version | {version.PROTOCOL_VERSION} |" in text
+    assert f"| directory version | {version.DIRECTORY_VERSION} |" in text
+    assert f"`{version.DIRECTORY_RPC}`" in text
 
 
 def test_the_sections_that_the_code_quotes_exist():

@@ -11,6 +11,7 @@ import torch
 from shoal.protocol.dtypes import TAKEN, to_bits
 from shoal.protocol.frames import Frame, encode_frame, encode_header
 from shoal.protocol.handshake import ClientHandshake
+from shoal.protocol.herald import Herald
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.lan import LanSwarm
@@ -32,9 +33,20 @@ from shoal.protocol.messages import (
     WeightFormat,
     Welcome,
 )
+from shoal.protocol.pulses import PulseChain
+from shoal.protocol.record_book import tag_of
 from shoal.protocol.record_seal import RecordSeal
-from shoal.protocol.records import HolderRecord, directory_key, encode_record
-from shoal.protocol.revocation_list import revocations_name, sign_revocations
+from shoal.protocol.records import NodeRecord, roster_name
+from shoal.protocol.revocation_list import sign_revocations
+from shoal.protocol.sync_messages import (
+    SentRecord,
+    Sign,
+    Status,
+    SyncReply,
+    SyncRequest,
+    encode_reply,
+    encode_request,
+)
 from shoal.protocol.tensors import dispatch_body, encode_rows, request_hash, tensor_bytes
 
 SERVER = Identity.from_seed(b"\x01" * 32)
@@ -101,19 +113,31 @@ FRAMES = {
     "drain": Frame(0, Drain(5000)),
 }
 
-RECORD = HolderRecord(
-    peer=SERVER.peer, model_root=MODEL_ROOT, layer=LayerId(3), experts=frozenset(map(ExpertId, (0, 1, 9))),
+NOW_S = 1_800_000_000.0
+CONTENT = NodeRecord(
+    peer=SERVER.peer, model_root=MODEL_ROOT, experts={LayerId(3): frozenset(map(ExpertId, (0, 1, 9)))},
     weight_format=WeightFormat.FP8_BLOCK, roundings=2, kernel_class=1, capacity_mmacs=12_000, queue_ms=4,
-    addresses=("192.0.2.7:4001",), seq=1, expires_at_s=1_800_000_090.0,
+    addresses=("192.0.2.7:4001",),
 )  # fmt: skip
-
-FULL_RECORD = replace(
-    RECORD, coming=frozenset(map(ExpertId, (2, 3))), since_s=1_799_900_000, room=40, is_anchor=True, zone="za-cpt"
-)
+FULL_CONTENT = replace(
+    CONTENT, coming={LayerId(3): frozenset(map(ExpertId, (2, 3)))}, since_s=1_799_900_000, room=40, is_anchor=True,
+    zone="za-cpt",
+)  # fmt: skip
+SAID, FULL_SAID = (Herald(SERVER, lambda: NOW_S).say(content) for content in (CONTENT, FULL_CONTENT))
+CHAIN = PulseChain(SERVER, MODEL_ROOT, round(NOW_S * 1000))
+PULSE_INDEX = 8
+SYNC_REQUEST = SyncRequest(
+    roster_name(MODEL_ROOT), index=PULSE_INDEX, pulse=CHAIN[PULSE_INDEX], is_summary_wanted=True,
+    tags=(tag_of(SAID.data),),
+)  # fmt: skip
+SYNC_REPLY = SyncReply(
+    Status.KEPT, (Sign(tag_of(SAID.data), PULSE_INDEX, CHAIN[PULSE_INDEX]),),
+    (SentRecord(SERVER.public_key, SAID.data, PULSE_INDEX, CHAIN[PULSE_INDEX]),),
+)  # fmt: skip
 
 
 def vectors() -> dict[str, str]:
-    """Name to lower-case hex: frames, a holder record, and what they are made of."""
+    """Name to lower-case hex: frames, a node record, SYNC, and what they are made of."""
     return {
         "server_seed": "01" * 32,
         "client_seed": "02" * 32,
@@ -122,20 +146,23 @@ def vectors() -> dict[str, str]:
         **{name: (encode_frame(frame.request_id, frame.message) + frame.body).hex() for name, frame in FRAMES.items()},
         "request_hash": PARTIAL.request_hash.hex(),
         "fetch_hash": CHUNK.request_hash.hex(),
-        "holder_record": encode_record(RECORD, SERVER).hex(),
-        "full_record": encode_record(FULL_RECORD, SERVER).hex(),
-        "directory_key": directory_key(MODEL_ROOT, LayerId(3)).hex(),
+        "node_record": SAID.data.hex(),
+        "full_record": FULL_SAID.data.hex(),
+        "pulse_7": CHAIN[PULSE_INDEX - 1].hex(),
+        "pulse_8": CHAIN[PULSE_INDEX].hex(),
+        "sync_request": encode_request(SYNC_REQUEST).hex(),
+        "sync_reply": encode_reply(SYNC_REPLY).hex(),
+        "roster_name": roster_name(MODEL_ROOT).hex(),
         "founder_key": MEMBERSHIP.founder_key.hex(),
         "directory_secret": MEMBERSHIP.directory_secret.hex(),
         "token_seed": MEMBERSHIP.token_seed.hex(),
         "token_id": token_id(MEMBERSHIP.token_key),
-        "private_directory_key": SEAL.name(MODEL_ROOT, LayerId(3)).hex(),
+        "private_roster_name": SEAL.name(MODEL_ROOT).hex(),
         "lan_sealed": LanSwarm(MODEL_ROOT, MEMBERSHIP.directory_secret)
         .announce(SERVER.public_key, LAN_PORT, LAN_NONCE)["s"]
         .hex(),
         "revocation_list": REVOCATIONS.encoded.hex(),
-        "revocations_name": revocations_name(MEMBERSHIP.founder_key, MEMBERSHIP.directory_secret).hex(),
-        "sealed_record": SEAL.seal(encode_record(RECORD, SERVER), SERVER.peer).hex(),
+        "sealed_record": SEAL.seal(SAID.data, SERVER.peer).hex(),
     }
 
 

@@ -126,7 +126,7 @@ class Switch(WorkGate):
 
     def __init__(self) -> None:
         claim = Claim(PeerId("x"), b"", {}, 1, 0, ())
-        announcer = Announcer(None, claim, lambda: Load(0, 0), lambda: 0.0)  # type: ignore[arg-type]
+        announcer = Announcer(None, claim, lambda: Load(0, 0))  # type: ignore[arg-type]
         super().__init__(None, Admission(AdmissionLimits(), lambda: 0.0), (), announcer)  # type: ignore[arg-type]
 
     def open(self) -> None:

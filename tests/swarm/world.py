@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 
@@ -133,8 +132,7 @@ async def memory_swarm(
             holding = parse_holding(words, store.spec)
             claim = Claim(identity.peer, store.manifest.root, holding, store.weight_format, 0, listener.addresses)
             directory = MemoryDirectory(book, identity, lambda: NOW_S)
-            clock = count(NOW_S, 0.001).__next__  # so that a later record has a higher sequence number
-            announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0), clock)
+            announcers[identity.peer] = Announcer(directory, claim, lambda: Load(0, 0))
             await announcers[identity.peer].announce()
             gates[identity.peer] = WorkGate(server, admission, [listener], announcers[identity.peer])
         client = await _client(stack, store, model, network, book, dtype, entropy, settings, speculation, activations)
