@@ -55,7 +55,7 @@ class RevocationWatch:
         return self._book.latest
 
     async def look(self) -> None:
-        """Read the file and the directory once; hang up there what nobody has, or what is about to expire."""
+        """Read the file and ask the directory once; give it what it does not know."""
         self.read_file()
         try:
             posted = await self._board.posted()

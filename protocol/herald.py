@@ -55,8 +55,15 @@ class Herald:
             index = pulse_due(said.issued_ms, now_s)
             if index <= limits.MAX_PULSE:
                 return Statement(record.model_root, said.data, index, said.chain[index], is_new=False)
-        said = self._issue(content, max(int(now_s * MS), said.issued_ms + 1 if said else 0))
+        said = self._issue(content, self._issue_time(said, int(now_s * MS)))
         return Statement(record.model_root, said.data, 0, said.chain[0], is_new=True)
+
+    @staticmethod
+    def _issue_time(said: _Said | None, now_ms: int) -> int:
+        """Now, or just after our last record, which others have, if no wrong clock dated it far ahead."""
+        if said is None or said.issued_ms > now_ms + limits.MAX_CLOCK_SKEW_S * MS:
+            return now_ms
+        return max(now_ms, said.issued_ms + 1)
 
     def _issue(self, content: NodeRecord, issued_ms: int) -> _Said:
         """Sign it. The chain is of no use to anybody who does not have our key."""

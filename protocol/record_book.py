@@ -36,6 +36,10 @@ class Kept:
         """Unix time."""
         return expires_at_s(self.record.issued_ms, self.index)
 
+    def is_timely(self, now_s: float) -> bool:
+        """Whether it has not ended, and does not end so late that a clock must be wrong: its owner's, or ours once."""
+        return now_s < self.expires_at_s <= now_s + limits.MAX_RECORD_TTL_S + limits.MAX_CLOCK_SKEW_S
+
 
 class RecordBook:
     """The newest record of each node and model.
@@ -66,7 +70,7 @@ class RecordBook:
             kept = _renewed(kept, index, pulse)
         _check_time(kept, now_s)
         known = self._rosters[name].get(owner)
-        if known is not None and known.record.issued_ms > record.issued_ms and known.expires_at_s > now_s:
+        if known is not None and known.record.issued_ms > record.issued_ms and known.is_timely(now_s):
             return known
         if known is None:
             self._make_room(name, owner, now_s)
@@ -78,7 +82,7 @@ class RecordBook:
     def renew(self, roster: bytes, owner: PeerId, index: int, pulse: bytes, now_s: float) -> bool:
         """Take a pulse; False if it is none of a live record of `owner` that is here."""
         known = self._rosters.get(roster, {}).get(owner)
-        if known is None or known.expires_at_s <= now_s:
+        if known is None or not known.is_timely(now_s):
             return False
         if index <= known.index:
             return earlier(known.pulse, known.index - index) == pulse
@@ -93,7 +97,7 @@ class RecordBook:
     def live(self, roster: bytes, now_s: float) -> list[Kept]:
         """What is alive of a roster, sorted by peer id."""
         holders = self._rosters.get(roster, {})
-        for peer in [peer for peer, kept in holders.items() if kept.expires_at_s <= now_s]:
+        for peer in [peer for peer, kept in holders.items() if not kept.is_timely(now_s)]:
             del holders[peer]
         return [holders[peer] for peer in sorted(holders)]
 
@@ -140,5 +144,5 @@ def _renewed(kept: Kept, index: int, pulse: bytes) -> Kept:
 
 
 def _check_time(kept: Kept, now_s: float) -> None:
-    if not now_s < kept.expires_at_s <= now_s + limits.MAX_RECORD_TTL_S + limits.MAX_CLOCK_SKEW_S:
+    if not kept.is_timely(now_s):
         raise RecordRejected(f"a record that expires {kept.expires_at_s - now_s:.0f} s from now")

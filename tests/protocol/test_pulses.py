@@ -97,6 +97,19 @@ def test_a_clock_that_is_set_back_does_not_make_a_later_record_the_earlier_one()
     assert decode_record(second.data, ALICE.peer).issued_ms > decode_record(first.data, ALICE.peer).issued_ms
 
 
+def test_a_clock_that_was_hours_ahead_leaves_nothing_behind_that_hides_its_node() -> None:
+    clock, book = FakeClock(), RecordBook()
+    herald = Herald(ALICE, clock)
+    clock.now_s += 4 * 3600
+    wrong = herald.say(record_of(ALICE))
+    book.add(wrong.data, ALICE.peer, clock.now_s)
+    clock.now_s = NOW_S
+    right = herald.say(record_of(ALICE))
+    assert (right.is_new, decode_record(right.data, ALICE.peer).issued_ms) == (True, NOW_S * 1000)
+    book.add(right.data, ALICE.peer, clock.now_s)
+    assert [kept.data for kept in book.live(roster_name(ROOT), clock.now_s)] == [right.data]
+
+
 def test_nobody_heralds_for_another() -> None:
     with pytest.raises(InvalidRequest):
         Herald(ALICE, FakeClock()).say(record_of(BOB))
