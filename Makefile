@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-wan bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-idle bench-wan bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -37,6 +37,12 @@ bench-wan: $(VENV)/.installed
 
 # Calls beside hivemind's, decoding beside transformers', kernels beside kt-kernel's, ggml's and torch's own. Peers get
 # environments of their own (made once: some minutes, 2.5 GB).
+
+# What the directory costs idle nodes, by cause: twenty peers in a network namespace of their own; ten minutes.
+bench-idle: $(VENV)/.installed
+	unshare --net --map-root-user sh -c 'ip link set lo up; $(BIN)/python -m shoal.simulations.bench.idle_directory --peers 20'
+
+# kt-kernel, ggml and torch's own beside ours, each in an environment of its own (made once: some minutes, 1.5 GB).
 bench-peers: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.peers.calls
 	$(BIN)/python -m shoal.simulations.bench.peers.decode --environments .venv-peers
