@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,13 +17,13 @@ from shoal.protocol.net.hivemind_loader import load_hivemind
 from shoal.protocol.net.p2pd import P2pd, start_p2pd
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.sync_messages import SyncReply, SyncRequest
-from tests.protocol.dht_swarm import IDENTITIES, LAYER, ROOT, LeapClock, find, record_of, swarm
+from tests.protocol.dht_swarm import IDENTITIES, LAYER, ROOT, LeapClock, find, patience, record_of, swarm  # noqa: F401  (one is a fixture)
 
 load_hivemind()
 
 from hivemind.p2p import PeerID  # noqa: E402
 
-pytestmark = pytest.mark.socket
+pytestmark = [pytest.mark.socket, pytest.mark.usefixtures("patience")]
 
 
 @pytest.fixture(autouse=True)
@@ -87,14 +86,15 @@ def test_many_holders_stand_in_one_roster_and_survive_a_node_that_is_killed() ->
 
 def test_a_newcomer_finds_all_though_a_keeper_is_gone() -> None:
     async def run() -> None:
-        async with swarm(NUM_KEEPERS + 1) as (daemons, directories):
+        clock = LeapClock()
+        async with swarm(NUM_KEEPERS + 1, clock) as (daemons, directories):
             for identity, directory in zip(IDENTITIES, directories, strict=False):
                 await directory.publish(record_of(identity))
             os.kill(daemons[2].pid, 9)
             await end_of(daemons[2])
             daemon = await start_p2pd(IDENTITIES[6])
             try:
-                newcomer = await join_dht(daemon, IDENTITIES[6], daemons[0].addresses, time.time)
+                newcomer = await join_dht(daemon, IDENTITIES[6], daemons[0].addresses, clock)
                 assert [record.peer for record in await find(newcomer)] == sorted(each.peer for each in daemons)
                 await newcomer.aclose()
             finally:
@@ -110,7 +110,7 @@ def test_to_say_the_same_again_takes_a_pulse_and_no_record() -> None:
             await directories[1].publish(record_of(IDENTITIES[1]))
             (before,) = await find(directories[0])
             sent = listen(directories[1])
-            clock.ahead_s += limits.PULSE_PERIOD_S
+            clock.now_s += limits.PULSE_PERIOD_S
             await directories[1].publish(record_of(IDENTITIES[1]))
             assert [(request.record, len(request.pulse)) for request in sent] == [(b"", 16)] * 2
             (after,) = await find(directories[0])
@@ -125,7 +125,7 @@ def test_a_keeper_that_has_forgotten_a_record_is_given_it_again() -> None:
         clock = LeapClock()
         async with swarm(2, clock) as (_, directories):
             await directories[1].publish(record_of(IDENTITIES[1]))
-            clock.ahead_s += limits.RECORD_TTL_S
+            clock.now_s += limits.RECORD_TTL_S
             assert await find(directories[0]) == []
             await directories[1].publish(record_of(IDENTITIES[1]))
             assert len(await find(directories[0])) == 1
@@ -150,7 +150,7 @@ def test_a_node_that_says_nothing_more_is_gone_after_ninety_seconds() -> None:
         async with swarm(3, clock) as (_, directories):
             await directories[1].publish(record_of(IDENTITIES[1]))
             assert len(await find(directories[0])) == 1
-            clock.ahead_s += limits.RECORD_TTL_S
+            clock.now_s += limits.RECORD_TTL_S
             assert await find(directories[0]) == await find(directories[2]) == []
             assert (await directories[0].lookup(ROOT, [LAYER], max_age_s=1e9))[LAYER] == [], "nor is it remembered"
 
@@ -182,9 +182,9 @@ def test_one_keeper_that_hides_a_node_hides_it_from_nobody() -> None:
             await directories[1].publish(record_of(IDENTITIES[1]))
             for _ in range(NUM_KEEPERS):
                 assert [record.peer for record in await find(directories[0])] == [daemons[1].peer]
-            clock.ahead_s += limits.PULSE_PERIOD_S
+            clock.now_s += limits.PULSE_PERIOD_S
             await directories[1].publish(record_of(IDENTITIES[1]))
-            clock.ahead_s += limits.PULSE_PERIOD_S
+            clock.now_s += limits.PULSE_PERIOD_S
             for _ in range(NUM_KEEPERS):
                 assert [record.peer for record in await find(directories[0])] == [daemons[1].peer]
 
@@ -220,10 +220,11 @@ def test_the_first_peer_of_a_swarm_keeps_its_own_record() -> None:
 
 def test_a_client_reads_and_keeps_nothing_for_others() -> None:
     async def run() -> None:
-        async with swarm(2) as (daemons, directories):
+        clock = LeapClock()
+        async with swarm(2, clock) as (daemons, directories):
             await directories[1].publish(record_of(IDENTITIES[1]))
             daemon = await start_p2pd(IDENTITIES[5])
-            client = await join_dht(daemon, IDENTITIES[5], daemons[0].addresses, time.time, is_client=True)
+            client = await join_dht(daemon, IDENTITIES[5], daemons[0].addresses, clock, is_client=True)
             try:
                 assert len(await find(client)) == 1
                 known = directories[0]._node.protocol.routing_table.peer_id_to_uid
@@ -237,16 +238,20 @@ def test_a_client_reads_and_keeps_nothing_for_others() -> None:
 
 def test_a_stranger_finds_no_directory_at_a_private_swarms_peer() -> None:
     async def run() -> None:
-        seal, daemons = RecordSeal(b"d" * 32), list(await asyncio.gather(*map(start_p2pd, IDENTITIES[:3])))
+        clock, seal, daemons = (
+            LeapClock(),
+            RecordSeal(b"d" * 32),
+            list(await asyncio.gather(*map(start_p2pd, IDENTITIES[:3]))),
+        )
         join = daemons[0].addresses
-        directories = [await join_dht(daemons[0], IDENTITIES[0], (), time.time, seal=seal)]
+        directories = [await join_dht(daemons[0], IDENTITIES[0], (), clock, seal=seal)]
         try:
-            directories.append(await join_dht(daemons[1], IDENTITIES[1], join, time.time, seal=seal))
+            directories.append(await join_dht(daemons[1], IDENTITIES[1], join, clock, seal=seal))
             await directories[0].publish(record_of(IDENTITIES[0]))
             assert len(await find(directories[1])) == 1
             for other in (None, RecordSeal(b"e" * 32)):
                 with pytest.raises(ConnectFailed):
-                    await join_dht(daemons[2], IDENTITIES[2], join, time.time, seal=other)
+                    await join_dht(daemons[2], IDENTITIES[2], join, clock, seal=other)
             assert [directory.num_neighbours for directory in directories] == [1, 1]
         finally:
             for directory in directories:

@@ -11,7 +11,7 @@ import pytest
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.hivemind_dht import HivemindDirectory
 from shoal.protocol.net.hivemind_loader import load_hivemind
-from tests.protocol.dht_swarm import IDENTITIES, find, record_of, swarm
+from tests.protocol.dht_swarm import IDENTITIES, find, patience, record_of, swarm  # noqa: F401  (one is a fixture)
 
 load_hivemind()
 
@@ -64,6 +64,7 @@ class Attacker:
 
 
 @pytest.mark.socket
+@pytest.mark.usefixtures("patience")
 def test_nothing_is_stored_and_nobody_stands_in_anothers_place() -> None:
     async def run() -> None:
         async with swarm(2) as (daemons, directories):
