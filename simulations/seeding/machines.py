@@ -228,7 +228,7 @@ class Machine:
         claim = Claim(
             self.identity.peer, ROOT, {}, WeightFormat.BF16, 0, (f"sim/{self.identity.peer}",), since_s=int(unix())
         )
-        self.announcer = Announcer(self.directory, claim, lambda: Load(0, 0), unix)
+        self.announcer = Announcer(self.directory, claim, lambda: Load(0, 0))
         self._held = Held(ROOT, WeightFormat.BF16, ExpertSpec(1, 1), {})
         self.keeper = Keeper(self._held, self.announcer, self._pack, 1 << 30, 1, self._arriving)
         self._announcing: asyncio.Task[None] | None = None
