@@ -35,14 +35,12 @@ bench: $(VENV)/.installed
 bench-wan: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.wan $(WAN)
 
-# Calls beside hivemind's, decoding beside transformers', kernels beside kt-kernel's, ggml's and torch's own. Peers get
-# environments of their own (made once: some minutes, 2.5 GB).
-
 # What the directory costs idle nodes, by cause: twenty peers in a network namespace of their own; ten minutes.
 bench-idle: $(VENV)/.installed
 	unshare --net --map-root-user sh -c 'ip link set lo up; $(BIN)/python -m shoal.simulations.bench.idle_directory --peers 20'
 
-# kt-kernel, ggml and torch's own beside ours, each in an environment of its own (made once: some minutes, 1.5 GB).
+# Calls beside hivemind's, decoding beside transformers', kernels beside kt-kernel's, ggml's and torch's own. Peers get
+# environments of their own (made once: some minutes, 2.5 GB).
 bench-peers: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.peers.calls
 	$(BIN)/python -m shoal.simulations.bench.peers.decode --environments .venv-peers
