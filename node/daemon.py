@@ -253,6 +253,7 @@ async def running_node(
         announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open, seeder)
         await keeper.announce(missing)
+        supply.is_open = lambda: announcer.is_present
         if settings.join or not await is_first(place, library.root):
             wanted = Wanted(library.root, tuple(place.shape.layers), library.piece_bytes, identity.peer)
             connector = connector_of(identity, entry, throttle)

@@ -7,12 +7,12 @@ else pieces come from `pulling.py`'s.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import count
 
-from shoal.experts.pieces.fetching import FetchSettings, OnStored, fetch_pieces
+from shoal.experts.pieces.fetching import Fetched, FetchSettings, OnStored, fetch_pieces
 from shoal.experts.pieces.model import PieceModel
 from shoal.experts.pieces.pieces import ExpertPiece, Piece, expert_pieces
 from shoal.experts.pieces.pins import Pins
@@ -31,10 +31,18 @@ REVERIFY_PAUSE_S = 60.0
 """Between two pieces that are hashed again: 154 experts, what 8 GB hold, are through in two and a half hours, at a
 thousandth of a core."""
 
+PAUSE_LOOK_S = 0.5
+"""A pause ends what is on its way within so long. What came of a piece from peers is kept."""
+
 REOPEN_S = 60.0
 """Where the model's sources do not answer and peers do: after so long they are tried again."""
 
 Place = tuple[LayerId, ExpertId]
+
+
+def always() -> bool:
+    """Of a node that is never paused."""
+    return True
 
 
 @dataclass(slots=True)
@@ -79,6 +87,8 @@ class Supply:
         self._settings = FetchSettings()
         self.peers: Peers | None = None
         """Who else may be asked; set when the swarm is known. None: nobody."""
+        self.is_open: Callable[[], bool] = always
+        """Whether anything may come now: a paused node takes nothing."""
         self.filled = Filled()
 
     async def __aenter__(self) -> "Supply":
@@ -164,24 +174,41 @@ class Supply:
             if peers is not None:
                 await peers.begin()
             while True:
+                await self._until_open()
                 begun_bytes = filled.num_fetched * (filled.missing_bytes // max(1, filled.num_missing))
                 async with AsyncExitStack() as stack:
                     sources = await self._open(model, stack)
-                    limit = asyncio.timeout(None if sources or not model.model.sources else REOPEN_S)
-                    try:
-                        async with limit:
-                            await fetch_pieces(
-                                pieces, sources, model.shelf.store, self._settings, tell, peers, on_stored
-                            )
-                    except TimeoutError:
-                        if not limit.expired():
-                            raise
-                        continue
+                    limit_s = None if sources or not model.model.sources else REOPEN_S
+                    fetch = fetch_pieces(pieces, sources, model.shelf.store, self._settings, tell, peers, on_stored)
+                    is_whole = await self._while_open(asyncio.create_task(fetch, name="fetch pieces"), limit_s)
+                if not is_whole:
+                    continue
                 self._progress("fetching", filled.missing_bytes, filled.missing_bytes)
                 return
         finally:
             if looking is not None:
                 await _end(looking)
+
+    async def _while_open(self, fetching: asyncio.Task[Fetched], limit_s: float | None) -> bool:
+        """Whether it came to its end; else the node was paused meanwhile, or `limit_s` are over. Raises what it
+        raises."""
+        clock = asyncio.get_running_loop().time
+        end_s = float("inf") if limit_s is None else clock() + limit_s
+        try:
+            while not fetching.done() and self.is_open() and clock() < end_s:
+                await asyncio.wait({fetching}, timeout=PAUSE_LOOK_S)
+            if fetching.done():
+                fetching.result()
+                return True
+            return False
+        finally:
+            await _end(fetching)
+
+    async def _until_open(self) -> None:
+        is_open = self.is_open()
+        while not is_open:
+            await asyncio.sleep(PAUSE_LOOK_S)
+            is_open = self.is_open()
 
     async def _open(self, model: PieceModel, stack: AsyncExitStack) -> list[CheckpointSource]:
         """The model's sources. Raises as `open_readers` where there are no peers."""
@@ -216,7 +243,7 @@ def _places(holding: Holding) -> list[Place]:
     return [(layer, expert) for layer, experts in holding.items() for expert in experts]
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _end(task: asyncio.Task[None] | asyncio.Task[Fetched]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

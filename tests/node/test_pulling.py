@@ -148,6 +148,27 @@ def test_a_node_fills_its_store_pins_it_and_lets_go(model: Path, shelf: Shelf) -
     assert done == total
 
 
+def test_a_paused_node_takes_nothing_until_it_works_again(model: Path, shelf: Shelf) -> None:
+    pull(Wish("tiny", (str(model),), experts="none", has_trunk=False), shelf)
+
+    async def serve() -> int:
+        with open_pieces(shelf.find("tiny")) as store:
+            async with Supply(store, "node", lambda *words: None) as supply:
+                asked = 0
+
+                def is_open() -> bool:
+                    nonlocal asked
+                    asked += 1
+                    if asked <= 2:
+                        assert shelf.store.pieces() == []
+                    return asked > 2
+
+                supply.is_open = is_open
+                return len([place async for place in supply.arriving(parse_holding("1:0-3", store.spec))])
+
+    assert asyncio.run(serve()) == 4
+
+
 def test_a_node_that_nobody_gives_anything_says_why(model: Path, shelf: Shelf) -> None:
     pull(Wish("tiny", (str(model),), experts="none", has_trunk=False), shelf)
     shutil.rmtree(model)
