@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.protocol.dtypes import BLOCK, TAKEN, DType, from_bits, num_blocks, row_bytes, to_bits
+from shoal.protocol.dtypes import TAKEN, DType, from_bits, num_blocks, row_bytes, to_bits
 from shoal.protocol.errors import InvalidRequest, Malformed, NonFinite
 from shoal.protocol.tensors import LARGEST, ROWS_IN_CACHE, decode_rows, encode_rows, tensor_bytes
 
@@ -31,7 +31,7 @@ def bounds(x: torch.Tensor, dtype: DType) -> torch.Tensor:
     return largest / 252 + 2.0**-100
 
 
-@given(st.lists(FLOATS, min_size=1, max_size=BLOCK), st.sampled_from(INEXACT))
+@given(st.lists(FLOATS, min_size=1, max_size=24), st.sampled_from(INEXACT))
 def test_no_value_is_further_off_than_the_formats_bound(values, dtype):
     x = torch.tensor([values]).clamp(-LARGEST, LARGEST)
     assert ((through(x, dtype).double() - x.double()).abs() <= bounds(x, dtype)).all()
