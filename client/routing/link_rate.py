@@ -10,8 +10,8 @@ MIN_EXCHANGES = 8
 """Fewer say nothing: the first ones open TCP's window."""
 
 NUM_RECENT = 32
-"""Exchanges of which the fastest counts. A busy machine holds up nine of ten by more than their bytes take (measured: a
-link of 100 Mbit/s seemed to have two, by the mean), but no link carries even one faster than it can."""
+"""Exchanges of which the fastest counts. A busy machine holds most of them up by more than their bytes take (by the
+mean, a link of 100 Mbit/s was taken for less than 9), but no link carries even one faster than it can."""
 
 
 @dataclass(slots=True)
