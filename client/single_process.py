@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from shoal.client.engine.engine_settings import EngineSettings
 from shoal.client.engine.generate import Engine
 from shoal.client.text.tokenizer import Tokenizer
 from shoal.client.trunk.checkpoint import load_mtp, load_trunk
@@ -68,4 +69,6 @@ def single_process_engine(
     with ModelStore.open(directory, cache_dir or default_cache_dir()) as store:
         opened = open_trunk(store, directory, rounding, worker, trunk_format)
         backend = choose_backend(KernelChoice.AUTO, torch.get_num_threads())
-        yield Engine(opened.trunk, LocalExperts(store, backend, rounding, worker), opened.tokenizer)
+        experts = LocalExperts(store, backend, rounding, worker)
+        settings = EngineSettings(prefill_ahead=1)  # one worker does everything: there is no waiting to hide
+        yield Engine(opened.trunk, experts, opened.tokenizer, settings=settings)

@@ -96,13 +96,13 @@ class ExpertsTimed:
 
 @dataclass(frozen=True, slots=True)
 class LayerTimed:
-    """One layer of one forward pass of the trunk."""
+    """One layer of one forward pass of the trunk, or of a wave of it: those overlap, each has its own times."""
 
     pass_id: int
     """Counts the passes of one client."""
     layer: LayerId
     num_tokens: int
-    """Rows of the pass, of all streams together."""
+    """Rows of the wave, of all its streams together."""
     attention_s: float
     """Norms, projections and attention; in a dense layer all of it."""
     route_s: float
@@ -119,7 +119,7 @@ class PassTaken:
     num_decoding: int
     """Streams that decoded one token."""
     num_prefilled: int
-    """Prompt tokens in the pass, all of one stream."""
+    """Prompt tokens in the pass."""
     num_running: int
     """Streams that hold a place, these included."""
     num_waiting: int

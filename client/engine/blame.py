@@ -1,6 +1,6 @@
-"""Which rows of a pass an error of the routed experts is about, so that it ends their streams and no others.
+"""Which rows of a wave an error of the routed experts is about, so that it ends their streams and no others.
 
-Wraps the seam `RoutedExperts` for one pass. Knows errors and rows; knows no streams.
+Wraps the seam `RoutedExperts` for one wave of a pass. Knows errors and rows; knows no streams.
 """
 
 import torch
@@ -12,20 +12,29 @@ from shoal.protocol.ids import LayerId
 
 
 def witness_of(routed_experts: RoutedExperts) -> "Witness":
-    """A witness for one pass, of the same kind as the experts."""
+    """A witness for one wave of a pass, of the same kind as the experts."""
     return WitnessHere(routed_experts) if isinstance(routed_experts, ExpertsHere) else Witness(routed_experts)
 
 
 class Witness(RoutedExperts):
-    """Hands calls on and remembers the last one."""
+    """Hands calls on and remembers the last one, and how it failed."""
 
     def __init__(self, routed_experts: RoutedExperts) -> None:
         self._routed_experts = routed_experts
         self._call: tuple[LayerId, Tensor, Tensor] | None = None
+        self._error: ShoalError | None = None
 
     async def __call__(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
         self._call = (layer, x, topk_idx)
-        return await self._routed_experts(layer, x, topk_idx, topk_weights)
+        try:
+            return await self._routed_experts(layer, x, topk_idx, topk_weights)
+        except ShoalError as error:
+            self._error = error
+            raise
+
+    def has_seen(self, error: ShoalError) -> bool:
+        """Whether it was this wave's."""
+        return error is self._error
 
     def rows_at_fault(self, error: ShoalError) -> Tensor | None:
         """bool[T]: rows that the error is about; None: it may be any of them.
@@ -53,4 +62,8 @@ class WitnessHere(Witness, ExpertsHere):
 
     def compute(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
         self._call = (layer, x, topk_idx)
-        return self._experts.compute(layer, x, topk_idx, topk_weights)
+        try:
+            return self._experts.compute(layer, x, topk_idx, topk_weights)
+        except ShoalError as error:
+            self._error = error
+            raise

@@ -9,6 +9,10 @@ PREFILL_CHUNK = 256
 """Prompt tokens per forward pass: half of `limits.MAX_TOKENS_PER_FRAME`, so that a frame stays at 7 MB for DeepSeek-V3
 and a decode step of another stream waits for no more than that."""
 
+CHUNKS_PER_PASS = 8
+"""Chunks of prompts that a pass takes where nobody decodes: 2,048 tokens, whose hidden states are 29 MB for DeepSeek-V3
+in bf16 until the pass ends. With more of them, filling and draining the pipeline is a smaller part of the time."""
+
 MAX_RUNNING = MAX_TOKENS_PER_FRAME - PREFILL_CHUNK
 """A pass has a row of every running stream and one chunk of a prompt, and all may go to one holder in one frame."""
 
@@ -35,6 +39,11 @@ class EngineSettings:
     """Drafts of each stream in a pass, where there is a drafter. None: as many as pay by what passes take and how often
     drafts are right; none where they do not pay."""
 
+    prefill_ahead: int = 4
+    """Parts of a pass that are under way at the same time, 1..8: while some wait for their experts, others compute. 1:
+    one after another, a chunk of a prompt a pass. As many as an answer of the experts takes longer than a chunk's layer
+    on the trunk: 4 hide 20 ms of round trip behind 7 ms of computing; each holds a frame of every holder in memory."""
+
     def __post_init__(self) -> None:
         if not 1 <= self.max_running <= MAX_RUNNING:
             raise InvalidRequest(f"max_running is {self.max_running}, expected 1..{MAX_RUNNING}")
@@ -42,5 +51,7 @@ class EngineSettings:
             raise InvalidRequest(f"max_waiting is {self.max_waiting}, expected >= 0")
         if self.kv_cache_bytes < 1:
             raise InvalidRequest(f"kv_cache_bytes is {self.kv_cache_bytes}, expected >= 1")
+        if not 1 <= self.prefill_ahead <= CHUNKS_PER_PASS:
+            raise InvalidRequest(f"prefill_ahead is {self.prefill_ahead}, expected 1..{CHUNKS_PER_PASS}")
         if self.draft_width is not None and not 0 <= self.draft_width <= MAX_DRAFT_WIDTH:
             raise InvalidRequest(f"draft_width is {self.draft_width}, expected 0..{MAX_DRAFT_WIDTH}")

@@ -67,7 +67,7 @@ class Engine:
         )
         """Tokens of prompt and answer together: the model's context, or what of it fits the budget for KV caches."""
         self._draw_seed = draw_seed
-        self._passes = Passes(trunk, routed_experts, timing)
+        self._passes = Passes(trunk, routed_experts, timing, settings.prefill_ahead)
         self._speculator = Speculator(drafter, settings.draft_width) if drafter else None
         self._timing = timing
         self._scheduler = Scheduler(settings, lambda room: trunk.new_cache(room, self.context_length))
@@ -244,7 +244,7 @@ class Engine:
             try:
                 await self._step(shares)
             except Exception as error:  # the task's boundary: whoever had a share is told
-                self._fail([share.sequence for share in shares], error)
+                self._fail(dict.fromkeys(share.sequence for share in shares), error)
             finally:
                 if self._current is shares:
                     self._current = []
@@ -259,16 +259,16 @@ class Engine:
         self._num_passes += 1
         num_decoding = sum(share.sequence.is_decoding for share in shares)
         began = asyncio.get_running_loop().time() if self._speculator else 0.0
-        done = await self._passes.run(shares, self._num_passes)
+        done = await self._passes.run(shares, self._num_passes, self._may_go_on(shares))
         num_accepted = sum(map(self._hand_out, done.outcomes))
         if self._speculator:
-            self._speculator.took(shares, draft_s, asyncio.get_running_loop().time() - began)
-            self._speculator.learn_from(shares, done)
+            self._speculator.took(done.shares, draft_s, asyncio.get_running_loop().time() - began)
+            self._speculator.learn_from(done)
         self._timing.observe(
             PassTaken(
                 pass_id=self._num_passes,
                 num_decoding=num_decoding,
-                num_prefilled=sum(share.count for share in shares) - num_decoding,
+                num_prefilled=sum(share.count for share in done.shares) - num_decoding,
                 num_running=self._scheduler.num_running,
                 num_waiting=self._scheduler.num_waiting,
                 head_s=done.head_s,
@@ -279,6 +279,12 @@ class Engine:
                 draft_s=draft_s,
             )
         )
+
+    def _may_go_on(self, shares: list[Share]) -> Callable[[], bool]:
+        """Whether a pass should take up its next chunk: not when somebody has come who waits for the next pass, and
+        not when somebody has left, for it may be theirs."""
+        before = self._scheduler.sequences
+        return lambda: self._scheduler.sequences == before
 
     async def _drafted(self, speculator: Speculator, shares: list[Share]) -> tuple[list[Share], float]:
         """The shares, with drafts, of streams that are still there when those are made; and the seconds that took."""

@@ -1,28 +1,35 @@
 """One forward pass for the streams that share it: their rows through the trunk, then head and sampler for each.
 
-Between the loop of `generate.py` and the trunk. What goes wrong for one stream (its grammar, its numbers, an expert
-that only it needs) is that stream's result and nobody else's. Knows no queue and no reader.
+Between the loop of `generate.py` and the trunk. A pass with much of prompts goes in several waves, which overlap: those
+who decode first, so that their frames stay small, then chunk by chunk (docs/adr/0028-prefill.md). What goes wrong for
+one stream (its grammar, its numbers, an expert that only it needs) is that stream's result and nobody else's. Knows no
+queue and no reader.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from shoal.client.engine.blame import witness_of
+from shoal.client.engine.blame import Witness, witness_of
 from shoal.client.engine.logprobs import TokenScore, score_tokens
 from shoal.client.engine.sampler import Sampled
 from shoal.client.engine.scheduler import Share
 from shoal.client.engine.sequence import Answering, AnySequence, Scoring
 from shoal.client.trunk.kv_cache import Rows
-from shoal.client.trunk.model import Timing, Trunk
+from shoal.client.trunk.model import Timing, Trunk, Wave
 from shoal.client.trunk.moe import RoutedExperts
 from shoal.protocol.errors import ShoalError
 
 HEAD_ROWS = 32
 """Rows that go through the head at a time: 16 MB of logits for DeepSeek-V3's vocabulary."""
+
+
+SMALL_WAVE_ROWS = 64
+"""Rows up to which chunks of short prompts go together, and with those who decode: from there on arithmetic takes the
+time and not the reading of weights (as `node/batcher.py` has it), and company only makes everybody late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores of a part of a prompt."""
+    """Scores of a part of a prompt: of all its chunks in the pass."""
 
     sequence: Scoring
     scores: list[TokenScore]
@@ -62,10 +69,12 @@ class PassDone:
     """What a pass has brought and what it took besides the layers."""
 
     outcomes: Iterable[Outcome]
+    shares: Sequence[Share]
+    """What was run: all that was asked for, less chunks that were left for the next pass."""
     head_s: float = 0.0
     sampling_s: float = 0.0
     states: Tensor | None = None
-    """dtype[T, H] of all rows, shares in turn; None: the layers did not come to an end."""
+    """dtype[T, H] of all rows, `shares` in turn; None: the layers did not come to an end."""
     spoiled: Sequence[AnySequence] = ()
     """Streams whose drafts, and not their own tokens, an error was about: they are as before."""
 
@@ -73,13 +82,17 @@ class PassDone:
 class Passes:
     """Runs passes of one trunk, one at a time."""
 
-    def __init__(self, trunk: Trunk, routed_experts: RoutedExperts, timing: Timing) -> None:
+    def __init__(self, trunk: Trunk, routed_experts: RoutedExperts, timing: Timing, num_at_once: int = 1) -> None:
+        """num_at_once: waves of a pass that overlap; 1: all of its rows are one wave."""
         self._trunk = trunk
+        self._num_at_once = num_at_once
         self._routed_experts = routed_experts
         self._timing = timing
 
-    async def run(self, shares: list[Share], pass_id: int) -> PassDone:
-        """Run the shares' tokens. Each sequence stands in one share and has a cache.
+    async def run(self, shares: list[Share], pass_id: int, may_go_on: Callable[[], bool] = lambda: True) -> PassDone:
+        """Run the shares' tokens. Each sequence has a cache, and stands in one share or in consecutive chunks.
+
+        may_go_on: asked before each wave but the first; if not, what is left stays pending.
 
         An error of the routed experts is the outcome of the streams that it is about, and the others stay as they were:
         their tokens are still pending and may be run again.
@@ -89,25 +102,28 @@ class Passes:
 
         *Cancellation:* as `Trunk.forward_rows`.
         """
-        ids = torch.tensor([token_id for share in shares for token_id in _ids(share)])
-        rows = [
-            Rows(share.num_rows, share.sequence.cache, is_one_by_one=bool(share.drafts))
-            for share in shares
-            if share.sequence.cache
-        ]
-        heads = list(_heads(shares))
-        witness, timing = witness_of(self._routed_experts), replace(self._timing, pass_id=pass_id)
+        groups = _groups(shares) if self._num_at_once > 1 else [shares]
+        witnesses = [witness_of(self._routed_experts) for _ in groups]
         try:
-            hidden = await self._trunk.forward_rows(ids, rows, witness, timing)
+            hidden = await self._forward([*map(_wave, groups, witnesses)], pass_id, may_go_on)
         except ShoalError as error:
-            return _blamed(shares, error, witness.rows_at_fault(error))
-        return await self._finish(heads, hidden)
+            return _blamed(shares, groups, witnesses, error)
+        ran = [share for group in groups[: len(hidden)] for share in group]
+        return await self._finish(ran, hidden[0] if len(hidden) == 1 else torch.cat(hidden))
 
-    async def _finish(self, heads: "list[_Head]", hidden: Tensor) -> PassDone:
+    async def _forward(self, waves: list[Wave], pass_id: int, may_go_on: Callable[[], bool]) -> list[Tensor]:
+        """The hidden states of the waves that were run."""
+        timing = replace(self._timing, pass_id=pass_id)
+        if len(waves) == 1:
+            ids, rows, experts = waves[0].ids, waves[0].rows, waves[0].routed_experts
+            return [await self._trunk.forward_rows(ids, rows, experts, timing)]
+        return await self._trunk.forward_waves(waves, self._num_at_once, lambda _: may_go_on(), timing)
+
+    async def _finish(self, shares: list[Share], hidden: Tensor) -> PassDone:
         """Samples and scores of the streams that are still there."""
         clock, outcomes, head_s = self._timing.clock, list[Outcome](), 0.0
         started = clock()
-        present = [head for head in heads if head.sequence.cache is not None]
+        present = [head for head in _heads(shares) if head.sequence.cache is not None]
         answering = [(head, head.sequence) for head in present if isinstance(head.sequence, Answering)]
         for some in _batches(answering):
             begun = clock()
@@ -116,11 +132,13 @@ class Passes:
             head_s += clock() - begun
             logits_of_each = logits.split_with_sizes([head.stop - head.start for head, _ in some])
             outcomes += await self._trunk.worker.run(_choose_each, some, logits_of_each)
+        scored = dict[Scoring, list[TokenScore]]()
         for head in present:
             if isinstance(head.sequence, Scoring):
                 scores = await self._scores(head.sequence, hidden[head.start : head.stop], head.targets)
-                outcomes.append(Scored(head.sequence, scores))
-        return PassDone(outcomes, head_s, clock() - started - head_s, hidden)
+                scored.setdefault(head.sequence, []).extend(scores)
+        outcomes += [Scored(scoring, scores) for scoring, scores in scored.items()]
+        return PassDone(outcomes, shares, head_s, clock() - started - head_s, hidden)
 
     async def _scores(self, scoring: Scoring, hidden: Tensor, targets: list[int]) -> list[TokenScore]:
         scores: list[TokenScore] = []
@@ -142,9 +160,28 @@ class _Head:
     """Whose likelihood is asked for in each row; for an answer, whose next tokens are to be chosen, its drafts."""
 
 
-def _ids(share: Share) -> list[int]:
-    pending = share.sequence.pending(share.count)
-    return [*pending, *share.drafts] if share.drafts else pending
+def _groups(shares: list[Share]) -> list[list[Share]]:
+    """What goes through the layers together: those who decode, then each chunk by itself if it is not small."""
+    decoding = [share for share in shares if share.sequence.is_decoding]
+    groups = [decoding] if decoding else []
+    for share in shares[len(decoding) :]:
+        last = groups[-1] if groups else []
+        num_rows = sum(each.num_rows for each in last) + share.num_rows
+        if last and num_rows <= SMALL_WAVE_ROWS and all(each.sequence is not share.sequence for each in last):
+            last.append(share)
+        else:
+            groups.append([share])
+    return groups
+
+
+def _wave(shares: list[Share], witness: Witness) -> Wave:
+    ids = torch.tensor([token_id for share in shares for token_id in share.ids])
+    rows = [
+        Rows(share.num_rows, share.sequence.cache, is_one_by_one=bool(share.drafts))
+        for share in shares
+        if share.sequence.cache
+    ]
+    return Wave(ids, rows, witness)
 
 
 def _heads(shares: list[Share]) -> Iterator[_Head]:
@@ -153,7 +190,7 @@ def _heads(shares: list[Share]) -> Iterator[_Head]:
     for share in shares:
         start, end = end, end + share.num_rows
         if isinstance(share.sequence, Scoring):
-            yield _Head(share.sequence, start, end, share.sequence.targets(share.count))
+            yield _Head(share.sequence, start, end, share.sequence.targets(share.start, share.count))
         elif share.is_last:
             yield _Head(share.sequence, start + share.count - 1, end, list(share.drafts))
 
@@ -171,17 +208,25 @@ def _batches(answering: "list[tuple[_Head, Answering]]") -> "Iterator[list[tuple
         yield batch
 
 
-def _blamed(shares: list[Share], error: ShoalError, rows_at_fault: Tensor | None) -> PassDone:
-    """The error, as the outcome of those whose rows are at fault; of all where nobody knows.
+def _blamed(shares: list[Share], groups: list[list[Share]], witnesses: list[Witness], error: ShoalError) -> PassDone:
+    """The error, as the outcome of those whose rows are at fault; of all of its wave where nobody knows.
 
     Drafts may be wrong, and then their rows are nobody's: a stream does not end by them.
     """
+    for group, witness in zip(groups, witnesses, strict=True):
+        if witness.has_seen(error):
+            return _blamed_in(group, error, witness.rows_at_fault(error))
+    return _blamed_in(shares, error, None)
+
+
+def _blamed_in(shares: list[Share], error: ShoalError, rows_at_fault: Tensor | None) -> PassDone:
     if rows_at_fault is None:
-        return PassDone([Failed(share.sequence, error) for share in shares])
+        sequences = dict.fromkeys(share.sequence for share in shares)
+        return PassDone([Failed(sequence, error) for sequence in sequences], shares)
     parts = list(zip(shares, rows_at_fault.split_with_sizes([share.num_rows for share in shares]), strict=True))
     failed = [share.sequence for share, part in parts if bool(part[: share.count].any())]
     spoiled = [share.sequence for share, part in parts if bool(part.any()) and share.sequence not in failed]
-    return PassDone([Failed(sequence, error) for sequence in failed], spoiled=spoiled)
+    return PassDone([Failed(sequence, error) for sequence in failed], shares, spoiled=spoiled)
 
 
 def _choose_each(answering: "list[tuple[_Head, Answering]]", logits: Sequence[Tensor]) -> list[Outcome]:

@@ -1,16 +1,18 @@
 """Whose tokens go into the next pass: continuous batching as a pure policy, without clock, tensors or tasks.
 
-Between the streams and the trunk. Every pass takes one token of each stream that decodes, and one chunk of one prompt,
-so that no decode step ever waits for more than a chunk. Places are given first come, first served, as long as the KV
-caches fit their budget; prompts take turns. A cache that outgrows the budget costs the youngest stream its place: it
+Between the streams and the trunk. Every pass takes one token of each stream that decodes, and of prompts no more tokens
+than a chunk has, so that no decode step ever waits for more than that. Where nobody decodes it takes several chunks,
+which overlap (docs/adr/0028-prefill.md). Prompts take turns, a chunk each; where they are cut does not depend on who
+else is there. Places are given first come, first served, as long as the KV
+caches fit their budget. A cache that outgrows the budget costs the youngest stream its place: it
 goes back to the head of the queue and is run again from its tokens, which loses time and no token.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from shoal.client.engine.engine_settings import PREFILL_CHUNK, EngineSettings
+from shoal.client.engine.engine_settings import CHUNKS_PER_PASS, PREFILL_CHUNK, EngineSettings
 from shoal.client.engine.sequence import AnySequence
 from shoal.client.trunk.kv_cache import LatentCache
 from shoal.protocol.errors import Busy
@@ -37,8 +39,13 @@ class Share:
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing is pending after it, so that the next token can be chosen."""
-        return self.count == self.sequence.num_pending
+        """Whether nothing is pending after it, so that the next token can be chosen. Until one is."""
+        return self.start + self.count == len(self.sequence.ids)
+
+    @property
+    def ids(self) -> list[int]:
+        """Its tokens, then its drafts."""
+        return [*self.sequence.ids[self.start : self.start + self.count], *self.drafts]
 
 
 def no_drafts(num_streams: int) -> int:
@@ -94,6 +101,8 @@ class Scheduler:
     def next_pass(self, now: float, width: Callable[[int], int] = no_drafts) -> list[Share]:
         """Shares of the next pass, decoding ones first; none if every sequence waits for its reader.
 
+        A prompt may have several, each a chunk, in the order of its tokens.
+
         width: how many drafts each decoding sequence should have, by how many of them there are.
         """
         self._admit(now)
@@ -105,15 +114,29 @@ class Scheduler:
             for sequence in decoding
         ]
         prompts = [sequence for sequence in ready if not sequence.is_decoding]
-        if prompts:
-            shares.append(self._chunk(min(prompts, key=lambda sequence: sequence.last_turn)))
+        is_alone = not decoding and self._settings.prefill_ahead > 1
+        shares += self._chunks(prompts, PREFILL_CHUNK * (CHUNKS_PER_PASS if is_alone else 1))
         return self._within_budget(shares)
 
-    def _chunk(self, sequence: AnySequence) -> Share:
-        self._turn += 1
-        sequence.last_turn = self._turn
-        start = len(sequence.ids) - sequence.num_pending
-        return Share(sequence, min(sequence.num_pending, PREFILL_CHUNK), start)
+    def _chunks(self, prompts: list[AnySequence], room: int) -> list[Share]:
+        """Chunks of prompts, one of each in turn, of `room` tokens in all.
+
+        The round in which a prompt comes to its end is the last: its first token shall not wait for the others' rest.
+        """
+        shares: list[Share] = []
+        starts = {sequence: len(sequence.ids) - sequence.num_pending for sequence in prompts}
+        while True:
+            for sequence in sorted(starts, key=lambda sequence: sequence.last_turn):
+                share = Share(sequence, min(len(sequence.ids) - starts[sequence], PREFILL_CHUNK), starts[sequence])
+                if share.count > room:
+                    return shares
+                shares.append(share)
+                room -= share.count
+                starts[sequence] += share.count
+                self._turn += 1
+                sequence.last_turn = self._turn
+            if not shares or any(share.is_last for share in shares):
+                return shares
 
     def _admit(self, now: float) -> None:
         """Give places to those who wait longest, as many as fit."""
@@ -140,9 +163,11 @@ class Scheduler:
         return shares
 
     def _bytes_after(self, shares: list[Share]) -> int:
-        grown = {id(share.sequence): share.count + share.max_drafts for share in shares}
+        grown: Counter[int] = Counter()
+        for share in shares:
+            grown[id(share.sequence)] += share.count + share.max_drafts
         return sum(
-            sequence.cache.size_bytes_at(sequence.cache.num_tokens + grown.get(id(sequence), 0))
+            sequence.cache.size_bytes_at(sequence.cache.num_tokens + grown[id(sequence)])
             for sequence in self._running
             if sequence.cache
         )

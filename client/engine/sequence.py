@@ -56,11 +56,6 @@ class Sequence(Generic[Result]):
         """Whether its reader keeps up."""
         return self._results.qsize() < MAX_UNREAD
 
-    def pending(self, count: int) -> list[int]:
-        """The next `count` tokens to run."""
-        start = len(self.ids) - self.num_pending
-        return self.ids[start : start + count]
-
     def put(self, result: Result | Exception) -> None:
         """Hand a result to the reader; an exception is its last."""
         self._results.put_nowait(result)
@@ -134,10 +129,9 @@ class Scoring(Sequence[list[TokenScore]]):
         self.top_logprobs = top_logprobs
         self._last_id = prompt_ids[-1]
 
-    def targets(self, count: int) -> list[int]:
-        """The tokens that come after each of the next `count` pending ones."""
-        start = len(self.ids) - self.num_pending + 1
-        return [*self.ids, self._last_id][start : start + count]
+    def targets(self, start: int, count: int) -> list[int]:
+        """The tokens that come after each of `count` tokens from position `start` on."""
+        return [*self.ids, self._last_id][start + 1 : start + 1 + count]
 
 
 AnySequence = Answering | Scoring

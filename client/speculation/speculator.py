@@ -79,14 +79,14 @@ class Speculator:
         if width and draft_s > 0:
             self._draft_s.append(draft_s / width)
 
-    def learn_from(self, shares: Sequence[Share], done: PassDone) -> None:
+    def learn_from(self, done: PassDone) -> None:
         """A pass is over and its tokens are handed out: how far drafts were right, and what the drafter may look at."""
         for sequence in done.spoiled:
             self._paused[sequence] = PAUSE_PASSES
         if done.states is None:
             return
-        parts = done.states.split_with_sizes([share.num_rows for share in shares])
-        for share, states in zip(shares, parts, strict=True):
+        parts = done.states.split_with_sizes([share.num_rows for share in done.shares])
+        for share, states in zip(done.shares, parts, strict=True):
             cache = share.sequence.cache
             if cache is not None and isinstance(share.sequence, Answering):
                 self._saw(share, states[: cache.num_tokens - share.start])

@@ -64,7 +64,8 @@ class Attention:
         """x: dtype[T, H], normed: the new tokens of each sequence in turn -> dtype[T, H]."""
         counts = [some.count for some in rows]
         latents = [
-            self._attend_rows(some, queries, some.cache.write(self.layer, new))  # [heads, T of one sequence, rank]
+            # [heads, T of one sequence, rank]
+            self._attend_rows(some, queries, some.cache.write(self.layer, new, some.num_ahead))
             for some, queries, new in zip(
                 rows,
                 self._queries(x, rotation).split_with_sizes(counts, dim=1),

@@ -26,6 +26,13 @@ class Rows:
     is_one_by_one: bool = False
     """Whether attention takes each of them by itself, in the shapes of a pass that brings one token: the same bits as
     then. For drafts, whose verification must say what decoding would have said."""
+    num_ahead: int = 0
+    """Tokens of the same sequence that stand before them and are under way in the same pass (`wavefront.py`)."""
+
+    @property
+    def start(self) -> int:
+        """The position of the first of them."""
+        return self.cache.num_tokens + self.num_ahead
 
 
 class LatentCache:
@@ -63,17 +70,20 @@ class LatentCache:
         first = next(iter(self._rows.values()))
         return len(self._rows) * self._capacity(first, num_tokens) * self._row_bytes
 
-    def write(self, layer: LayerId, new: Tensor) -> Tensor:
-        """Put new: dtype[T, W] after the committed rows of a layer and return all: dtype[num_tokens + T, W], a view.
+    def write(self, layer: LayerId, new: Tensor, num_ahead: int = 0) -> Tensor:
+        """Put new: dtype[T, W] after the committed rows of a layer, and `num_ahead` more that were written already.
+
+        Returns all up to there: dtype[num_tokens + num_ahead + T, W], a view.
 
         Raises:
             ContextLengthExceeded: more than `max_tokens` tokens.
         """
-        end = self._num_tokens + len(new)
+        start = self._num_tokens + num_ahead
+        end = start + len(new)
         if end > self.max_tokens:
             raise ContextLengthExceeded(end, self.max_tokens)
-        rows = self._grown(layer, end)
-        rows[self._num_tokens : end] = new
+        rows = self._grown(layer, end, start)
+        rows[start:end] = new
         return rows[:end]
 
     def commit(self, num_new: int) -> None:
@@ -90,12 +100,12 @@ class LatentCache:
             raise InvalidRequest(f"cannot truncate a cache of {self._num_tokens} tokens to {length}")
         self._num_tokens = length
 
-    def _grown(self, layer: LayerId, num_rows: int) -> Tensor:
+    def _grown(self, layer: LayerId, num_rows: int, num_kept: int) -> Tensor:
         rows = self._rows[layer]
         capacity = self._capacity(rows, num_rows)
         if capacity > len(rows):
             grown = rows.new_empty(capacity, rows.shape[1])
-            grown[: self._num_tokens] = rows[: self._num_tokens]
+            grown[:num_kept] = rows[:num_kept]
             self._rows[layer] = rows = grown
         return rows
 

@@ -5,7 +5,8 @@ the layers: `embed` and `finish` belong to the first and the last span. Knows no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from shoal.client.trunk.layers import Mlp, RmsNorm
 from shoal.client.trunk.linear import Linear
 from shoal.client.trunk.moe import ExpertsHere, Moe, MoeInput, MoeOutput, RoutedExperts
 from shoal.client.trunk.rope import RotaryEmbedding, Rotation
+from shoal.client.trunk.wavefront import MayEnter, Turn, Wavefront
 from shoal.experts.worker import Worker
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import LayerTimed, Observer, ignore
@@ -63,6 +65,18 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class Wave:
+    """Rows that go through the layers together; a pass may have several (`wavefront.py`)."""
+
+    ids: Tensor
+    """i64[T]"""
+    rows: Sequence[Rows]
+    """Whose tokens they are, each sequence once, their counts adding up to T."""
+    routed_experts: RoutedExperts
+    """Who is asked for this wave's experts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attended:
     """What the first job of an MoE layer leaves."""
 
@@ -81,19 +95,25 @@ class Block:
     post_attention_layernorm: RmsNorm
     mlp: Mlp | Moe
 
-    async def forward(self, stream: Stream, step: Pass) -> Stream:
-        """One layer: a single job where nobody else has a part in it, else attention, then the experts."""
+    async def forward(self, stream: Stream, step: Pass, on_attended: Callable[[], None] = lambda: None) -> Stream:
+        """One layer: a single job where nobody else has a part in it, else attention, then the experts.
+
+        on_attended: told when the caches have this layer's rows.
+        """
         clock = step.timing.clock
         started = clock()
         if isinstance(self.mlp, Mlp):
             stream = await step.worker.run(self._dense, self.mlp, stream, step)
+            on_attended()
             self._tell(step, len(stream.hidden), clock() - started, 0.0, 0.0)
             return stream
         if isinstance(step.routed_experts, ExpertsHere):
             stream, times_s = await step.worker.run(self._here, self.mlp, step.routed_experts, stream, step)
+            on_attended()
             self._tell(step, len(stream.hidden), *times_s)
             return stream
         attended = await step.worker.run(self._until_dispatch, self.mlp, stream, step)
+        on_attended()
         dispatched = clock()
         output = await self.mlp.forward(attended.moe_input, step.routed_experts, step.worker)
         attention_s = dispatched - started - attended.route_s
@@ -197,6 +217,35 @@ class Trunk:
         hidden = await self.run_span(hidden, rows, routed_experts, timing)
         return await self.finish(hidden)
 
+    async def forward_waves(
+        self, waves: Sequence[Wave], depth: int, may_enter: MayEnter[Wave], timing: Timing = UNTIMED
+    ) -> list[Tensor]:
+        """Run waves through the whole model, as many at a time as `depth`: while one waits for its experts, others
+        compute. A sequence's tokens may go in several waves, in their order.
+
+        Returns the normed hidden states dtype[T, H] of the waves that were let in: the first, and those that
+        `may_enter`; the caches have grown by their rows. Each comes out as `forward_rows` would have it, had the waves
+        gone one after another.
+
+        Raises and *Cancellation:* as `forward_rows`; the first error ends all waves.
+        """
+        placed = _behind_one_another(waves)
+        for wave in placed:
+            _check_rows(len(wave.ids), wave.rows)
+        run_wave = partial(self._run_wave, timing=timing)
+        hidden = await Wavefront(depth, run_wave).run(placed, may_enter)
+        for wave in placed[: len(hidden)]:
+            commit(wave.rows)
+        return hidden
+
+    async def _run_wave(self, wave: Wave, turn: Turn, timing: Timing) -> Tensor:
+        step = Pass(self._rotation_of(wave.rows), wave.rows, wave.routed_experts, self.worker, timing)
+        stream = Stream(await self.embed(wave.ids))
+        for block in self._weights.blocks:
+            await turn.begin()
+            stream = await block.forward(stream, step, turn.attended)
+        return await self.finish(await self.worker.run(stream.settled))
+
     async def embed(self, ids: Tensor) -> Tensor:
         """ids: i64[T] -> dtype[T, H]."""
         if self._weights.embed_tokens is None:
@@ -210,14 +259,16 @@ class Trunk:
     ) -> Tensor:
         """Run new tokens through this trunk's layers. dtype[T, H] -> dtype[T, H]; the caches grow by their counts."""
         _check_rows(len(hidden), rows)
-        starts = [(some.cache.num_tokens, some.count) for some in rows]
-        step = Pass(self.rotation(starts), rows, routed_experts, self.worker, timing)
+        step = Pass(self._rotation_of(rows), rows, routed_experts, self.worker, timing)
         stream = Stream(hidden)
         for block in self._weights.blocks:
             stream = await block.forward(stream, step)
         settled = await self.worker.run(stream.settled)
         commit(rows)
         return settled
+
+    def _rotation_of(self, rows: Sequence[Rows]) -> Rotation:
+        return self.rotation([(some.start, some.count) for some in rows])
 
     def rotation(self, starts: Sequence[tuple[int, int]]) -> Rotation:
         """The rotation to positions start .. start + count - 1, for every (start, count) in turn."""
@@ -238,6 +289,18 @@ class Trunk:
 
     def _head(self, lm_head: Linear, hidden: Tensor) -> Tensor:
         return lm_head(hidden).to(torch.float32)
+
+
+def _behind_one_another(waves: Sequence[Wave]) -> list[Wave]:
+    """The waves, with what each sequence has under way before its rows."""
+    num_ahead: dict[int, int] = {}
+    placed: list[Wave] = []
+    for wave in waves:
+        rows = [replace(some, num_ahead=num_ahead.get(id(some.cache), 0)) for some in wave.rows]
+        for some in rows:
+            num_ahead[id(some.cache)] = some.num_ahead + some.count
+        placed.append(replace(wave, rows=rows))
+    return placed
 
 
 def _check_rows(num_tokens: int, rows: Sequence[Rows]) -> None:

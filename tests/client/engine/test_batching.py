@@ -502,14 +502,15 @@ def test_events_say_where_the_time_of_a_pass_and_of_a_stream_went(model: Model) 
     layers = [event for event in events if isinstance(event, LayerTimed)]
     prefills = [event for event in events if isinstance(event, PrefillDone)]
     assert [event.pass_id for event in passes] == list(range(1, len(passes) + 1))
-    assert [(event.pass_id, event.layer) for event in layers] == [
-        (taken.pass_id, layer) for taken in passes for layer in model.trunk.layers
-    ]
+    assert {event.pass_id for event in layers} == {taken.pass_id for taken in passes}
     for taken in passes:
         of_this = [event for event in layers if event.pass_id == taken.pass_id]
-        assert {event.num_tokens for event in of_this} == {taken.num_decoding + taken.num_prefilled}
+        for layer in model.trunk.layers:
+            num_tokens = sum(event.num_tokens for event in of_this if event.layer == layer)
+            assert num_tokens == taken.num_decoding + taken.num_prefilled
+        num_waves = len(of_this) // len(model.trunk.layers)
         in_layers = sum(event.attention_s + event.route_s + event.experts_s for event in of_this)
-        assert in_layers + taken.head_s + taken.sampling_s <= taken.total_s
+        assert in_layers + taken.head_s + taken.sampling_s <= num_waves * taken.total_s
     assert sum(taken.num_prefilled for taken in passes) == 3 + 300
     assert sorted(event.num_prompt_tokens for event in prefills) == [3, 300]
     assert all(event.queue_s >= 0 < event.prefill_s for event in prefills)

@@ -1,4 +1,4 @@
-"""Whose turn it is: first come, first served, one chunk of one prompt a pass, never more memory than the budget.
+"""Whose turn it is: first come, first served, a chunk of prompts beside decoding, never more memory than the budget.
 
 Run: pytest tests/client/engine/test_scheduler.py
 """
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.engine.engine_settings import MAX_RUNNING, PREFILL_CHUNK, EngineSettings
+from shoal.client.engine.engine_settings import CHUNKS_PER_PASS, MAX_RUNNING, PREFILL_CHUNK, EngineSettings
 from shoal.client.engine.generation import FinishReason, Token
 from shoal.client.engine.sampler import Sampled, Sampler, Sampling
 from shoal.client.engine.scheduler import Scheduler, Share
@@ -18,7 +18,6 @@ from shoal.client.engine.sequence import MAX_UNREAD, Answering, Ending
 from shoal.client.text.answer_text import AnswerText
 from shoal.client.trunk.kv_cache import LatentCache
 from shoal.protocol.errors import Busy, InvalidRequest
-from shoal.protocol.limits import MAX_TOKENS_PER_FRAME
 
 CONTEXT = 2000
 ROW_BYTES = 4
@@ -47,6 +46,7 @@ class Engine:
         for share in shares:
             cache = share.sequence.cache
             assert cache is not None
+            assert share.start == cache.num_tokens
             cache.write(next(iter(cache._rows)), torch.zeros(share.count, 1))
             cache.commit(share.count)
         assert self.scheduler.kv_bytes <= self.settings.kv_cache_bytes
@@ -81,9 +81,10 @@ def test_every_answer_is_finished_within_the_budget_whatever_the_others_are(
             counts[sequence] += 1
         shares = engine.passes[-1]
         assert shares, "nobody waits for a reader, so somebody can go on"
-        assert len(shares) <= max_running
-        assert sum(share.count > 1 for share in shares) <= 1
-        assert sum(share.count for share in shares) <= MAX_TOKENS_PER_FRAME
+        assert len({share.sequence for share in shares}) <= max_running
+        assert max(share.count for share in shares) <= PREFILL_CHUNK
+        num_prompt = sum(share.count for share in shares if share.count > 1)
+        assert num_prompt <= PREFILL_CHUNK * (1 if shares[0].count == 1 else CHUNKS_PER_PASS)
     assert list(counts.values()) == [max_tokens for _, max_tokens in answers]
     assert engine.scheduler.kv_bytes == 0
 
@@ -102,7 +103,7 @@ def test_places_are_given_in_the_order_of_coming() -> None:
 
 def test_a_decode_step_waits_for_no_more_than_a_chunk_and_prompts_take_turns() -> None:
     engine = Engine(EngineSettings())
-    decoding, first, second = answering(1, 20), answering(600, 1), answering(600, 1)
+    decoding, first, second = answering(1, 20), answering(700, 1), answering(700, 1)
     engine.scheduler.submit(decoding, 1.0)
     engine.step()
     for sequence in (first, second):
@@ -116,9 +117,48 @@ def test_a_decode_step_waits_for_no_more_than_a_chunk_and_prompts_take_turns() -
         (second, PREFILL_CHUNK),
         (first, PREFILL_CHUNK),
         (second, PREFILL_CHUNK),
-        (first, 600 - 2 * PREFILL_CHUNK),
-        (second, 600 - 2 * PREFILL_CHUNK),
+        (first, 700 - 2 * PREFILL_CHUNK),
+        (second, 700 - 2 * PREFILL_CHUNK),
     ]
+
+
+def test_where_nobody_decodes_a_pass_takes_many_chunks_and_prompts_take_turns() -> None:
+    engine = Engine(EngineSettings())
+    first, second = answering(2600, 1), answering(900, 1)
+    engine.scheduler._new_cache = lambda room: LatentCache(range(1), 1, torch.float32, 4000, room)
+    for sequence in (first, second):
+        engine.scheduler.submit(sequence, 1.0)
+    while engine.scheduler.sequences:
+        engine.step()
+    whole = PREFILL_CHUNK
+    assert [[(share.sequence, share.start, share.count) for share in shares] for shares in engine.passes] == [
+        [(each, whole * place, whole) for place in range(3) for each in (first, second)]
+        + [(first, 3 * whole, whole), (second, 3 * whole, 900 - 3 * whole)],  # the end of one of them ends the pass
+        [(first, whole * place, whole) for place in range(4, 10)] + [(first, 10 * whole, 2600 - 10 * whole)],
+    ]
+
+
+def test_short_prompts_share_a_pass_with_those_who_decode() -> None:
+    engine = Engine(EngineSettings())
+    decoding, short = answering(1, 20), [answering(100, 1) for _ in range(3)]
+    engine.scheduler.submit(decoding, 1.0)
+    engine.step()
+    for sequence in short:
+        engine.scheduler.submit(sequence, 1.0)
+    engine.step()
+    engine.step()
+    assert [[share.sequence for share in shares] for shares in engine.passes[1:]] == [
+        [decoding, *short[:2]],
+        [decoding, short[2]],
+    ]
+
+
+def test_one_after_another_means_a_chunk_a_pass() -> None:
+    engine = Engine(EngineSettings(prefill_ahead=1))
+    engine.scheduler.submit(answering(600, 1), 1.0)
+    for _ in range(3):
+        engine.step()
+    assert [[share.count for share in shares] for shares in engine.passes] == [[256], [256], [88]]
 
 
 def test_one_more_than_may_run_and_wait_is_busy_with_the_time_to_come_back() -> None:
@@ -160,7 +200,15 @@ def test_the_youngest_gives_up_its_memory_and_keeps_its_place_in_the_queue() -> 
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_running": 0}, {"max_running": MAX_RUNNING + 1}, {"max_waiting": -1}, {"kv_cache_bytes": 0}]
+    "values",
+    [
+        {"max_running": 0},
+        {"max_running": MAX_RUNNING + 1},
+        {"max_waiting": -1},
+        {"kv_cache_bytes": 0},
+        {"prefill_ahead": 0},
+        {"prefill_ahead": CHUNKS_PER_PASS + 1},
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: dict[str, int]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(values))):
