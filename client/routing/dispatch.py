@@ -18,7 +18,7 @@ from shoal.client.routing.choose import Plan, choose_in_tiers
 from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.exchange import Exchange, LayerCall, timed
 from shoal.client.routing.grouping import group_by_expert
-from shoal.client.routing.health import Standing
+from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.hedge import Budget, race
 from shoal.client.routing.holders import Holders
 from shoal.client.routing.model_id import ModelId
@@ -148,14 +148,14 @@ class SwarmExperts:
         rto_s = health.rto_s(macs)
         hedge_after_s = health.hedge_after_s(macs)
         if hedge_after_s < rto_s:
-            await asyncio.sleep(hedge_after_s)
+            await _until_late(health, hedge_after_s)
             plan = self._elsewhere(request, (Standing.USABLE,))
             if not plan.uncovered and self._hedges.take():
                 request.is_hedged = True
                 return self._carry_out(request.call, plan, request.tried)
             await asyncio.sleep(rto_s - hedge_after_s)
         else:
-            await asyncio.sleep(rto_s)
+            await _until_late(health, rto_s)
         while True:
             plan = self._elsewhere(request, ASKED)
             if not plan.uncovered and self._retries.take():
@@ -277,6 +277,16 @@ class _Request:
     """Who has been asked for these experts, `peer` included."""
     is_hedged: bool = False
     """Others were asked before the holder could be called stalled."""
+
+
+async def _until_late(health: Health, after_s: float) -> None:
+    """Wait until the request that was just sent is late. While a holder answers those that were sent before it, the
+    time begins anew with each (RFC 6298 §5.3): chunks of a prompt stand in line behind one another on a slow link."""
+    for _ in range(max(1, health.num_in_flight)):
+        num_answered = health.num_answered
+        await asyncio.sleep(after_s)
+        if health.num_answered == num_answered:
+            return
 
 
 async def _all(parts: Sequence[Coroutine[None, None, list[PartialSum]]]) -> list[list[PartialSum]]:

@@ -81,6 +81,8 @@ class Health:
     times_overtaken: int = 0
     """In a row."""
     macs_in_flight: int = 0
+    num_in_flight: int = 0
+    num_answered: int = 0
     doubted_until: float = 0.0
     busy_until: float = 0.0
     banned_until: float = 0.0
@@ -125,19 +127,23 @@ class Health:
     def deadline_s(self, macs: int) -> float:
         """After how long nobody waits any more, which the holder is told; doubled by each failure in a row.
 
-        The doubling (RFC 6298 §5.5) lets the only holder of an expert be slower than anyone expected.
+        The doubling (RFC 6298 §5.5) lets the only holder of an expert be slower than anyone expected. What is under way
+        to it already is answered first, and each of those may take as long.
         """
-        return min(max(self.rto_s(macs), MIN_DEADLINE_S) * 2.0 ** min(self.failures, 16), MAX_DEADLINE_S)
+        alone_s = max(self.rto_s(macs), MIN_DEADLINE_S) * 2.0 ** min(self.failures, 16)
+        return min(alone_s * (1 + self.num_in_flight), MAX_DEADLINE_S)
 
     def asked(self, macs: int, now: float) -> None:
         """A request of this much work is on its way. To a holder that failed last it is the probe: one at a time."""
         self.macs_in_flight += macs
+        self.num_in_flight += 1
         if self.failures:
             self.doubted_until = max(self.doubted_until, now + self.rto_s(macs))
 
     def ended(self, macs: int) -> None:
         """That request has ended, however it did."""
         self.macs_in_flight -= macs
+        self.num_in_flight -= 1
 
     def answered(self, exchange_s: float, compute_s: float, macs: int) -> None:
         """Learn from a good answer; `compute_s` is the holder's word and is bounded by what we saw."""
@@ -145,6 +151,7 @@ class Health:
         self.saw_rtt(exchange_s - compute_s)
         if compute_s > 0:
             self.macs_per_s += (macs / compute_s - self.macs_per_s) / 8
+        self.num_answered += 1
         self.failures = self.times_overtaken = 0
         self.doubted_until = 0.0
 
