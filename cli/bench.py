@@ -142,6 +142,37 @@ def activations(
 
 
 @bench_app.command()
+def prefill(
+    tokens: Annotated[int, typer.Option(help="Tokens of the prompt, 2,047 at most.", min=1)] = 2000,
+    rtt: Annotated[float, typer.Option(help="Round-trip time in milliseconds.", min=0)] = 20,
+    rate: Annotated[float, typer.Option(help="Rate of the client's link, each way, in Mbit/s.", min=0.1)] = 100,
+    ahead: Annotated[int, typer.Option(help="Chunks under way at a time.", min=1, max=8)] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures both ways, with and without link.", min=1)] = 5,
+    nodes: Annotated[int, typer.Option(help="Node processes.", min=1, max=64)] = 4,
+    replicas: Annotated[int, typer.Option(help="Holders of every expert.", min=1)] = 2,
+    dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """A long prompt on a slow link, its chunks one by one and overlapping, against what link and computing allow."""
+    with reporting_errors():
+        from shoal.simulations.fork_server import start_fork_server
+
+        context = start_fork_server()  # it imports while we do
+        from shoal.simulations.bench.prefill import PrefillSettings, bench_prefill, table
+        from shoal.simulations.demo_model import MODEL_DIRECTORY
+        from shoal.simulations.local import LocalSwarmSettings
+
+        swarm = LocalSwarmSettings(MODEL_DIRECTORY, nodes, replicas)
+        settings = PrefillSettings(swarm, tokens, rtt, rate, rounds, ahead, dtype.value)
+
+        async def measure() -> None:
+            result = await bench_prefill(context, settings)
+            print(json.dumps(result) if as_json else table(result))
+
+        run_coroutine(measure)
+
+
+@bench_app.command()
 def kernels(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="fp8_block, bf16, int8_g128 ...; repeatable. Default: all.")

@@ -13,6 +13,10 @@ CHUNKS_PER_PASS = 8
 """Chunks of prompts that a pass takes where nobody decodes: 2,048 tokens, whose hidden states are 29 MB for DeepSeek-V3
 in bf16 until the pass ends. With more of them, filling and draining the pipeline is a smaller part of the time."""
 
+PREFILL_AHEAD = 4
+"""Chunks under way at a time. The exchange of a chunk takes about as long as three of them compute or cross the link
+where the target is hardest, at 20 ms and 100 Mbit/s (docs/PERFORMANCE.md)."""
+
 MAX_RUNNING = MAX_TOKENS_PER_FRAME - PREFILL_CHUNK
 """A pass has a row of every running stream and one chunk of a prompt, and all may go to one holder in one frame."""
 
@@ -39,10 +43,9 @@ class EngineSettings:
     """Drafts of each stream in a pass, where there is a drafter. None: as many as pay by what passes take and how often
     drafts are right; none where they do not pay."""
 
-    prefill_ahead: int = 4
+    prefill_ahead: int = PREFILL_AHEAD
     """Parts of a pass that are under way at the same time, 1..8: while some wait for their experts, others compute. 1:
-    one after another, a chunk of a prompt a pass. As many as an answer of the experts takes longer than a chunk's layer
-    on the trunk: 4 hide 20 ms of round trip behind 7 ms of computing; each holds a frame of every holder in memory."""
+    one after another, a chunk of a prompt a pass. Each holds a frame of every holder in memory."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_running <= MAX_RUNNING:

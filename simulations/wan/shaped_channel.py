@@ -28,19 +28,42 @@ CONNECT_ROUND_TRIPS = 4
 """TCP, TLS 1.3, our handshake, and the challenge's own."""
 
 
+class Ways:
+    """A link's two directions: each carries one frame after another. The link may be another one from now on."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.num_bytes = {True: 0, False: 0}
+        """What has crossed, by whether it was the way out."""
+        self._free_at = {True: 0.0, False: 0.0}
+
+    def delay_s(self, size_bytes: int, is_out: bool, now: float) -> float:
+        """When a frame that is sent now will be there: behind those before it, at the link's rate, half a round trip
+        later. now: loop time."""
+        self.num_bytes[is_out] += size_bytes
+        sent_at = now
+        if self.link.rate_bytes_per_s is not None:
+            sent_at = max(now, self._free_at[is_out]) + size_bytes / self.link.rate_bytes_per_s
+            self._free_at[is_out] = sent_at
+        return sent_at - now + self.link.rtt_ms / 2000
+
+
 class ShapedConnector:
     """Implements `Connector`: another's channels, with a link's delays."""
 
-    def __init__(self, inner: Connector, link: Link, draw: Callable[[], float]) -> None:
-        """draw: a number in [0, 1), for losses."""
+    def __init__(self, inner: Connector, link: Link, draw: Callable[[], float], shared: Ways | None = None) -> None:
+        """draw: a number in [0, 1), for losses. shared: the one link that all channels go through; None: each has one
+        of its own."""
         self._inner = inner
         self._link = link
         self._draw = draw
+        self._shared = shared
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
         """See `Connector.connect`."""
-        await asyncio.sleep(CONNECT_ROUND_TRIPS * self._link.rtt_ms / 1000)
-        return ShapedChannel(await self._inner.connect(peer, addresses, timeout_s), self._link, self._draw)
+        ways = self._shared or Ways(self._link)
+        await asyncio.sleep(CONNECT_ROUND_TRIPS * ways.link.rtt_ms / 1000)
+        return ShapedChannel(await self._inner.connect(peer, addresses, timeout_s), ways, self._draw)
 
     async def aclose(self) -> None:
         """See `Connector.aclose`."""
@@ -50,12 +73,10 @@ class ShapedConnector:
 class ShapedChannel:
     """Implements `Channel`: half of a round trip before a request and half after its answer, or its error."""
 
-    def __init__(self, inner: Channel, link: Link, draw: Callable[[], float]) -> None:
+    def __init__(self, inner: Channel, ways: Ways, draw: Callable[[], float]) -> None:
         self._inner = inner
-        self._link = link
+        self._ways = ways
         self._draw = draw
-        self._free_at = {True: 0.0, False: 0.0}
-        """Loop time until when the link is busy, by whether it is the way out."""
 
     @property
     def peer(self) -> PeerId:
@@ -106,20 +127,17 @@ class ShapedChannel:
         await self._inner.aclose()
 
     async def _cross(self, body_bytes: int, is_out: bool) -> None:
-        loop = asyncio.get_running_loop()
         size_bytes = body_bytes + FRAME_BYTES
-        now = arrives_at = loop.time()
-        if self._link.rate_bytes_per_s is not None:
-            arrives_at = max(now, self._free_at[is_out]) + size_bytes / self._link.rate_bytes_per_s
-            self._free_at[is_out] = arrives_at
-        await asyncio.sleep(arrives_at - now + self._link.rtt_ms / 2000 + self._repair_s(size_bytes))
+        delay_s = self._ways.delay_s(size_bytes, is_out, asyncio.get_running_loop().time())
+        await asyncio.sleep(delay_s + self._repair_s(size_bytes))
 
     def _repair_s(self, size_bytes: int) -> float:
         """What the losses of a frame's packets cost: the worst of them, which may be lost again and again."""
-        rtt_s, worst = self._link.rtt_ms / 1000, 0
+        link = self._ways.link
+        rtt_s, worst = link.rtt_ms / 1000, 0
         for _ in range(-(-size_bytes // PACKET_BYTES)):
             num_lost = 0
-            while self._draw() < self._link.loss:
+            while self._draw() < link.loss:
                 num_lost += 1
             worst = max(worst, num_lost)
         return (2.0**worst - 1) * (MIN_REPAIR_S + rtt_s)

@@ -13,7 +13,7 @@ from shoal.protocol.messages import Dispatch, Partial
 from shoal.protocol.net.channel import Reply, Traffic
 from shoal.simulations.virtual.loop import run_virtual
 from shoal.simulations.wan.link import Link
-from shoal.simulations.wan.shaped_channel import FRAME_BYTES, MIN_REPAIR_S, ShapedChannel
+from shoal.simulations.wan.shaped_channel import FRAME_BYTES, MIN_REPAIR_S, ShapedChannel, Ways
 
 ASKED = Dispatch(bytes(32), 1, 0, 1, 1, 1, 128, (3,), (1,), 1000)
 ANSWER = Reply(Partial(bytes(32), 1, 128, 0, 0), bytes(512))
@@ -48,7 +48,7 @@ def seconds_of(
 
     async def measure() -> float:
         loop = asyncio.get_running_loop()
-        channel = ShapedChannel(Instant(is_dead), link, lambda: next(draws))
+        channel = ShapedChannel(Instant(is_dead), Ways(link), lambda: next(draws))
         started = loop.time()
         await act(channel)
         return loop.time() - started
