@@ -89,3 +89,21 @@ def test_a_ping_over_a_slow_link_is_late() -> None:
             await channel.ping(0.2)
 
     assert seconds_of(Link(300), ping) == pytest.approx(0.5)
+
+
+def test_channels_that_share_a_link_wait_for_one_another_and_its_bytes_are_counted() -> None:
+    """The two answers, on the link one after the other, take twice what one takes; so do the requests before them."""
+    frame_s, ways = 0.010, Ways(Link(0, rate_bytes_per_s=(512 + FRAME_BYTES) / 0.010))
+
+    async def measure() -> float:
+        loop = asyncio.get_running_loop()
+        channels = [ShapedChannel(Instant(), ways, lambda: 1.0) for _ in range(2)]
+        started = loop.time()
+        await asyncio.gather(*map(ask, channels))
+        return loop.time() - started
+
+    request_bytes = ASKED.body_size() + FRAME_BYTES
+    request_s = request_bytes / (512 + FRAME_BYTES) * frame_s
+    expected_s = max(2 * request_s + frame_s, request_s + 2 * frame_s)
+    assert run_virtual(measure, random.Random(0), 60.0) == pytest.approx(expected_s)
+    assert ways.num_bytes == {True: 2 * request_bytes, False: 2 * (512 + FRAME_BYTES)}
