@@ -8,7 +8,7 @@ queue and no reader.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import count, zip_longest
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from shoal.client.engine.sequence import Answering, AnySequence, Scoring
 from shoal.client.trunk.kv_cache import Rows
 from shoal.client.trunk.model import Timing, Trunk, Wave
 from shoal.client.trunk.moe import RoutedExperts
+from shoal.client.trunk.wavefront import MayEnter
 from shoal.protocol.errors import ShoalError
 
 HEAD_ROWS = 32
@@ -92,7 +93,7 @@ class Passes:
     async def run(self, shares: list[Share], pass_id: int, may_go_on: Callable[[], bool] = lambda: True) -> PassDone:
         """Run the shares' tokens. Each sequence has a cache, and stands in one share or in consecutive chunks.
 
-        may_go_on: asked before each wave but the first; if not, what is left stays pending.
+        may_go_on: asked before every chunk but the first; if not, what is left stays pending.
 
         An error of the routed experts is the outcome of the streams that it is about, and the others stay as they were:
         their tokens are still pending and may be run again.
@@ -105,19 +106,21 @@ class Passes:
         groups = _groups(shares) if self._num_at_once > 1 else [shares]
         witnesses = [witness_of(self._routed_experts) for _ in groups]
         try:
-            hidden = await self._forward([*map(_wave, groups, witnesses)], pass_id, may_go_on)
+            num_certain = 1 + groups[0][0].sequence.is_decoding
+            may_enter = _after(num_certain, may_go_on)
+            hidden = await self._forward([*map(_wave, groups, witnesses)], pass_id, may_enter)
         except ShoalError as error:
             return _blamed(shares, groups, witnesses, error)
         ran = [share for group in groups[: len(hidden)] for share in group]
         return await self._finish(ran, hidden[0] if len(hidden) == 1 else torch.cat(hidden))
 
-    async def _forward(self, waves: list[Wave], pass_id: int, may_go_on: Callable[[], bool]) -> list[Tensor]:
+    async def _forward(self, waves: list[Wave], pass_id: int, may_enter: MayEnter[Wave]) -> list[Tensor]:
         """The hidden states of the waves that were run."""
         timing = replace(self._timing, pass_id=pass_id)
         if len(waves) == 1:
             ids, rows, experts = waves[0].ids, waves[0].rows, waves[0].routed_experts
             return [await self._trunk.forward_rows(ids, rows, experts, timing)]
-        return await self._trunk.forward_waves(waves, self._num_at_once, lambda _: may_go_on(), timing)
+        return await self._trunk.forward_waves(waves, self._num_at_once, may_enter, timing)
 
     async def _finish(self, shares: list[Share], hidden: Tensor) -> PassDone:
         """Samples and scores of the streams that are still there."""
@@ -172,6 +175,12 @@ def _groups(shares: list[Share]) -> list[list[Share]]:
         else:
             groups.append([share])
     return groups
+
+
+def _after(num_certain: int, may_go_on: Callable[[], bool]) -> MayEnter[Wave]:
+    """So many waves enter in any case, the first one unasked, or prompts would starve where streams come and go."""
+    places = count(1)
+    return lambda _: next(places) < num_certain or may_go_on()
 
 
 def _wave(shares: list[Share], witness: Witness) -> Wave:

@@ -33,7 +33,7 @@ def test_the_table_says_what_was_measured() -> None:
     assert "| overlapping | 2.50 | 400 | 1.25 (1.25-2.00) |" in shown
 
 
-@pytest.mark.parametrize("tokens, rounds", [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("tokens", "rounds"), [(0, 1), (1, 0)])
 def test_what_cannot_be_measured_is_refused_before_any_process_starts(tokens: int, rounds: int) -> None:
     settings = PrefillSettings(LocalSwarmSettings(Path("no such model")), tokens, rounds=rounds)
     with pytest.raises(InvalidRequest):

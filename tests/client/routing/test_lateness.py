@@ -31,7 +31,7 @@ def late_after_s(num_ahead: int, answers_at: Sequence[float]) -> float:
 
 
 @pytest.mark.parametrize(
-    "num_ahead, answers_at, expected_s",
+    ("num_ahead", "answers_at", "expected_s"),
     [
         pytest.param(0, [], 1.0, id="alone"),
         pytest.param(0, [0.5], 1.0, id="nothing was sent before it"),
