@@ -61,9 +61,9 @@ class ShapedConnector:
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
         """See `Connector.connect`."""
-        ways = self._shared or Ways(self._link)
-        await asyncio.sleep(CONNECT_ROUND_TRIPS * ways.link.rtt_ms / 1000)
-        return ShapedChannel(await self._inner.connect(peer, addresses, timeout_s), ways, self._draw)
+        link = self._shared.link if self._shared else self._link
+        await asyncio.sleep(CONNECT_ROUND_TRIPS * link.rtt_ms / 1000)
+        return ShapedChannel(await self._inner.connect(peer, addresses, timeout_s), link, self._draw, self._shared)
 
     async def aclose(self) -> None:
         """See `Connector.aclose`."""
@@ -73,9 +73,10 @@ class ShapedConnector:
 class ShapedChannel:
     """Implements `Channel`: half of a round trip before a request and half after its answer, or its error."""
 
-    def __init__(self, inner: Channel, ways: Ways, draw: Callable[[], float]) -> None:
+    def __init__(self, inner: Channel, link: Link, draw: Callable[[], float], shared: Ways | None = None) -> None:
+        """See `ShapedConnector`."""
         self._inner = inner
-        self._ways = ways
+        self._ways = shared or Ways(link)
         self._draw = draw
 
     @property

@@ -48,7 +48,7 @@ def seconds_of(
 
     async def measure() -> float:
         loop = asyncio.get_running_loop()
-        channel = ShapedChannel(Instant(is_dead), Ways(link), lambda: next(draws))
+        channel = ShapedChannel(Instant(is_dead), link, lambda: next(draws))
         started = loop.time()
         await act(channel)
         return loop.time() - started
@@ -97,7 +97,7 @@ def test_channels_that_share_a_link_wait_for_one_another_and_its_bytes_are_count
 
     async def measure() -> float:
         loop = asyncio.get_running_loop()
-        channels = [ShapedChannel(Instant(), ways, lambda: 1.0) for _ in range(2)]
+        channels = [ShapedChannel(Instant(), ways.link, lambda: 1.0, ways) for _ in range(2)]
         started = loop.time()
         await asyncio.gather(*map(ask, channels))
         return loop.time() - started
