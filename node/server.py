@@ -14,6 +14,7 @@ from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.family import ExpertSpec
 from shoal.experts.worker import Worker
 from shoal.node.admission import Admission, Demand
+from shoal.node.anchor import Anchor, compute_in_parts
 from shoal.node.batch_rows import Call
 from shoal.node.batcher import Batcher, Computed, Job
 from shoal.node.log_events import RequestRefused, RequestServed, log_event
@@ -43,10 +44,18 @@ class ExpertServer:
     """Serves DISPATCH requests on held experts."""
 
     def __init__(
-        self, held: Held, backend: ExpertBackend, worker: Worker, admission: Admission, clock: Callable[[], float]
+        self,
+        held: Held,
+        backend: ExpertBackend,
+        worker: Worker,
+        admission: Admission,
+        clock: Callable[[], float],
+        anchor: Anchor | None = None,
     ) -> None:
-        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop."""
+        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop. anchor: where experts come
+        from when they are not kept in memory; None: only what is held is served."""
         self._held = held
+        self._anchor = anchor
         self._backend = backend
         self._batcher = Batcher(worker, self._compute, is_joining=backend.is_row_exact)
         self._admission = admission
@@ -120,8 +129,9 @@ class ExpertServer:
             raise WrongModel("another model or another weight format")
         if message.hidden != held.spec.hidden or message.dtype not in DTYPES_OF_ROUNDING[Rounding(message.rounding)]:
             raise Malformed("hidden size or dtype does not fit the model and the rounding")
-        layer = held.experts.get(LayerId(message.layer), {})
-        missing = [expert for expert in message.experts if ExpertId(expert) not in layer]
+        layer = LayerId(message.layer)
+        served = self._anchor.offered.get(layer, ()) if self._anchor else held.experts.get(layer, {})
+        missing = [expert for expert in message.experts if ExpertId(expert) not in served]
         if missing:
             raise NotHeld(f"expert {missing[0]} of layer {message.layer} is not held here")
 
@@ -129,6 +139,10 @@ class ExpertServer:
         """On the worker: the sums, and the seconds they took."""
         if self._is_refusing_queued:
             raise Draining("this node pauses")
+        if self._anchor is not None:
+            started = self._clock()
+            result = compute_in_parts(self._backend, self._anchor.latest, call)
+            return result, self._clock() - started
         layer, rows = self._held.experts.get(LayerId(call.layer), {}), call.rows
         try:
             experts = [layer[ExpertId(expert)] for expert in call.experts]

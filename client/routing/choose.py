@@ -4,7 +4,7 @@ Fewest holders first, because a layer waits for its slowest holder (DESIGN §1: 
 token from 4.9 to 3.1 s in simulation); among equals the cheapest. Knows no network, no clock, no randomness.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal.protocol.ids import ExpertId, PeerId
@@ -52,3 +52,19 @@ def choose_in_tiers(needed: Iterable[ExpertId], tiers: Sequence[Held], cost: Map
         shares |= plan.shares
         uncovered = plan.uncovered
     return Plan(shares, tuple(sorted(uncovered)))
+
+
+def with_anchors(plan: Plan, doubtful: Collection[PeerId], hoped_for: Collection[ExpertId], last: Plan) -> Plan:
+    """A plan in which anchors do what nobody else is left for: what it leaves uncovered and what it asks of `doubtful`
+    holders, but for experts that are `hoped_for` of others. `last`: who of the anchors would do what; what none of them
+    holds stays as it was."""
+    hopeless = {*plan.uncovered, *(expert for peer in doubtful for expert in plan.shares.get(peer, ()))}
+    hopeless -= {*hoped_for, *last.uncovered}
+    shares = dict[PeerId, tuple[ExpertId, ...]]()
+    for peer, share in plan.shares.items():
+        if kept := tuple(expert for expert in share if peer not in doubtful or expert not in hopeless):
+            shares[peer] = kept
+    for peer, share in last.shares.items():
+        if taken := tuple(expert for expert in share if expert in hopeless):
+            shares[peer] = taken
+    return Plan(shares, tuple(expert for expert in plan.uncovered if expert not in hopeless))

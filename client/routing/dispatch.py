@@ -7,14 +7,14 @@ sockets.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from shoal.client.routing.activations import Activations
-from shoal.client.routing.choose import Plan, choose_in_tiers
+from shoal.client.routing.choose import Plan, choose_in_tiers, with_anchors
 from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.exchange import Exchange, LayerCall, timed
 from shoal.client.routing.grouping import group_by_expert
@@ -187,7 +187,9 @@ class SwarmExperts:
             ShoalError: the time that the layer may wait is over; `failure`, or a gap that it caused.
         """
         call, tried = request.call, request.tried
-        plan = self._elsewhere(request, ASKED)
+        plan = self._last_resort(call, request.experts, self._elsewhere(request, ASKED), tried)
+        if isinstance(failure, DeadlineExceeded) and self._holders.has_anchor(plan.shares):
+            self._holders.fell_silent(request.peer)
         if plan.uncovered or not self._retries.take():
             await self._pause(call, failure)
         if plan.uncovered:
@@ -225,13 +227,16 @@ class SwarmExperts:
             awaited = call.awaited_for(experts)
             if self._cover(call, experts, (*ASKED, Standing.BUSY), awaited).uncovered:
                 awaited = ()
-            plan = self._cover(call, experts, ASKED, awaited)
+            plan = self._last_resort(call, experts, self._cover(call, experts, ASKED, awaited))
             if not plan.uncovered:
                 return plan
             error, pause_s = await self._obstacle(call, experts, awaited)
             if error is None:
                 continue
             if _now() + pause_s > call.give_up_at:
+                plan = self._ask_anchors(call, plan, hoped_for=())
+                if not plan.uncovered:
+                    return plan
                 raise error
             await asyncio.sleep(pause_s)
 
@@ -239,10 +244,10 @@ class SwarmExperts:
         self, call: LayerCall, experts: Sequence[ExpertId], awaited: tuple[PeerId, ...]
     ) -> tuple[ShoalError | None, float]:
         """Why nobody but `awaited` can be asked, and for how long to wait. None: that has changed meanwhile."""
-        plan = self._cover(call, experts, (*ASKED, Standing.BUSY), awaited)
+        plan = self._last_resort(call, experts, self._cover(call, experts, (*ASKED, Standing.BUSY), awaited))
         if plan.uncovered:
             await self._holders.refresh()
-            plan = self._cover(call, experts, (*ASKED, Standing.BUSY))
+            plan = self._last_resort(call, experts, self._cover(call, experts, (*ASKED, Standing.BUSY)))
         if plan.uncovered:
             return CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S), GAP_POLL_S * (0.5 + self._draw())
         pause_s = self._holders.busy_for_s(plan.shares)
@@ -254,6 +259,28 @@ class SwarmExperts:
         """Who would compute the experts of a request instead of those that were tried."""
         awaited = request.call.awaited_for(request.experts)
         return self._cover(request.call, request.experts, standings, (*request.tried, *awaited))
+
+    def _last_resort(
+        self, call: LayerCall, experts: Sequence[ExpertId], plan: Plan, tried: tuple[PeerId, ...] = ()
+    ) -> Plan:
+        """The plan, with anchors for what nobody else is left for.
+
+        An anchor is asked for an expert only when every other holder of it is gone, has its breaker open, or has failed
+        this request or let its deadline pass; who is busy is waited for as long as the layer may wait.
+        """
+        awaited = call.awaited_for(experts)
+        failed = [peer for peer in tried if peer not in awaited]
+        return self._ask_anchors(call, plan, self._holders.hoped_for(call.layer, failed), (*tried, *awaited))
+
+    def _ask_anchors(
+        self, call: LayerCall, plan: Plan, hoped_for: Collection[ExpertId], excluded: tuple[PeerId, ...] = ()
+    ) -> Plan:
+        doubtful = self._holders.doubtful(plan.shares)
+        if not (plan.uncovered or doubtful):
+            return plan
+        wanted = (*plan.uncovered, *(expert for peer in doubtful for expert in plan.shares[peer]))
+        tiers = [self._holders.of_standing(call.layer, each, excluded, is_anchor=True) for each in ASKED]
+        return with_anchors(plan, doubtful, hoped_for, choose_in_tiers(wanted, tiers, self._holders.costs()))
 
     def _cover(
         self,

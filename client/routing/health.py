@@ -103,6 +103,12 @@ class Health:
             return Standing.BUSY
         return Standing.DOUBTED if self.is_silent or now < self.doubted_until else Standing.USABLE
 
+    def may_answer(self, now: float) -> bool:
+        """Whether there is hope for an answer without waiting for the breaker: it has not failed or stalled lately. One
+        that was merely overtaken, or is busy, answers."""
+        standing = self.standing(now)
+        return standing is not Standing.BANNED and not (standing is Standing.DOUBTED and self.failures)
+
     def cost_s(self) -> float:
         """Expected seconds of an exchange, for the choice among replicas: its round trip, and what we have given it to
         do already; failures count as slowness."""

@@ -54,6 +54,8 @@ class Holder:
     experts: dict[LayerId, frozenset[ExpertId]] = field(default_factory=dict)
     health: Health = field(default_factory=Health)
     channel: Channel | None = None
+    is_anchor: bool = False
+    """It says of itself that it is a last resort."""
 
     @property
     def is_connected(self) -> bool:
@@ -112,19 +114,16 @@ class Holders:
                 await self._task
         await asyncio.gather(*(holder.channel.aclose() for holder in self._holders.values() if holder.channel))
 
-    def usable(self, layer: LayerId, excluded: Collection[PeerId] = ()) -> dict[PeerId, frozenset[ExpertId]]:
-        """Experts of a layer by holder that may be asked now."""
-        return self.of_standing(layer, Standing.USABLE, excluded)
-
     def of_standing(
-        self, layer: LayerId, standing: Standing, excluded: Collection[PeerId] = ()
+        self, layer: LayerId, standing: Standing, excluded: Collection[PeerId] = (), is_anchor: bool = False
     ) -> dict[PeerId, frozenset[ExpertId]]:
-        """Experts of a layer by connected holder of this standing."""
+        """Experts of a layer by connected holder of this standing; of those that are anchors, or of all others."""
         now = asyncio.get_running_loop().time()
         return {
             holder.peer: holder.experts[layer]
             for holder in self._holders.values()
             if layer in holder.experts
+            and holder.is_anchor is is_anchor
             and holder.peer not in excluded
             and holder.is_connected
             and holder.health.standing(now) is standing
@@ -140,15 +139,44 @@ class Holders:
         """Expected seconds of an exchange by holder."""
         return {peer: holder.health.cost_s() for peer, holder in self._holders.items()}
 
+    def hoped_for(self, layer: LayerId, hopeless: Collection[PeerId]) -> frozenset[ExpertId]:
+        """Experts of a layer that somebody who is no anchor may yet compute: who is connected and neither banned nor one
+        of `hopeless`, and whose breaker is closed. Who is busy will have time."""
+        now = asyncio.get_running_loop().time()
+        return frozenset[ExpertId]().union(
+            *(
+                holder.experts[layer]
+                for holder in self._holders.values()
+                if layer in holder.experts
+                and not holder.is_anchor
+                and holder.is_connected
+                and (holder.peer not in hopeless or holder.health.standing(now) is Standing.BUSY)
+                and holder.health.may_answer(now)
+            )
+        )
+
+    def doubtful(self, peers: Collection[PeerId]) -> tuple[PeerId, ...]:
+        """Those of these whose breaker is open."""
+        now = asyncio.get_running_loop().time()
+        return tuple(peer for peer in peers if not self._holders[peer].health.may_answer(now))
+
+    def has_anchor(self, peers: Collection[PeerId]) -> bool:
+        """Whether one of these is an anchor."""
+        return any(self._holders[peer].is_anchor for peer in peers)
+
     def holder(self, peer: PeerId) -> Holder:
         return self._holders[peer]
 
     def replicas(self, layer: LayerId) -> dict[ExpertId, int]:
-        """How many usable holders each expert of a layer has; 0 for none."""
+        """How many usable holders each expert of a layer has; 0 for none. Anchors are no replicas, but what only they
+        hold can be computed: all of them together count as one where there is nobody else."""
         counts = dict.fromkeys((ExpertId(i) for i in range(self._model.num_experts)), 0)
-        for experts in self.usable(layer).values():
+        for experts in self.of_standing(layer, Standing.USABLE).values():
             for expert in experts:
                 counts[expert] += 1
+        for experts in self.of_standing(layer, Standing.USABLE, is_anchor=True).values():
+            for expert in experts:
+                counts[expert] = max(counts[expert], 1)
         return counts
 
     @property
@@ -167,12 +195,16 @@ class Holders:
         held[layer] = held.get(layer, frozenset()) - frozenset(experts)
 
     def overtaken(self, peer: PeerId, waited_s: float, macs: int) -> None:
-        """Another holder answered first: ping this one until it answers, so that no token is the probe."""
+        """Another holder answered first."""
+        self.fell_silent(peer)
+        self._holders[peer].health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
+
+    def fell_silent(self, peer: PeerId) -> None:
+        """Ping a holder until it answers, so that no token is the probe."""
         holder = self._holders[peer]
         if not holder.health.is_silent:
             holder.health.is_silent = True
             self._probes.start(self._probe(holder), f"probe of {peer}")
-        holder.health.was_overtaken(waited_s, macs, asyncio.get_running_loop().time(), self._draw())
 
     async def _probe(self, holder: Holder) -> None:
         pause_s, now = holder.health.rto_s(0), asyncio.get_running_loop().time
@@ -240,7 +272,7 @@ class Holders:
                 if not self._fits(record):
                     continue
                 holder = self._holders.setdefault(record.peer, Holder(record.peer))
-                holder.addresses = record.addresses
+                holder.addresses, holder.is_anchor = record.addresses, record.is_anchor
                 holder.experts[layer] = record.experts
                 if not record.experts:
                     del holder.experts[layer]
