@@ -28,6 +28,13 @@ def node(
     experts: Annotated[
         str | None, typer.Option(help="What to hold: all, 0-15 (of every layer), 3:0-31,4:5. Default: what is rarest.")
     ] = None,
+    anchor: Annotated[
+        bool | None,
+        typer.Option(
+            help="Be an anchor, the last resort: announce every expert, read each from disk when it is asked for, keep "
+            "the latest within the share."
+        ),
+    ] = None,
     share: Annotated[str | None, typer.Option(help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")] = None,
     vram: Annotated[str | None, typer.Option(help="Most memory of a CUDA device, in all, e.g. 6GB.")] = None,
     join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
@@ -86,7 +93,7 @@ def node(
         from shoal.simulations.demo_model import MODEL_DIRECTORY
 
         flags = {
-            "model": model, "experts": experts, "share_bytes": parse_size(share),
+            "model": model, "experts": experts, "anchor": anchor, "share_bytes": parse_size(share),
             "vram_bytes": parse_size(vram), "join": join or None, "host": host,
             "port": port, "p2p_port": p2p_port, "lan": lan, "identity": identity, "threads": threads,
             "kernel": kernel.value if kernel else None, "name": name, "log_level": log_level,

@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -21,6 +21,7 @@ from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced, for_own_token
 from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
+from shoal.node.anchor import Anchor, LatestExperts
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
 from shoal.node.filling import Supply
@@ -33,6 +34,7 @@ from shoal.node.loading import (
     check_memory,
     default_threads,
     load,
+    load_one,
     packer,
     without,
 )
@@ -46,7 +48,7 @@ from shoal.node.seeding.library import Library
 from shoal.node.seeding.peers import Wanted
 from shoal.node.seeding.seeder import Seeder
 from shoal.node.self_check import check_ourselves
-from shoal.node.server import ExpertServer, Held
+from shoal.node.server import ExpertServer
 from shoal.node.settings import NodeSettings
 from shoal.node.space import limit_pieces
 from shoal.node.survey import Me
@@ -188,8 +190,9 @@ async def running_node(
         )
         stack.callback(store.close)
         log_event(NodeStarting(installed_version("shoal"), store.manifest.root.hex()))
-        holding = parse_holding(settings.experts, store.spec) if settings.experts else None
-        if holding is not None:
+        wished = settings.experts or ("all" if settings.anchor else None)
+        holding = parse_holding(wished, store.spec) if wished else None
+        if holding is not None and not settings.anchor:
             check_memory(settings, store, backend, holding)
         entry = await stack.enter_async_context(
             enter_swarm(
@@ -206,7 +209,7 @@ async def running_node(
         admission = Admission(limits, time.monotonic, _wire_of(throttle))
         claim = Claim(
             identity.peer, store.manifest.root, {}, store.weight_format, backend.kernel_class, (),
-            since_s=int(time.time()), zone=settings.zone,
+            since_s=int(time.time()), zone=settings.zone, is_anchor=settings.anchor,
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission))
         announcer.set_present(is_open)
@@ -214,7 +217,8 @@ async def running_node(
         stack.push_async_callback(_cancel, renewing)
         place = Place(
             Shape.of(store.spec), Me(identity.peer, claim.since_s, store.weight_format, settings.zone),
-            capacity(settings, store, backend, holding), entry.directory, announcer, _uniform, time.time,
+            capacity(settings, store, backend, None if settings.anchor else holding), entry.directory, announcer,
+            _uniform, time.time,
         )  # fmt: skip
         pinned, choice = holding or {}, None
         if holding is None:
@@ -226,9 +230,12 @@ async def running_node(
         await limit_pieces(settings, store, holding, place)
         missing = await supply.missing(holding)
         cache = await asyncio.to_thread(open_cache, settings, store, backend)
-        held = await load(store, backend, worker, without(holding, missing), progress, cache)
+        anchor = _anchor(settings, store, backend, holding, place.capacity)
+        if anchor is not None:
+            missing = await _brought(supply, missing)
+        held = await load(store, backend, worker, {} if anchor else without(holding, missing), progress, cache)
         await worker.run(check_ourselves, held, backend, store.manifest)
-        server = ExpertServer(held, backend, worker, admission, time.perf_counter)
+        server = ExpertServer(held, backend, worker, admission, time.perf_counter, anchor)
         stack.push_async_callback(server.aclose)
         library = await asyncio.to_thread(Library, store)
         seeder = Seeder(library, admission, _wire_of(throttle), server.metrics, asyncio.get_running_loop().time)
@@ -248,7 +255,7 @@ async def running_node(
         model = _model(settings, store, backend)
         keeper = Keeper(
             held, announcer, packer(store, backend, worker, cache), place.capacity, model.expert_bytes,
-            supply.arriving,
+            supply.arriving, anchor,
         )  # fmt: skip
         announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open, seeder)
@@ -268,7 +275,7 @@ async def running_node(
             tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:
             yield Node(
-                _info(announcer.claim, entry, held, choice, missing), model, keeper, server.metrics,
+                _info(announcer.claim, entry, keeper, choice, missing), model, keeper, server.metrics,
                 admission, work_gate, (direct, libp2p), entry.directory, supply, seeder,
             )  # fmt: skip
         finally:
@@ -281,6 +288,27 @@ async def running_node(
         for task in tasks:
             if not task.cancelled():
                 task.result()  # it failed by itself: not to be lost in silence
+
+
+def _anchor(
+    settings: NodeSettings, store: ModelStore, backend: ExpertBackend, offered: Holding, capacity: int
+) -> Anchor | None:
+    """The experts of a node that keeps none resident."""
+    if not settings.anchor:
+        return None
+    return Anchor(offered, LatestExperts(partial(load_one, store, backend), capacity))
+
+
+async def _brought(supply: Supply, missing: Holding) -> Holding:
+    """Bring all that is missing onto this machine's disk; nothing is missing then.
+
+    Raises:
+        As `Supply.arriving`.
+    """
+    async with aclosing(supply.arriving(missing)) as arriving:
+        async for _ in arriving:
+            pass
+    return {}
 
 
 def _wire_of(throttle: Throttle) -> Wire:
@@ -337,8 +365,7 @@ def _load_of(admission: Admission) -> Load:
     return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
 
 
-def _info(claim: Claim, entry: Entry, held: Held, choice: Choice | None, missing: Holding) -> NodeInfo:
-    packed = [expert for layer in held.experts.values() for expert in layer.values()]
+def _info(claim: Claim, entry: Entry, keeper: Keeper, choice: Choice | None, missing: Holding) -> NodeInfo:
     return NodeInfo(
         peer=claim.peer,
         model_root=claim.model_root.hex(),
@@ -346,8 +373,8 @@ def _info(claim: Claim, entry: Entry, held: Held, choice: Choice | None, missing
         invite=encode_invite(Invite(claim.model_root, for_own_token(entry.p2pd.addresses), entry.membership)),
         is_private=entry.membership is not None,
         addresses=claim.addresses,
-        num_experts=len(packed),
-        resident_bytes=sum(expert.resident_bytes for expert in packed),
+        num_experts=keeper.num_experts,
+        resident_bytes=keeper.resident_bytes,
         p2pd_pid=entry.p2pd.pid,
         choice=choice,
         num_missing=sum(map(len, missing.values())),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from shoal.experts.backend import PackedExpert
+from shoal.node.anchor import Anchor
 from shoal.node.announcer import Announcer, Claim
 from shoal.node.assignment import Holding
 from shoal.node.server import Held
@@ -56,9 +57,12 @@ class Keeper:
         capacity: int,
         expert_bytes: int,
         arriving: Arriving = all_here,
+        anchor: Anchor | None = None,
     ) -> None:
-        """capacity: experts that fit, those that are held included."""
+        """capacity: experts that fit, those that are held included. anchor: what we offer without holding it; such a
+        node takes nothing over."""
         self._arriving = arriving
+        self._anchor = anchor
         self._held = held
         self._announcer = announcer
         self._pack = pack
@@ -68,6 +72,8 @@ class Keeper:
     @property
     def holding(self) -> Holding:
         """What can be asked for now."""
+        if self._anchor is not None:
+            return self._anchor.offered
         return {layer: tuple(sorted(experts)) for layer, experts in sorted(self._held.experts.items()) if experts}
 
     @property
@@ -76,16 +82,17 @@ class Keeper:
 
     @property
     def num_experts(self) -> int:
-        return sum(len(experts) for experts in self._held.experts.values())
+        return _count(self.holding)
 
     @property
     def resident_bytes(self) -> int:
-        return self.num_experts * self._expert_bytes
+        num_resident = self.num_experts if self._anchor is None else len(self._anchor.latest)
+        return num_resident * self._expert_bytes
 
     @property
     def room(self) -> int:
         """Experts that fit besides."""
-        return max(0, self._capacity - self.num_experts)
+        return 0 if self._anchor is not None else max(0, self._capacity - self.num_experts)
 
     async def announce(self, coming: Wished = NOTHING, dropped: Wished = NOTHING) -> None:
         """Say what we hold, what is coming, and nothing of what is about to be dropped.

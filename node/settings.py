@@ -91,6 +91,10 @@ class NodeSettings:
     """Memory for experts, in bytes. None: what `experts` takes, or half of the free memory. Beyond what `experts` names
     it is room to take over what others lose."""
 
+    anchor: bool = False
+    """Be a last resort: announce every expert of the model (or what `experts` names), read each from disk when it is
+    asked for, keep the latest within `share_bytes`. Clients come when nobody else has an expert; it is slow."""
+
     heal_after_s: Annotated[float, Meta(ge=0)] = 120.0
     """How long an expert has too few holders before we take it over, if there is room; older nodes first. Default: a
     restart is over by then. 0: never."""
