@@ -33,6 +33,7 @@ class DispatchSent:
     layer: LayerId
     num_experts: int
     num_tokens: int
+    experts: tuple[ExpertId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

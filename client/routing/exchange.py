@@ -105,7 +105,7 @@ class Exchange:
             tensor_bytes(rows.topk_weights),
             tensor_bytes(row_idx.to(torch.int32).to(torch.uint16)),
         )
-        self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx)))
+        self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx), experts))
         started = self._clock()
         holder.health.asked(macs, now)
         try:

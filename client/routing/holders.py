@@ -140,8 +140,8 @@ class Holders:
         return {peer: holder.health.cost_s() for peer, holder in self._holders.items()}
 
     def hoped_for(self, layer: LayerId, hopeless: Collection[PeerId]) -> frozenset[ExpertId]:
-        """Experts of a layer that somebody who is no anchor may yet compute: who is connected and neither banned nor one
-        of `hopeless`, and whose breaker is closed. Who is busy will have time."""
+        """Experts of a layer that somebody who is no anchor may yet compute: who is connected, not in `hopeless`, and
+        whose breaker is closed. Who is busy will have time."""
         now = asyncio.get_running_loop().time()
         return frozenset[ExpertId]().union(
             *(

@@ -19,6 +19,7 @@ from shoal.experts.pieces.ranges import CheckpointSource
 from shoal.experts.pieces.sources import FolderReader
 from shoal.experts.pieces.store import PieceStore
 from shoal.node.admission import Admission, AdmissionLimits
+from shoal.node.anchor import Anchor, LatestExperts
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding
 from shoal.node.batcher import Job
@@ -45,6 +46,9 @@ EPOCH_S = 1_790_000_000.0
 
 ROW_COST_S = 0.0002
 """Virtual seconds that an expert takes for a row: of the order of DeepSeek-V3's on a volunteer's computer."""
+
+ANCHOR_COST_S = 0.05
+"""The same for an anchor, which reads from its disk first."""
 
 MAX_QUEUE_S = 1.0
 """What a node lets in: short, so that seeds with slow nodes see BUSY."""
@@ -87,6 +91,8 @@ class SimulatedNode:
     clock_skew_s: float
     capacity: int = 0
     """Experts that it may hold to mend the swarm; 0: it never takes anything over."""
+    num_cached: int = 0
+    """Of an anchor: experts that it keeps in memory. 0: it is none."""
     slowness: float = 1.0
     """How many times longer than usual its kernels take."""
     disk: MemoryDisk = field(default_factory=MemoryDisk, repr=False)
@@ -119,15 +125,18 @@ class SimulatedNode:
     async def start(self, around: Surroundings) -> None:
         """Load, listen, announce."""
         model, loop = around.model, asyncio.get_running_loop()
-        experts = {layer: {e: model.packed[layer, e] for e in ids} for layer, ids in self.holding.items()}
+        resident = {} if self.num_cached else self.holding
+        experts = {layer: {e: model.packed[layer, e] for e in ids} for layer, ids in resident.items()}
         held = Held(model.id.root, model.store.weight_format, model.store.spec.expert, experts)
         self.admission = Admission(AdmissionLimits(MAX_QUEUE_S), loop.time)
-        self.server = server = ExpertServer(held, model.backend, SlowWorker(self), self.admission, loop.time)
+        self.server = server = ExpertServer(
+            held, model.backend, SlowWorker(self), self.admission, loop.time, self._anchor(model)
+        )  # fmt: skip
         handler = around.wrap(self.place, server.handle)
         self._listener = await around.network.listen(self.identity, handler, around.entropy.randbytes)
         claim = Claim(
             self.identity.peer, held.model_root, self.holding, held.weight_format, 0, self._listener.addresses,
-            since_s=round(EPOCH_S + loop.time() + self.clock_skew_s),
+            since_s=round(EPOCH_S + loop.time() + self.clock_skew_s), is_anchor=self.num_cached > 0,
         )  # fmt: skip
         directory = MemoryDirectory(
             around.book, self.identity, lambda: EPOCH_S + loop.time(), lambda: EPOCH_S + loop.time() + self.clock_skew_s
@@ -141,6 +150,11 @@ class SimulatedNode:
             self._healing = asyncio.create_task(
                 self._heal(around, self.keeper, directory), name=f"healer {self.place}"
             )  # fmt: skip
+
+    def _anchor(self, model: SimulatedModel) -> Anchor | None:
+        if not self.num_cached:
+            return None
+        return Anchor(self.holding, LatestExperts(lambda *which: model.packed[which], self.num_cached))
 
     async def _heal(self, around: Surroundings, keeper: Keeper, directory: Directory) -> None:
         model, claim = around.model, keeper.announcer.claim
@@ -186,7 +200,7 @@ class SlowWorker:
         try:
             async with self._device:
                 self._node.num_unwanted += sum(map(_is_unwanted, args))
-                await asyncio.sleep(ROW_COST_S * self._node.slowness)
+                await asyncio.sleep((ANCHOR_COST_S if self._node.num_cached else ROW_COST_S) * self._node.slowness)
                 await self._node.thawed.wait()
                 return fn(*args)
         finally:

@@ -5,7 +5,7 @@ The oracle is the same model in one process. A seed decides everything: shape of
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
@@ -41,6 +41,12 @@ FAULTS_WITHIN_S = (0.05, 0.2, 0.6)
 
 HOUR_S = 3600.0
 
+ANCHORED_SHARE = 0.15
+"""Seeds in which an anchor is the only steady node: all others may die."""
+
+MAX_CACHED = 12
+"""Experts that it keeps in memory: fewer than a call may need, and more."""
+
 MENDING_SHARE = 0.15
 """Seeds in which nodes take over what has one holder only, and write it to their disks."""
 
@@ -67,6 +73,8 @@ class Setup:
     """The answers are theirs in turn."""
     capacities: tuple[int, ...]
     """Experts that each node may hold to mend the swarm; empty: none does."""
+    anchors: Mapping[int, int]
+    """Nodes that are anchors, by place, and how many experts each keeps in memory."""
 
 
 @dataclass
@@ -116,8 +124,12 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
     rng = random.Random(seed)
     num_steady, num_others = rng.randint(2, 3), rng.randint(1, 4)
     holdings = (*_full_copies(rng, model, num_steady), *_some(rng, model, num_others))
+    steady_places, num_cached = range(num_steady), 0
+    if rng.random() < ANCHORED_SHARE:
+        steady_places, num_cached = range(len(holdings), len(holdings) + 1), rng.randint(1, MAX_CACHED)
+        holdings = (*holdings, *_full_copies(rng, model, 1))
     order = rng.sample(range(len(holdings)), len(holdings))
-    steady = tuple(sorted(order.index(place) for place in range(num_steady)))
+    steady = tuple(sorted(order.index(place) for place in steady_places))
     skews_s = [rng.uniform(-30, 30) for _ in holdings]
     if rng.random() < 0.2:
         unlucky = rng.randrange(len(holdings))
@@ -127,7 +139,7 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
         sampling = replace(sampling, temperature=0.8, top_p=0.95, seed=rng.randrange(4))
     prompts = rng.sample(PROMPTS, rng.choice(NUM_STREAMS))
     plan = draw_faults(rng, len(holdings), steady, rng.choice(FAULTS_WITHIN_S))
-    capacities = _capacities(rng, model, holdings) if rng.random() < MENDING_SHARE else ()
+    capacities = _capacities(rng, model, holdings) if not num_cached and rng.random() < MENDING_SHARE else ()
     if capacities and rng.random() < FULL_DISK_SHARE:
         plan = [*full_disks(rng, len(holdings)), *plan]
     return Setup(
@@ -140,6 +152,7 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
         sampling=sampling,
         num_clients=rng.randint(1, len(prompts)),
         capacities=capacities,
+        anchors=dict.fromkeys(steady, num_cached) if num_cached else {},
     )
 
 
@@ -170,7 +183,7 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
 
     async with open_world(
         model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe,
-        setup.capacities, MENDING, num_clients=setup.num_clients,
+        setup.capacities, MENDING, num_clients=setup.num_clients, anchors=setup.anchors,
     ) as world:  # fmt: skip
         faults = asyncio.create_task(injector.run(world), name="faults")
         try:
@@ -249,7 +262,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def describe(setup: Setup) -> Sequence[str]:
     """A setup for people: what is held and what goes wrong."""
     lines = [
-        f"node {place}{' (steady)' if place in setup.steady else ''}: "
+        f"node {place}{' (anchor)' if place in setup.anchors else ' (steady)' if place in setup.steady else ''}: "
         f"{sum(map(len, holding.values()))} experts, clock {setup.skews_s[place]:+.0f} s"
         for place, holding in enumerate(setup.holdings)
     ]

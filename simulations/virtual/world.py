@@ -5,31 +5,32 @@ What a kernel call takes is a number here, not what it takes this machine: virtu
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from shoal.client.engine.generate import Engine
 from shoal.client.routing.dispatch import MAX_WAIT_S, SwarmExperts
-from shoal.client.routing.holders import Holders
 from shoal.client.swarm import Swarm
 from shoal.client.tally import Observers
 from shoal.node.assignment import Holding
 from shoal.node.healer import HealSettings
-from shoal.protocol.events import Observer
+from shoal.protocol.events import DispatchSent, Event, Observer
 from shoal.protocol.identity import Identity
 from shoal.protocol.net.memory import Delay, MemoryNetwork, Tamper
 from shoal.protocol.net.memory_directory import MemoryDirectory
 from shoal.protocol.record_book import RecordBook
 from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.node import EPOCH_S, SimulatedNode, Surroundings, Wrap
+from shoal.simulations.virtual.watched_holders import WatchedHolders
 
 
 @dataclass(frozen=True)
 class SimulatedClient:
     """One client and what it looks through."""
 
-    holders: Holders
+    holders: WatchedHolders
     engine: Engine
     swarm: Swarm
 
@@ -42,6 +43,8 @@ class World(Surroundings):
     max_wait_s: float
     """How long a client waits for experts that nobody holds."""
     clients: list[SimulatedClient]
+    num_needless: int = 0
+    """Requests to an anchor for what somebody else holds who was never in trouble."""
 
     @property
     def swarm(self) -> Swarm:
@@ -59,7 +62,7 @@ class World(Surroundings):
         identity = Identity.from_seed(self.entropy.randbytes(32))
         directory = MemoryDirectory(self.book, identity, lambda: EPOCH_S + loop.time())
         connector = self.network.connector(identity, self.entropy.randbytes)
-        holders = Holders(
+        holders = WatchedHolders(
             directory,
             connector,
             model.store.manifest,
@@ -74,7 +77,13 @@ class World(Surroundings):
         engine = Engine(model.opened.trunk, experts, model.opened.tokenizer)
         swarm = Swarm(engine, holders, model.id, model.layers, observers, loop.time)
         self.clients.append(SimulatedClient(holders, engine, swarm))
+        observers.add(holders.saw)
+        observers.add(lambda event: self._judge(holders, event))
         await holders.start()
+
+    def _judge(self, holders: WatchedHolders, event: Event) -> None:
+        if isinstance(event, DispatchSent) and holders.is_needless(event.peer, event.layer, event.experts):
+            self.num_needless += 1
 
 
 @asynccontextmanager
@@ -91,15 +100,19 @@ async def open_world(
     heal: HealSettings = HealSettings(),  # noqa: B008  # frozen
     max_wait_s: float = MAX_WAIT_S,
     num_clients: int = 1,
+    anchors: Mapping[int, int] = MappingProxyType({}),
 ) -> AsyncIterator[World]:
     """Start one node per holding, and clients that have joined them; end all of them. capacities: experts that each
-    node may hold to mend the swarm; empty: none takes anything over."""
+    node may hold to mend the swarm; empty: none takes anything over. anchors: nodes, by place, that are anchors, and
+    how many experts each keeps in memory."""
     nodes = [
         SimulatedNode(place, Identity.from_seed(entropy.randbytes(32)), holding, skew_s)
         for place, (holding, skew_s) in enumerate(zip(holdings, skews_s, strict=True))
     ]
     for node, capacity in zip(nodes, capacities, strict=False):
         node.capacity = capacity
+    for place, num_cached in anchors.items():
+        nodes[place].num_cached = num_cached
     world = World(model, entropy, MemoryNetwork(delay_s, tamper), RecordBook(), wrap, heal, nodes, max_wait_s, [])
     try:
         for node in nodes:

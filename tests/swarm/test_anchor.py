@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.client.sampler import Sampling
+from shoal.client.engine.sampler import Sampling
 from shoal.protocol.events import DispatchSent
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.swarm.world import World, memory_swarm

@@ -16,8 +16,9 @@ from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.hedge import Budget
 from shoal.client.routing.holders import Holders
 from shoal.experts.pieces.store import PieceStore
-from shoal.node import batcher
+from shoal.node import anchor, batcher, server
 from shoal.node.admission import Admission, Demand
+from shoal.node.anchor import LatestExperts
 from shoal.node.announcer import Claim
 from shoal.node.batch_rows import Call, split
 from shoal.node.batcher import Batcher, Computed, Job
@@ -227,6 +228,34 @@ def _what_is_coming_is_announced_as_held(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Keeper, "forget_plans", lambda self: None)
 
 
+def _has_an_anchor(setup: Setup) -> bool:
+    return bool(setup.anchors)
+
+
+def _a_late_holder_is_reason_for_an_anchor(patch: pytest.MonkeyPatch) -> None:
+    original = SwarmExperts._elsewhere
+
+    def elsewhere(self: SwarmExperts, request: Any, standings: Any) -> Plan:
+        return self._ask_anchors(request.call, original(self, request, standings), (), request.tried)
+
+    patch.setattr(SwarmExperts, "_elsewhere", elsewhere)
+
+
+def _no_last_resort(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SwarmExperts, "_ask_anchors", lambda self, call, plan, hoped_for, excluded=(): plan)
+
+
+def _an_anchor_forgets_what_did_not_fit(patch: pytest.MonkeyPatch) -> None:
+    original = anchor.compute_in_parts
+
+    def first_part(backend: Any, latest: LatestExperts, call: Call) -> torch.Tensor:
+        fits = call.rows.offsets[: latest.capacity + 1]
+        rows = replace(call.rows, row_idx=call.rows.row_idx[: fits[-1]], offsets=fits)
+        return original(backend, latest, replace(call, experts=call.experts[: latest.capacity], rows=rows))
+
+    patch.setattr(server, "compute_in_parts", first_part)
+
+
 PLANTED_BUGS = [
     PlantedBug("a failed request is not tried again", _no_retry),
     PlantedBug("a partial sum is added twice", _sum_twice),
@@ -246,6 +275,11 @@ PLANTED_BUGS = [
     PlantedBug("a full disk ends a node's watch over its swarm", _a_full_disk_ends_the_watch, _a_disk_is_full),
     PlantedBug("half a piece stays on a full disk", _half_a_piece_stays, _a_disk_is_full),
     PlantedBug("what is coming is announced as held", _what_is_coming_is_announced_as_held),
+    PlantedBug(
+        "a late holder is reason enough to ask an anchor", _a_late_holder_is_reason_for_an_anchor, _has_an_anchor
+    ),
+    PlantedBug("anchors are never asked", _no_last_resort, _has_an_anchor),
+    PlantedBug("an anchor forgets experts that do not fit", _an_anchor_forgets_what_did_not_fit, _has_an_anchor),
     PlantedBug("the holder that failed is asked again instead of others", _the_failed_holder_is_asked_again),
     PlantedBug("a holder that failed once is never asked again", _doubt_is_for_ever),
 ]
