@@ -14,12 +14,12 @@ import torch
 from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.node.assignment import Holding
 from shoal.node.batch_rows import Call
-from shoal.protocol.errors import Malformed
+from shoal.protocol.errors import CheckpointError, IntegrityError, Malformed, ModelNotFound, PeerFailed
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Rounding
 
 Load = Callable[[LayerId, ExpertId], PackedExpert]
-"""Reads, verifies and packs one expert. Blocking. Raises CheckpointError, IntegrityError."""
+"""Reads, verifies and packs one expert. Blocking. Raises CheckpointError, IntegrityError, ModelNotFound, OSError."""
 
 
 class LatestExperts:
@@ -41,13 +41,16 @@ class LatestExperts:
         """From memory, or from disk.
 
         Raises:
-            CheckpointError, IntegrityError: its weights are not what the manifest says.
+            PeerFailed: its weights can not be read, or are not what the manifest says.
         """
         packed = self._latest.pop((layer, expert), None)
         if packed is None:
             while len(self._latest) >= self.capacity:
                 self._latest.popitem(last=False)
-            packed = self._load(layer, expert)
+            try:
+                packed = self._load(layer, expert)
+            except (CheckpointError, IntegrityError, ModelNotFound, OSError) as error:
+                raise PeerFailed(f"expert {expert} of layer {layer} can not be read from disk") from error
         self._latest[layer, expert] = packed
         return packed
 
@@ -58,6 +61,15 @@ class Anchor:
 
     offered: Holding
     latest: LatestExperts
+
+    def sample(self) -> dict[LayerId, dict[ExpertId, PackedExpert]]:
+        """One expert from disk, for the check before anything is announced. Blocking.
+
+        Raises:
+            PeerFailed: as `LatestExperts.get`.
+        """
+        layer, experts = next((layer, experts) for layer, experts in self.offered.items() if experts)
+        return {layer: {experts[0]: self.latest.get(layer, experts[0])}}
 
 
 def compute_in_parts(backend: ExpertBackend, latest: LatestExperts, call: Call) -> torch.Tensor:

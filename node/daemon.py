@@ -234,7 +234,8 @@ async def running_node(
         if anchor is not None:
             missing = await _brought(supply, missing)
         held = await load(store, backend, worker, {} if anchor else without(holding, missing), progress, cache)
-        await worker.run(check_ourselves, held, backend, store.manifest)
+        checked = replace(held, experts=await worker.run(anchor.sample)) if anchor else held
+        await worker.run(check_ourselves, checked, backend, store.manifest)
         server = ExpertServer(held, backend, worker, admission, time.perf_counter, anchor)
         stack.push_async_callback(server.aclose)
         library = await asyncio.to_thread(Library, store)

@@ -34,6 +34,7 @@ class DispatchSent:
     num_experts: int
     num_tokens: int
     experts: tuple[ExpertId, ...] = ()
+    """which, ascending"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,23 +190,23 @@ class SwarmExperts:
         plan = self._last_resort(call, request.experts, self._elsewhere(request, ASKED), tried)
         if isinstance(failure, DeadlineExceeded) and self._holders.has_anchor(plan.shares):
             self._holders.fell_silent(request.peer)
-        if plan.uncovered or not self._retries.take():
-            await self._pause(call, failure)
+        if (plan.uncovered or not self._retries.take()) and not await self._has_paused(call):
+            plan = self._ask_anchors(call, Plan({}, request.experts), hoped_for=(), excluded=tried)
+            if plan.uncovered:
+                raise failure
         if plan.uncovered:
             plan, tried = await self._plan_after(failure, call, request.experts), ()
         return await self._carry_out(call, plan, tried)
 
-    async def _pause(self, call: LayerCall, failure: ShoalError) -> None:
-        """Before the same holders are asked again: longer each time, with full jitter.
-
-        Raises:
-            ShoalError: `failure`; the layer has no time for a pause.
-        """
+    async def _has_paused(self, call: LayerCall) -> bool:
+        """Before the same holders are asked again: longer each time, with full jitter. False: the layer has no time for
+        a pause."""
         call.num_pauses += 1
         pause_s = min(FIRST_PAUSE_S * 2.0**call.num_pauses, MAX_PAUSE_S) * self._draw()
         if _now() + pause_s > call.give_up_at:
-            raise failure
+            return False
         await asyncio.sleep(pause_s)
+        return True
 
     async def _plan_after(self, failure: ShoalError, call: LayerCall, experts: Sequence[ExpertId]) -> Plan:
         try:

@@ -46,6 +46,8 @@ class PeerSnapshot:
     breaker: Breaker
     retry_in_s: float
     """Until a paused or banned holder is asked again; 0 for the others."""
+    is_anchor: bool = False
+    """It is a last resort: asked for what nobody else is left for."""
 
     @property
     def is_usable(self) -> bool:
@@ -67,6 +69,7 @@ def snapshot(holder: "Holder", now: float) -> PeerSnapshot:
         failures=health.failures,
         breaker=_breaker(holder, now),
         retry_in_s=max(0.0, health.doubted_until - now, health.busy_until - now, health.banned_until - now),
+        is_anchor=holder.is_anchor,
     )
 
 

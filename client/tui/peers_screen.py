@@ -124,6 +124,7 @@ def _detail(peer: PeerSnapshot) -> list[tuple[str, str]]:
         (peer.peer + "\n", "bold $primary"),
         (_("holds") + "  ", "$text-muted"),
         (held or _("nothing"), "$foreground"),
+        ("\n" + _("an anchor: asked only when nobody else is left") if peer.is_anchor else "", "$text-muted"),
     ]
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.routing.choose import choose, choose_in_tiers
+from shoal.client.routing.choose import Plan, choose, choose_in_tiers, with_anchors
 from shoal.protocol.ids import ExpertId, PeerId
 
 experts = st.frozensets(st.integers(0, 31).map(ExpertId), max_size=16)
@@ -55,3 +55,34 @@ def test_a_lower_tier_computes_only_what_no_higher_one_holds(
     for peer, share in plan.shares.items():
         better = named[: int(peer[0])]
         assert not any(expert in held for expert in share for tier in better for held in tier.values())
+
+
+@given(needed=experts, others=holders, anchors=holders, data=st.data())
+def test_an_anchor_gets_only_what_is_hoped_for_of_nobody_and_nothing_is_lost(
+    needed: frozenset[ExpertId],
+    others: dict[PeerId, frozenset[ExpertId]],
+    anchors: dict[PeerId, frozenset[ExpertId]],
+    data: st.DataObject,
+) -> None:
+    named = {PeerId(f"anchor {peer}"): held for peer, held in anchors.items()}
+    cost = dict.fromkeys((*others, *named), 1.0)
+    plan = choose(needed, others, cost)
+    doubtful = data.draw(st.sets(st.sampled_from(sorted(plan.shares))) if plan.shares else st.just(set[PeerId]()))
+    hoped_for = data.draw(experts)
+    mixed = with_anchors(plan, doubtful, hoped_for, choose(needed, named, cost))
+    asked = [expert for share in mixed.shares.values() for expert in share]
+    assert sorted([*asked, *mixed.uncovered]) == sorted(needed)
+    for peer, share in mixed.shares.items():
+        assert share
+        if peer in named:
+            assert named[peer].issuperset(share)
+            assert hoped_for.isdisjoint(share)
+            assert all(expert in plan.uncovered or expert in _of(plan, doubtful) for expert in share)
+        else:
+            assert set(share) <= set(plan.shares[peer])
+    offered = frozenset[ExpertId]().union(*named.values())
+    assert frozenset(mixed.uncovered) == frozenset(plan.uncovered) - (offered - hoped_for)
+
+
+def _of(plan: Plan, peers: set[PeerId]) -> set[ExpertId]:
+    return {expert for peer in peers for expert in plan.shares[peer]}
