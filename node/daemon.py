@@ -34,13 +34,12 @@ from shoal.node.loading import (
     check_memory,
     default_threads,
     load,
-    load_one,
     packer,
     without,
 )
 from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
-from shoal.node.packing import keep_packed, open_cache
+from shoal.node.packing import keep_packed, load_one, open_cache
 from shoal.node.placement import Shape
 from shoal.node.revocation_watch import RevocationWatch
 from shoal.node.seeding.connecting import connector_of, is_first, peers_of
