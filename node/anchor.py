@@ -18,7 +18,7 @@ from shoal.protocol.errors import CheckpointError, IntegrityError, Malformed, Mo
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Rounding
 
-Load = Callable[[LayerId, ExpertId], PackedExpert]
+LoadExpert = Callable[[LayerId, ExpertId], PackedExpert]
 """Reads, verifies and packs one expert. Blocking. Raises CheckpointError, IntegrityError, ModelNotFound, OSError."""
 
 
@@ -28,7 +28,7 @@ class LatestExperts:
     Limits: `capacity` experts; the one that was not asked for the longest goes first.
     """
 
-    def __init__(self, load: Load, capacity: int) -> None:
+    def __init__(self, load: LoadExpert, capacity: int) -> None:
         """capacity: experts that fit in memory, at least 1."""
         self._load = load
         self.capacity = capacity

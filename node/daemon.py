@@ -21,7 +21,7 @@ from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced, for_own_token
 from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
-from shoal.node.anchor import Anchor, LatestExperts
+from shoal.node.anchor import Anchor, LatestExperts, LoadExpert
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.assignment import Holding, parse_holding
 from shoal.node.filling import Supply
@@ -229,7 +229,7 @@ async def running_node(
         await limit_pieces(settings, store, holding, place)
         missing = await supply.missing(holding)
         cache = await asyncio.to_thread(open_cache, settings, store, backend)
-        anchor = _anchor(settings, store, backend, holding, place.capacity)
+        anchor = _anchor(settings, partial(load_one, store, backend, cache), holding, place.capacity)
         if anchor is not None:
             missing = await _brought(supply, missing)
         held = await load(store, backend, worker, {} if anchor else without(holding, missing), progress, cache)
@@ -290,13 +290,11 @@ async def running_node(
                 task.result()  # it failed by itself: not to be lost in silence
 
 
-def _anchor(
-    settings: NodeSettings, store: ModelStore, backend: ExpertBackend, offered: Holding, capacity: int
-) -> Anchor | None:
+def _anchor(settings: NodeSettings, load_expert: LoadExpert, offered: Holding, capacity: int) -> Anchor | None:
     """The experts of a node that keeps none resident."""
     if not settings.anchor:
         return None
-    return Anchor(offered, LatestExperts(partial(load_one, store, backend), capacity))
+    return Anchor(offered, LatestExperts(load_expert, capacity))
 
 
 async def _brought(supply: Supply, missing: Holding) -> Holding:
