@@ -105,6 +105,8 @@ class SimulatedNode:
     """Requests that the kernel began although nobody waited for them any more."""
     thawed: asyncio.Event = field(default_factory=_open_gate, repr=False)
     """Not set: the kernel stands still."""
+    _changing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    """Held while it starts or ends: restarts of one node may overlap."""
     _listener: Listener | None = None
     _announcing: asyncio.Task[None] | None = field(default=None, repr=False)
     _healing: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -123,7 +125,12 @@ class SimulatedNode:
         return self._healing is not None and self._healing.done()
 
     async def start(self, around: Surroundings) -> None:
-        """Load, listen, announce."""
+        """Load, listen, announce; nothing if it is up."""
+        async with self._changing:
+            if not self.is_up:
+                await self._start(around)
+
+    async def _start(self, around: Surroundings) -> None:
         model, loop = around.model, asyncio.get_running_loop()
         resident = {} if self.num_cached else self.holding
         experts = {layer: {e: model.packed[layer, e] for e in ids} for layer, ids in resident.items()}
@@ -168,7 +175,12 @@ class SimulatedNode:
     async def crash(self, network: MemoryNetwork) -> None:
         """The process is gone: nothing is withdrawn, nobody is told."""
         network.kill(self.identity.peer)
-        await self._end()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End it."""
+        async with self._changing:
+            await self._end()
 
     async def _end(self) -> None:
         for task in (self._announcing, self._healing):
@@ -181,10 +193,6 @@ class SimulatedNode:
         if self.server is not None:
             await self.server.aclose()
         self._listener = self._announcing = self._healing = self.admission = self.server = self.keeper = None
-
-    async def aclose(self) -> None:
-        """End it at the end of a run."""
-        await self._end()
 
 
 class SlowWorker:
