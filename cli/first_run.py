@@ -14,8 +14,8 @@ import typer
 from shoal.cli.options import parse_size
 from shoal.cli.settings_file import read_document, settings_path, write_node_table
 from shoal.client.translate import _
-from shoal.node.schedule import parse_schedule
-from shoal.node.sensors import idle_seconds, run_program
+from shoal.node.guest.schedule import parse_schedule
+from shoal.node.guest.sensors import idle_seconds, run_program
 
 GIVEN_SHARE = 0.5
 """Of the memory that is free now: a guest takes half."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shoal.experts.pieces.fetching import Fetched
     from shoal.experts.pieces.pieces import Piece
     from shoal.experts.pieces.shelf import Shelf, ShelfModel
-    from shoal.node.pulling import Plan, Wish
+    from shoal.node.weights.pulling import Plan, Wish
 
 models_app = typer.Typer(no_args_is_help=True, help="Models on this machine: list, fetch, verify and remove them.")
 
@@ -67,7 +67,7 @@ def pull(
 ) -> None:
     """Fetch a model, or a part of it; every byte is verified. Interrupted, it goes on where it was."""
     with reporting_errors():
-        from shoal.node.pulling import Wish
+        from shoal.node.weights.pulling import Wish
 
         name, _at, root = name.partition("@")
         wish = Wish(name, tuple(sources or ()), experts, trunk, _root(root), manifest)
@@ -91,7 +91,7 @@ def import_(
         from shoal.experts.locations import default_cache_dir
         from shoal.experts.manifest import MANIFEST_FILE, write_manifest
         from shoal.experts.manifest_maker import ModelFiles, manifest_of
-        from shoal.node.pulling import Wish
+        from shoal.node.weights.pulling import Wish
 
         shelf = _shelf(store, disk)
         made = shelf.root / "models" / f".{MANIFEST_FILE}"
@@ -110,7 +110,7 @@ def rm(name: NameArgument, store: StoreOption = None, as_json: JsonOption = Fals
         from shoal.cli.reports import size
         from shoal.experts.locations import default_cache_dir
         from shoal.experts.pieces.shelf import digests_of
-        from shoal.node.packing import forget_packed
+        from shoal.node.weights.packing import forget_packed
 
         shelf = _shelf(store)
         model = shelf.find(name)
@@ -146,7 +146,7 @@ async def _pull(wish: "Wish", shelf: "Shelf", dry_run: bool, as_json: bool) -> N
 
     from shoal.cli.model_reports import plan_lines, pull_lines
     from shoal.cli.progress import ProgressBar
-    from shoal.node.pulling import planned
+    from shoal.node.weights.pulling import planned
 
     async with planned(wish, shelf) as pulled:
         if dry_run:

@@ -14,7 +14,7 @@ from shoal.client.translate import _
 
 if TYPE_CHECKING:
     from shoal.node.daemon import NodeInfo
-    from shoal.node.joining import Choice
+    from shoal.node.holdings.joining import Choice
 
 
 def node(

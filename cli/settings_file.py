@@ -63,8 +63,8 @@ def node_settings(table: Table, flags: Table, guest_flags: Table) -> "NodeSettin
     Raises:
         InvalidRequest: an unknown name, or a value of another type.
     """
-    from shoal.node.mqtt_settings import MqttSettings
     from shoal.node.settings import GuestSettings, NodeSettings
+    from shoal.node.telemetry.mqtt_settings import MqttSettings
 
     guest = table.get("guest", {})
     if not isinstance(guest, dict):

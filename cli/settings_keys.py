@@ -71,7 +71,7 @@ def _owners(section: str) -> list[tuple[type, tuple[str, ...]]]:
 
         return [(GuestSettings, _names(GuestSettings))]
     if section == "telemetry.mqtt":
-        from shoal.node.mqtt_settings import MqttSettings
+        from shoal.node.telemetry.mqtt_settings import MqttSettings
 
         return [(MqttSettings, _names(MqttSettings))]
     if section == "client":
@@ -161,7 +161,7 @@ def _check_meaning(setting: Setting, typed: object) -> None:
     if isinstance(typed, float) and not isfinite(typed):
         raise InvalidRequest("a finite number is needed")
     if setting.key in ("node.guest.schedule", "node.guest.time_zone"):
-        from shoal.node.schedule import parse_schedule
+        from shoal.node.guest.schedule import parse_schedule
 
         parse_schedule(*((str(typed), "") if setting.key.endswith("schedule") else ("", str(typed))))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.node.log_events import RecordsNotRenewed, log_event
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.ids import ExpertId, LayerId, PeerId

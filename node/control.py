@@ -10,13 +10,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 
-from shoal.node.coverage import Extent, coverage_of, ranges
 from shoal.node.daemon import Node
-from shoal.node.guest import Guest
-from shoal.node.loading import default_threads
+from shoal.node.guest.guest import Guest
+from shoal.node.guest.transfer_meter import TransferMeter
+from shoal.node.holdings.coverage import Extent, coverage_of, ranges
 from shoal.node.logs import LogMemory
 from shoal.node.settings import NodeSettings
-from shoal.node.transfer_meter import TransferMeter
+from shoal.node.weights.loading import default_threads
 from shoal.protocol.control import (
     ControlReply,
     ControlRequest,

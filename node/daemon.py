@@ -20,15 +20,28 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore, open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced, for_own_token
-from shoal.node.admission import Admission, AdmissionLimits, Wire, no_backlog
-from shoal.node.anchor import Anchor, LatestExperts, LoadExpert
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.assignment import Holding, parse_holding
-from shoal.node.filling import Supply
-from shoal.node.gate import WorkGate
-from shoal.node.joining import Choice, Place, find_place
-from shoal.node.keeper import Keeper
-from shoal.node.loading import (
+from shoal.node.holdings.assignment import Holding, parse_holding
+from shoal.node.holdings.joining import Choice, Place, find_place
+from shoal.node.holdings.keeper import Keeper
+from shoal.node.holdings.placement import Shape
+from shoal.node.holdings.survey import Me
+from shoal.node.holdings.tending import fill_and_heal
+from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
+from shoal.node.metrics import NodeMetrics
+from shoal.node.revocation_watch import RevocationWatch
+from shoal.node.seeding.connecting import connector_of, is_first, peers_of
+from shoal.node.seeding.library import Library
+from shoal.node.seeding.peers import Wanted
+from shoal.node.seeding.seeder import Seeder
+from shoal.node.serving.admission import Admission, AdmissionLimits, Wire, no_backlog
+from shoal.node.serving.anchor import Anchor, LatestExperts, LoadExpert
+from shoal.node.serving.gate import WorkGate
+from shoal.node.serving.self_check import check_ourselves
+from shoal.node.serving.server import ExpertServer
+from shoal.node.settings import NodeSettings
+from shoal.node.weights.filling import Supply
+from shoal.node.weights.loading import (
     StageProgress,
     capacity,
     check_memory,
@@ -37,21 +50,8 @@ from shoal.node.loading import (
     packer,
     without,
 )
-from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
-from shoal.node.metrics import NodeMetrics
-from shoal.node.packing import keep_packed, load_one, open_cache
-from shoal.node.placement import Shape
-from shoal.node.revocation_watch import RevocationWatch
-from shoal.node.seeding.connecting import connector_of, is_first, peers_of
-from shoal.node.seeding.library import Library
-from shoal.node.seeding.peers import Wanted
-from shoal.node.seeding.seeder import Seeder
-from shoal.node.self_check import check_ourselves
-from shoal.node.server import ExpertServer
-from shoal.node.settings import NodeSettings
-from shoal.node.space import limit_pieces
-from shoal.node.survey import Me
-from shoal.node.tending import fill_and_heal
+from shoal.node.weights.packing import keep_packed, load_one, open_cache
+from shoal.node.weights.space import limit_pieces
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.ids import LayerId, PeerId

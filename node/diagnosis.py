@@ -12,7 +12,7 @@ import psutil
 
 from shoal.experts.locations import default_cache_dir
 from shoal.node.doctor import Facts
-from shoal.node.sensors import RunProgram, idle_seconds, is_metered, run_program
+from shoal.node.guest.sensors import RunProgram, idle_seconds, is_metered, run_program
 from shoal.node.settings import NodeSettings
 from shoal.protocol.control import Coverage
 from shoal.protocol.errors import ShoalError

@@ -16,18 +16,18 @@ import psutil
 from shoal.experts.locations import default_cache_dir
 from shoal.node.control import NodeControl
 from shoal.node.daemon import NodeInfo, no_progress, running_node, until_stopped
-from shoal.node.guest import Guest, ReadSensors
-from shoal.node.loading import StageProgress
+from shoal.node.guest.guest import Guest, ReadSensors
+from shoal.node.guest.pause_file import PauseFile
+from shoal.node.guest.schedule import month_of, parse_schedule
+from shoal.node.guest.sensors import MachineSensors
+from shoal.node.guest.transfer_meter import TransferMeter
 from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, TransferNotCounted, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
-from shoal.node.mqtt_settings import check_mqtt
-from shoal.node.packing import make_room, used_bytes
-from shoal.node.pause_file import PauseFile
-from shoal.node.schedule import month_of, parse_schedule
-from shoal.node.sensors import MachineSensors
 from shoal.node.settings import GuestSettings, NodeSettings
-from shoal.node.telemetry import send_telemetry
-from shoal.node.transfer_meter import TransferMeter
+from shoal.node.telemetry.mqtt_settings import check_mqtt
+from shoal.node.telemetry.telemetry import send_telemetry
+from shoal.node.weights.loading import StageProgress
+from shoal.node.weights.packing import make_room, used_bytes
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.net.channel import Traffic
 from shoal.protocol.net.control_socket import control_server, runtime_dir

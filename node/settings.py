@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from shoal.experts.choose_backend import KernelChoice
-from shoal.node.mqtt_settings import MqttSettings
+from shoal.node.telemetry.mqtt_settings import MqttSettings
 from shoal.protocol.membership import Membership
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]

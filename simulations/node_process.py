@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from shoal.node.daemon import no_progress, run_until
+from shoal.node.guest.sensors import MachineSensors
 from shoal.node.host import host
 from shoal.node.seeding.library import Library
-from shoal.node.sensors import MachineSensors
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.protocol.errors import ShoalError
 from shoal.simulations.wan.namespace import die_with_parent, enter_network, mount_private_disk

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.client.routing.choose import choose as choose_holders
-from shoal.node.placement import (
+from shoal.node.holdings.placement import (
     LIFETIME_SCALE_S,
     LIFETIME_SHAPE,
     TARGET_REPLICAS,
@@ -27,7 +27,7 @@ from shoal.node.placement import (
     choose,
     survival,
 )
-from shoal.node.takeover import GRACE_S, SPARE_REPLICAS, Means, Rarity, plan_move
+from shoal.node.holdings.takeover import GRACE_S, SPARE_REPLICAS, Means, Rarity, plan_move
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 
 V3 = Shape(tuple(LayerId(layer) for layer in range(3, 61)), 256, 32)

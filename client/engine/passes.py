@@ -30,7 +30,7 @@ HEAD_ROWS = 32
 
 SMALL_WAVE_ROWS = 64
 """Rows up to which chunks of short prompts go together, and with those who decode: from there on arithmetic takes the
-time and not the reading of weights (as `node/batcher.py` has it), and company only makes everybody late."""
+time and not the reading of weights (as `node/serving/batcher.py` has it), and company only makes everybody late."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from shoal.node.joining import Place
+from shoal.node.holdings.joining import Place
 from shoal.node.seeding.peers import Peers, Wanted
 from shoal.protocol.errors import ConnectFailed
 from shoal.protocol.identity import Identity

@@ -10,11 +10,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
-from shoal.node.admission import Admission, Wire
 from shoal.node.log_events import PieceNotGiven, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.seeding.choke import NUM_TURNS, Choke
 from shoal.node.seeding.library import PieceLibrary
+from shoal.node.serving.admission import Admission, Wire
 from shoal.protocol.errors import Busy, Draining, Malformed, NotHeld, ShoalError, WrongModel
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Chunk

@@ -24,7 +24,7 @@ from shoal.client.trunk.checkpoint import load_mtp
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.worker import ComputeWorker
-from shoal.node.assignment import parse_holding
+from shoal.node.holdings.assignment import parse_holding
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import ignore
 from shoal.protocol.ids import PeerId

@@ -19,8 +19,8 @@ from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.specs import PROJECTIONS, ExpertSpec
 from shoal.experts.weight_formats import quantize_expert
 from shoal.experts.worker import ComputeWorker
-from shoal.node.admission import Admission, AdmissionLimits
-from shoal.node.server import ExpertServer, Held
+from shoal.node.serving.admission import Admission, AdmissionLimits
+from shoal.node.serving.server import ExpertServer, Held
 from shoal.protocol.errors import ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId

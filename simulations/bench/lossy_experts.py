@@ -1,7 +1,7 @@
 """The routed experts in this process, with hidden states and sums sent through a wire format as a swarm of holders
 would: every holder gets its rows in the format, computes, and its partial sum comes back in the format.
 
-The same grouping, codec, kernels and order of summation as `client/routing` and `node/server.py`; no network.
+The same grouping, codec, kernels and order of summation as `client/routing` and `node/serving/server.py`; no network.
 """
 
 import math

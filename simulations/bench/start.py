@@ -27,7 +27,7 @@ from shoal.experts.packed_cache import PackedCache
 from shoal.experts.pieces.disk import FolderDisk
 from shoal.experts.store import ModelStore
 from shoal.kernels.cpu import CpuKernels
-from shoal.node.packing import FOLDER, key_of, load_one
+from shoal.node.weights.packing import FOLDER, key_of, load_one
 from shoal.protocol.control import GetPeers, PeerRole, Peers
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId, PeerId

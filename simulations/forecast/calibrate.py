@@ -10,7 +10,7 @@ import torch
 
 from shoal.client.engine.sampler import Sampling
 from shoal.kernels.cpu import Format
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.protocol.events import Event, ExpertsTimed
 from shoal.protocol.ids import ExpertId
 from shoal.protocol.net.memory import no_delay, untouched

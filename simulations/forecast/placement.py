@@ -1,7 +1,7 @@
 """Who holds what in a simulated swarm: every node in turn chooses with the real node's own function.
 
-`node/placement.py` decides; here it is asked by ten thousand nodes, one after another. All nodes count as near and as
-likely to stay: a scenario is one neighbourhood, and the ages of its nodes are not what it is about.
+`node/holdings/placement.py` decides; here it is asked by ten thousand nodes, one after another. All nodes count as near
+and as likely to stay: a scenario is one neighbourhood, and the ages of its nodes are not what it is about.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.experts.specs import RouterSpec
-from shoal.node.placement import Shape, SwarmView, choose
+from shoal.node.holdings.placement import Shape, SwarmView, choose
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.simulations.forecast.peers import Counts, Held
 

@@ -21,7 +21,7 @@ from shoal.client.routing.choose import choose
 from shoal.client.trunk.linear_maker import TrunkFormat
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.worker import InlineWorker
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.protocol.events import ignore
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.net.channel import Handler, Reply, Request

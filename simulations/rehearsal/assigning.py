@@ -1,7 +1,7 @@
 """Two hundred volunteers with 8 GB each: what each of them chooses, what it would fetch, and what churn moves.
 
-The choice is `node/placement.py`'s own, moves are `node/takeover.py`'s; churn is that of `shoal simulate placement`.
-Knows who holds what; fetches nothing.
+The choice is `node/holdings/placement.py`'s own, moves are `node/holdings/takeover.py`'s; churn is that of
+`shoal simulate placement`. Knows who holds what; fetches nothing.
 """
 
 import statistics
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.experts.safetensors_header import LENGTH_BYTES
-from shoal.node.assignment import Holding
-from shoal.node.placement import Mask, Shape, SwarmView, choose, look, survival
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.placement import Mask, Shape, SwarmView, choose, look, survival
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.simulations.placement import PlacementResult, PlacementSettings, Policy, simulate_placement
 

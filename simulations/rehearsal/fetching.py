@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.simulations.local_hub import REPOSITORY, LocalHub
 
 NAME = "rehearsal"

@@ -17,8 +17,8 @@ from shoal.experts.manifest import MANIFEST_FILE, Manifest, write_manifest
 from shoal.experts.pieces.pieces import expert_pieces
 from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.shard import expert_tensor_names
-from shoal.node.assignment import Holding
-from shoal.node.placement import Shape
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.placement import Shape
 from shoal.protocol.ids import ExpertId, PeerId
 from shoal.simulations.local_hub import local_hub
 from shoal.simulations.rehearsal.assigning import Assigned, Costs, assign, own_choice

@@ -19,14 +19,14 @@ from shoal.experts.pieces.fetching import Fetched, OnStored, fetch_pieces
 from shoal.experts.pieces.pieces import ExpertPiece, Piece
 from shoal.experts.pieces.sources import OnBytes
 from shoal.experts.pieces.store import PieceStore
-from shoal.node.admission import Admission, AdmissionLimits, Wire
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.assignment import Holding
-from shoal.node.keeper import Keeper
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.keeper import Keeper
 from shoal.node.metrics import NodeMetrics
 from shoal.node.seeding.peers import Peers, Wanted
 from shoal.node.seeding.seeder import Seeder
-from shoal.node.server import Held
+from shoal.node.serving.admission import Admission, AdmissionLimits, Wire
+from shoal.node.serving.server import Held
 from shoal.protocol.dtypes import DType
 from shoal.protocol.errors import ChannelClosed, ConnectFailed, DeadlineExceeded, ModelNotFound
 from shoal.protocol.frames import Buffer

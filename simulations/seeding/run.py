@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 
 from shoal.experts.pieces.pieces import ExpertPiece
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.simulations.seeding.machines import Machine, MachineSettings, Model, World
 from shoal.simulations.virtual.loop import run_virtual

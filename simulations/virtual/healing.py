@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.client.engine.sampler import Sampling
-from shoal.node.assignment import Holding
-from shoal.node.healer import REST_S, HealSettings
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.healer import REST_S, HealSettings
 from shoal.protocol.ids import ExpertId
 from shoal.protocol.net.memory import Delay, untouched
 from shoal.simulations.virtual.injector import BASE_DELAY_S, JITTER

@@ -18,17 +18,17 @@ from shoal.experts.pieces.pieces import expert_pieces
 from shoal.experts.pieces.ranges import CheckpointSource
 from shoal.experts.pieces.sources import FolderReader
 from shoal.experts.pieces.store import PieceStore
-from shoal.node.admission import Admission, AdmissionLimits
-from shoal.node.anchor import Anchor, LatestExperts
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.assignment import Holding
-from shoal.node.batcher import Job
-from shoal.node.healer import Healer, HealSettings
-from shoal.node.joining import Place
-from shoal.node.keeper import Keeper, Pack
-from shoal.node.placement import Shape
-from shoal.node.server import ExpertServer, Held
-from shoal.node.survey import Me
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.healer import Healer, HealSettings
+from shoal.node.holdings.joining import Place
+from shoal.node.holdings.keeper import Keeper, Pack
+from shoal.node.holdings.placement import Shape
+from shoal.node.holdings.survey import Me
+from shoal.node.serving.admission import Admission, AdmissionLimits
+from shoal.node.serving.anchor import Anchor, LatestExperts
+from shoal.node.serving.batcher import Job
+from shoal.node.serving.server import ExpertServer, Held
 from shoal.protocol.errors import CheckpointError, RecordRejected
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.client.engine.sampler import Sampling
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import DispatchSent, Event, Hedged
 from shoal.protocol.ids import ExpertId, PeerId

@@ -16,8 +16,8 @@ from shoal.client.engine.sampler import Sampling
 from shoal.client.swarm import Swarm
 from shoal.client.trunk.local_experts import LocalExperts
 from shoal.experts.worker import InlineWorker
-from shoal.node.assignment import Holding
-from shoal.node.healer import HealSettings
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.healer import HealSettings
 from shoal.protocol.events import Event
 from shoal.protocol.ids import ExpertId
 from shoal.simulations.virtual.faults import Fault, draw_faults, full_disks

@@ -14,8 +14,8 @@ from shoal.client.engine.generate import Engine
 from shoal.client.routing.dispatch import MAX_WAIT_S, SwarmExperts
 from shoal.client.swarm import Swarm
 from shoal.client.tally import Observers
-from shoal.node.assignment import Holding
-from shoal.node.healer import HealSettings
+from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.healer import HealSettings
 from shoal.protocol.events import DispatchSent, Event, Observer
 from shoal.protocol.identity import Identity
 from shoal.protocol.net.memory import Delay, MemoryNetwork, Tamper

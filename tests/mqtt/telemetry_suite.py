@@ -14,7 +14,7 @@ from typing import Any
 import aiomqtt
 import pytest
 
-from shoal.node.telemetry_messages import FIGURES
+from shoal.node.telemetry.telemetry_messages import FIGURES
 from tests.mqtt.brokers import BrokerSettings, certificate, free_port, running_broker
 from tests.swarm.test_processes import environment, running_node, shoal  # noqa: F401  (the first is a fixture)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from shoal.node.decision import Sensors
-from shoal.node.guest import Guest
+from shoal.node.guest.decision import Sensors
+from shoal.node.guest.guest import Guest
+from shoal.node.guest.pause_file import PauseFile
+from shoal.node.guest.transfer_meter import TransferMeter
 from shoal.node.log_events import LOGGER, LogEvent, LogNotWritten, NodeResumed, TransferNotCounted, log_event
 from shoal.node.logs import logging_to
-from shoal.node.pause_file import PauseFile
 from shoal.node.settings import GuestSettings
-from shoal.node.transfer_meter import TransferMeter
 from shoal.protocol.net.channel import Traffic
 
 FULL = Path("/dev/full")

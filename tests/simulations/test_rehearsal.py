@@ -11,7 +11,7 @@ from shoal.experts.checkpoint import Checkpoint
 from shoal.experts.family import model_spec
 from shoal.experts.manifest import load_manifest
 from shoal.experts.manifest_maker import Making, make_manifest
-from shoal.node.placement import Shape
+from shoal.node.holdings.placement import Shape
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.simulations.rehearsal.__main__ import put_table
 from shoal.simulations.rehearsal.assigning import own_choice

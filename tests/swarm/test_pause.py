@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from shoal.client.engine.sampler import Sampling
-from shoal.node.admission import Admission, AdmissionLimits, Demand, Wire
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.decision import Sensors, Verdict
-from shoal.node.gate import WorkGate
-from shoal.node.guest import Guest
-from shoal.node.pause_file import PauseFile
+from shoal.node.guest.decision import Sensors, Verdict
+from shoal.node.guest.guest import Guest
+from shoal.node.guest.pause_file import PauseFile
+from shoal.node.guest.transfer_meter import TransferMeter
+from shoal.node.serving.admission import Admission, AdmissionLimits, Demand, Wire
+from shoal.node.serving.gate import WorkGate
 from shoal.node.settings import GuestSettings
-from shoal.node.transfer_meter import TransferMeter
 from shoal.protocol.control import PauseReason
 from shoal.protocol.errors import CoverageGap, Draining
 from shoal.protocol.ids import PeerId

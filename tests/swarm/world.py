@@ -28,11 +28,11 @@ from shoal.experts.backend import PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.store import ModelStore
 from shoal.experts.worker import InlineWorker
-from shoal.node.admission import Admission, AdmissionLimits
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.assignment import parse_holding
-from shoal.node.gate import WorkGate
-from shoal.node.server import ExpertServer, Held
+from shoal.node.holdings.assignment import parse_holding
+from shoal.node.serving.admission import Admission, AdmissionLimits
+from shoal.node.serving.gate import WorkGate
+from shoal.node.serving.server import ExpertServer, Held
 from shoal.protocol.events import Event
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId, PeerId

@@ -12,7 +12,7 @@ import pytest
 
 from shoal.experts.pieces.fetching import FetchSettings, fetch_pieces
 from shoal.experts.pieces.store import PieceStore
-from shoal.node.assignment import Holding
+from shoal.node.holdings.assignment import Holding
 from shoal.node.seeding.peers import LINE_PATIENCE_S, PATIENCE_S, Peers, Wanted
 from shoal.node.seeding.standing import FOR_EVER, LACKS_S, REST_S, Standing
 from shoal.node.seeding.taking import Partial, Taking

@@ -14,12 +14,12 @@ from shoal.experts.manifest_maker import make_manifest
 from shoal.experts.pieces.pieces import all_experts
 from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.store import ModelStore
-from shoal.node.admission import Admission, AdmissionLimits, Demand, Wire
 from shoal.node.metrics import NodeMetrics
-from shoal.node.pulling import Wish, planned
 from shoal.node.seeding.choke import NUM_TURNS
 from shoal.node.seeding.library import Library
 from shoal.node.seeding.seeder import BACKLOG_S, MAX_ASKED_AT_ONCE, MIN_CHUNK_BYTES, Seeder
+from shoal.node.serving.admission import Admission, AdmissionLimits, Demand, Wire
+from shoal.node.weights.pulling import Wish, planned
 from shoal.protocol import limits
 from shoal.protocol.errors import Busy, Draining, Malformed, NotHeld, WrongModel
 from shoal.protocol.ids import PeerId

@@ -16,14 +16,14 @@ from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.hedge import Budget
 from shoal.client.routing.holders import Holders
 from shoal.experts.pieces.store import PieceStore
-from shoal.node import anchor, batcher, server
-from shoal.node.admission import Admission, Demand
-from shoal.node.anchor import LatestExperts
 from shoal.node.announcer import Claim
-from shoal.node.batch_rows import Call, split
-from shoal.node.batcher import Batcher, Computed, Job
-from shoal.node.healer import Healer
-from shoal.node.keeper import Keeper
+from shoal.node.holdings.healer import Healer
+from shoal.node.holdings.keeper import Keeper
+from shoal.node.serving import anchor, batcher, server
+from shoal.node.serving.admission import Admission, Demand
+from shoal.node.serving.anchor import LatestExperts
+from shoal.node.serving.batch_rows import Call, split
+from shoal.node.serving.batcher import Batcher, Computed, Job
 from shoal.protocol.errors import DiskFull
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.tensors import read_partial_body
