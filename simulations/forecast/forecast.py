@@ -9,12 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.client.engine.engine_settings import PREFILL_CHUNK
+from shoal.client.engine.engine_settings import PREFILL_AHEAD, PREFILL_CHUNK
 from shoal.client.routing.choose import choose
 from shoal.simulations.forecast.compute import Calibration, context_s
 from shoal.simulations.forecast.layer_time import (
     DEATHS,
+    DOWNLINK,
+    EXPERTS,
+    HOLDER_CALL,
+    HOLDER_QUEUE,
+    HOLDER_UPLINK,
+    OVERHEAD,
     TRUNK,
+    UPLINK,
     Choose,
     Conditions,
     LayerClock,
@@ -29,6 +36,9 @@ MIN_PASSES, SAMPLED_ROWS = 4, 24
 
 CONTEXT = 1024
 """Tokens in the cache of each stream: about the mean prompt of a recorded conversation (azure_llm_2023_conv: 1,155)."""
+
+ONE_AT_A_TIME = ((TRUNK, OVERHEAD), (UPLINK,), (DOWNLINK,), (EXPERTS, HOLDER_QUEUE, HOLDER_CALL), (HOLDER_UPLINK,))
+"""Parts of a chunk's time that no two chunks can spend at once."""
 
 SILENT_DEATH_RTTS = 1.23
 """What a token pays for a holder that goes silent (`shoal simulate recovery`, median); a reset costs 0.1."""
@@ -117,14 +127,39 @@ def forecast_streams(swarm: Swarm, streams: int, seed: int, tally: Tally) -> Str
 
 
 def forecast_prefill(swarm: Swarm, num_tokens: int, seed: int, tally: Tally) -> PrefillForecast:
-    """A prompt in chunks of `PREFILL_CHUNK`, one after another."""
-    rng, clock, parts = np.random.default_rng((seed, num_tokens)), swarm.clock(), Parts()
+    """A prompt in chunks of `PREFILL_CHUNK`, up to `PREFILL_AHEAD` of them under way (docs/adr/0028)."""
+    rng, clock = np.random.default_rng((seed, num_tokens)), swarm.clock()
+    chunks = list[Parts]()
     for start in range(0, num_tokens, PREFILL_CHUNK):
         rows = min(PREFILL_CHUNK, num_tokens - start)
-        _pass(swarm, clock, rows, start + rows // 2, rng, parts)
+        chunks.append(Parts())
+        _pass(swarm, clock, rows, start + rows // 2, rng, chunks[-1])
     tally.num_calls += clock.traffic.num_calls
-    limit = max(parts.seconds, key=lambda name: parts.seconds[name])
-    return PrefillForecast(num_tokens, parts.total_s, num_tokens / parts.total_s, limit)
+    time_s, limit = _overlapped(chunks, swarm.model.num_moe_layers)
+    return PrefillForecast(num_tokens, time_s, num_tokens / time_s, limit)
+
+
+def _overlapped(chunks: Sequence[Parts], num_layers: int) -> tuple[float, str]:
+    """Seconds of chunks that overlap, and what they wait for most.
+
+    What one chunk at a time can use (a link's direction, the trunk, the holders) is busy for the sum of all chunks'
+    times, but for the rest of the first or last layer. A chunk follows the one ahead of it by one layer's time there at
+    least, and begins when the one `PREFILL_AHEAD` before it has ended.
+    """
+    names = {name for chunk in chunks for name in chunk.seconds}
+    totals = {name: sum(chunk.seconds.get(name, 0.0) for chunk in chunks) for name in names}
+    longest_s = max(chunk.total_s for chunk in chunks)
+    limit = max(totals, key=lambda name: totals[name])
+    time_s = max(longest_s, sum(chunk.total_s for chunk in chunks[::PREFILL_AHEAD]))
+    for shared in ONE_AT_A_TIME:
+        busy_s = sum(totals.get(name, 0.0) for name in shared)
+        of_one_s = busy_s / len(chunks)
+        bound_s = max(
+            busy_s + (longest_s - of_one_s) / num_layers, longest_s + (len(chunks) - 1) * of_one_s / num_layers
+        )
+        if bound_s > time_s:
+            time_s, limit = bound_s, max(shared, key=lambda name: totals.get(name, 0.0))
+    return time_s, limit
 
 
 def _pass(swarm: Swarm, clock: LayerClock, num_rows: int, context: int, rng: np.random.Generator, parts: Parts) -> None:

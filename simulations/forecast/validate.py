@@ -97,6 +97,8 @@ SETTINGS = (
     Setting("4 holders, 10 ms, 2 replicas, 1 call in 100 ten times", (10,) * 4, replicas=2, stall_share=0.01),
     Setting("2 holders, 20 ms, 20 Mbit/s, prompt of 512", (20, 20), mbit_per_s=20, prompt=512),
     Setting("4 holders, 50 ms, 100 Mbit/s, prompt of 256", (50,) * 4, mbit_per_s=100, prompt=256),
+    Setting("4 holders, 50 ms, 100 Mbit/s, prompt of 1,024", (50,) * 4, mbit_per_s=100, prompt=1024),
+    Setting("2 holders, 100 ms, 1000 Mbit/s, prompt of 1,536", (100,) * 2, mbit_per_s=1000, prompt=1536),
 )
 
 

@@ -102,10 +102,11 @@ def test_many_streams_share_round_trips() -> None:
     assert many.tokens_per_s == pytest.approx(32 * forecast_streams(swarm, 1, 0, Tally()).tokens_per_s, rel=1e-6)
 
 
-def test_a_prompt_goes_in_chunks() -> None:
+def test_round_trips_of_up_to_four_chunks_of_a_prompt_overlap() -> None:
     swarm = parts_swarm([peer(0, 0.02)])
-    assert forecast_prefill(swarm, 256, 0, Tally()).time_s == pytest.approx(LAYERS * 0.02, rel=1e-6)
-    assert forecast_prefill(swarm, 257, 0, Tally()).time_s == pytest.approx(2 * LAYERS * 0.02, rel=1e-6)
+    for num_tokens, rounds in ((256, 1), (257, 1), (1024, 1), (1025, 2)):
+        taken_s = forecast_prefill(swarm, num_tokens, 0, Tally()).time_s
+        assert taken_s == pytest.approx(rounds * LAYERS * 0.02, rel=1e-6), num_tokens
 
 
 def test_hedges_cut_what_stalls_cost() -> None:
