@@ -14,6 +14,7 @@ MUST_HAVE = (
     *(f"shoal/{package}/__init__.py" for package in PACKAGES),
     *(f"shoal/{package}/py.typed" for package in PACKAGES),
     "shoal/protocol/net/direct.py",
+    "shoal/client/text/tokenizer.py",
     "shoal/client/trunk/model.py",
     *(f"shoal/client/locale/{language}.po" for language in ("es", "fr", "pt_BR", "sw")),
     "shoal/client/tui/shoal.tcss",
@@ -25,6 +26,9 @@ MUST_HAVE = (
     "shoal/simulations/demo_model/held_out_en.jsonl.gz",
 )
 NATIVE_SUFFIX = ".so"
+TRAINING_TEXTS = "shoal/simulations/demo_model/text/"
+"""Only whoever trains the demonstration model again needs them."""
+
 MAX_WHEEL_BYTES = 20 * 1024 * 1024
 """The demonstration model is most of it and has at most 16 MiB."""
 
@@ -53,7 +57,8 @@ def _belongs(name: str) -> bool:
     if name.startswith("shoal-") and ".dist-info/" in name:
         return True
     parts = name.split("/")
-    return parts[0] == "shoal" and parts[1] in PACKAGES and "__pycache__" not in parts and "text" not in parts[:-1]
+    is_ours = parts[0] == "shoal" and parts[1] in PACKAGES and "__pycache__" not in parts
+    return is_ours and not name.startswith(TRAINING_TEXTS)
 
 
 if __name__ == "__main__":
