@@ -194,7 +194,7 @@ def case_responses_are_not_there_and_say_so():
     try:
         client.responses.create(model=MODEL, input="hi")
     except openai.NotFoundError as error:
-        assert error.code == "not_found"
+        assert error.code == "not_offered"
     else:
         raise AssertionError("no NotFoundError")
 
