@@ -213,7 +213,7 @@ def _from_fields(fields: dict[int, object], owner: PeerId) -> NodeRecord:
         coming=_by_layer(fields.get(_COMING_KEY, {})),
         is_anchor=bool(roles & ANCHOR),  # type: ignore[operator]  # as checked
         zone=str(fields.get(_ZONE_KEY, "")),
-        **values,  # type: ignore[arg-type]
+        **values,  # type: ignore[arg-type]  # the scalars that _check_fields has checked, by name
     )
 
 

@@ -3,7 +3,7 @@
 A layer's experts get an attraction that is the sum of two normal numbers, its group's and its own; a token adds Gumbel
 noise to each, keeps the best groups by their top two, then takes its top k (the router of model-and-kernels §A3 with
 noise for logits). The spreads are chosen so that choices come out as in twelve recordings of a DeepSeek-V3-class model
-(sglang issue 6017, 58 layers each): see `tests/simulations/forecast/test_routing.py` and docs/SIMULATE.md.
+(sglang issue 6017, 58 layers each): see `tests/simulations/forecast/test_scenarios.py` and docs/SIMULATE.md.
 """
 
 from collections.abc import Sequence

@@ -168,9 +168,13 @@ class SimulatedNode:
         # without the MTP layers, which are not simulated
         shape = replace(Shape.of(model.store.spec), layers=tuple(model.layers))
         me = Me(claim.peer, claim.since_s, WeightFormat(claim.weight_format), claim.zone)
-        clock = lambda: EPOCH_S + asyncio.get_running_loop().time() + self.clock_skew_s  # noqa: E731
-        place = Place(shape, me, self.capacity, directory, keeper.announcer, around.entropy.random, clock)
+        entropy = around.entropy.random
+        place = Place(shape, me, self.capacity, directory, keeper.announcer, entropy, self._wall_clock)
         await Healer(place, keeper, {}, around.heal).run()
+
+    def _wall_clock(self) -> float:
+        """Unix seconds, as wrong as this machine's clock is."""
+        return EPOCH_S + asyncio.get_running_loop().time() + self.clock_skew_s
 
     async def crash(self, network: MemoryNetwork) -> None:
         """The process is gone: nothing is withdrawn, nobody is told."""

@@ -4,10 +4,9 @@ Run: pytest tests/client/speculation/test_speculation.py
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,90 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoal.client.engine.constraint import TokenConstraint
-from shoal.client.engine.engine_settings import MAX_DRAFT_WIDTH, EngineSettings
+from shoal.client.engine.engine_settings import MAX_DRAFT_WIDTH
 from shoal.client.engine.generate import Engine, Token
 from shoal.client.engine.sampler import Sampling
-from shoal.client.speculation.choice import Speculation, choose_drafter, drafts_by_mtp
 from shoal.client.speculation.drafter import Drafts, Wish
-from shoal.client.speculation.mtp_drafter import MAX_TAIL, MtpDrafter
-from shoal.client.text.tokenizer import Tokenizer
-from shoal.client.trunk.checkpoint import load_mtp, load_trunk
-from shoal.client.trunk.linear_maker import TrunkFormat, linear_maker
-from shoal.client.trunk.local_experts import LocalExperts
-from shoal.client.trunk.model import Timing, Trunk
 from shoal.client.trunk.moe import RoutedExperts
-from shoal.experts.choose_backend import KernelChoice, choose_backend
-from shoal.experts.store import ModelStore
-from shoal.experts.worker import InlineWorker
-from shoal.kernels.cpu import is_available
-from shoal.protocol.errors import CoverageGap, InvalidRequest, NoTokenAllowed
+from shoal.protocol.errors import CoverageGap, NoTokenAllowed
 from shoal.protocol.events import Event, PassTaken
 from shoal.protocol.ids import ExpertId, LayerId
-from shoal.protocol.messages import Rounding
-from tests.checkpoints import SHAPES, write_checkpoint
-from tests.client.text.tiny_tokenizer import CONFIG, train
-
-VOCABULARY = train()
-SHAPE = replace(SHAPES["ragged_fp8_mtp_sharded"], vocab_size=VOCABULARY.get_vocab_size(), max_positions=400)
-LOGPROB_BOUND = 1e-4
-"""As in tests/client/engine/test_batching.py."""
-PROMPT = (5, 17, 300, 2)
-
-
-@dataclass(frozen=True)
-class Model:
-    """One trunk for all tests."""
-
-    store: ModelStore
-    trunk: Trunk
-    experts: LocalExperts
-
-    def engine(
-        self,
-        drafter: "Oracle | MtpDrafter | None" = None,
-        width: int = 4,
-        experts: RoutedExperts | None = None,
-        kv_cache_bytes: int = 2**30,
-        events: list[Event] | None = None,
-    ) -> Engine:
-        timing = Timing(0, lambda: 0.0, (events if events is not None else []).append)
-        tokenizer = Tokenizer(VOCABULARY.to_str().encode(), CONFIG)
-        limits = EngineSettings(kv_cache_bytes=kv_cache_bytes, draft_width=width)
-        return Engine(
-            self.trunk, experts or self.experts, tokenizer, lambda: 7, settings=limits, timing=timing, drafter=drafter
-        )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """How many threads torch uses decides how it sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-EXACT = pytest.mark.skipif(not is_available(), reason="needs the C++ kernels: a C++20 compiler at installation")
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param((TrunkFormat.AS_PUBLISHED, torch.float32), id="packed_fp32", marks=EXACT),
-        pytest.param((TrunkFormat.AS_PUBLISHED, torch.bfloat16), id="packed_bf16", marks=EXACT),
-        pytest.param((TrunkFormat.DENSE, torch.float32), id="dense_fp32"),
-    ],
-)
-def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Model:
-    trunk_format, dtype = request.param
-    directory = tmp_path_factory.mktemp("speculation") / "model"
-    write_checkpoint(directory, SHAPE, seed=3)
-    store, worker = ModelStore.open(directory, directory.parent / "cache"), InlineWorker()
-    rounding = Rounding.FP32 if dtype is torch.float32 else Rounding.BF16
-    experts = LocalExperts(store, choose_backend(KernelChoice.AUTO, 1), rounding, worker)
-    trunk = load_trunk(store, worker, dtype, maker=linear_maker(trunk_format, dtype, 1))
-    return Model(store, trunk, experts)
+from tests.client.speculation.drafted_model import GREEDY, LOGPROB_BOUND, PROMPT, SHAPE, Model, stream
 
 
 @dataclass
@@ -139,13 +63,6 @@ class Evens:
     def accept(self, token_id: int) -> None:
         assert token_id % 2 == 0
         self.length -= 1
-
-
-async def stream(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, grammar: TokenConstraint | None = None
-) -> list[Token]:
-    async with aclosing(engine.stream(prompt, sampling, grammar)) as tokens:
-        return [token async for token in tokens]
 
 
 def is_left_clean(engine: Engine) -> bool:
@@ -195,9 +112,6 @@ def test_answers_are_the_same_however_wrong_the_drafts_are_and_whoever_shares_th
     for tokens, wanted in zip(asyncio.run(together()), expected, strict=True):
         assert_same(tokens, wanted)
     assert is_left_clean(engine)
-
-
-GREEDY = Sampling(max_tokens=13, ignore_eos=True)
 
 
 def answer_of(model: Model, prompt: Sequence[int] = PROMPT) -> list[int]:
@@ -347,108 +261,3 @@ def test_without_a_drafter_nothing_is_drafted_timed_or_told(model: Model) -> Non
     passes = [event for event in events if isinstance(event, PassTaken)]
     assert [(event.num_drafted, event.num_accepted, event.draft_s) for event in passes] == [(0, 0, 0.0)] * 13
     assert (generation.drafted_tokens, generation.accepted_tokens, generation.tokens_per_pass) == (0, 0, 1.0)
-
-
-def test_mtp_drafts_the_same_for_streams_together_as_alone_and_wrong_ones_leave_no_trace(model: Model) -> None:
-    mtp = load_mtp(model.store, model.trunk, None)
-    assert mtp is not None
-    ids = torch.arange(40) * 7 % 300
-
-    async def drafts_of(drafter: MtpDrafter, keys: list["Key"], ends: list[int]) -> list[Drafts]:
-        return await drafter.draft([Wish(k, ids[: end + 1].tolist(), 3) for k, end in zip(keys, ends, strict=True)])
-
-    async def main() -> None:
-        states = await model.trunk.forward(ids, model.trunk.new_cache(), model.experts)
-        a, b, c = Key(), Key(), Key()
-        one, two = MtpDrafter(mtp, model.experts), MtpDrafter(mtp, model.experts)
-        for end in (10, 11, 14, 20):  # drafts in between, all of them thrown away
-            start = {10: 0, 11: 10, 14: 11, 20: 14}[end]
-            one.saw(a, start, states[start:end])
-            last = (await drafts_of(one, [a], [end]))[0]
-        two.saw(b, 0, states[:20])
-        two.saw(c, 0, states[:5])
-        together = await drafts_of(two, [b, c], [20, 5])
-        assert together[0] == last
-        assert [len(drafts) for drafts in together] == [3, 3]
-        assert await drafts_of(two, [Key()], [20]) == [()]  # of whom it knows nothing
-        two.saw(b, 3, states[3:8])  # run anew from there: only what it has seen since counts
-        assert await drafts_of(two, [b], [20]) == [()]
-        assert len((await drafts_of(two, [b], [8]))[0]) == 3
-
-    asyncio.run(main())
-
-
-class Key:
-    """Some stream."""
-
-
-def test_states_that_wait_are_bounded(model: Model) -> None:
-    mtp = load_mtp(model.store, model.trunk, None)
-    assert mtp is not None
-    drafter, key = MtpDrafter(mtp, model.experts), Key()
-    for start in range(0, 390, 130):
-        drafter.saw(key, start, torch.zeros(130, model.trunk.config.hidden_size, dtype=model.trunk.dtype))
-    assert sum(tail.num_waiting for tail in drafter._tails.values()) == MAX_TAIL
-    assert len(asyncio.run(drafter.draft([Wish(key, [1] * 391, 2)]))[0]) == 2
-
-
-@pytest.mark.parametrize("choice", [Speculation.AUTO, Speculation.MTP, Speculation.NGRAM])
-def test_every_choice_gives_the_same_answer(model: Model, choice: Speculation) -> None:
-    has_mtp = drafts_by_mtp(choice, model.store, 1, 2**40)
-    mtp = load_mtp(model.store, model.trunk, None) if has_mtp else None
-    drafter = choose_drafter(choice, MtpDrafter(mtp, model.experts) if mtp else None)
-    limits = EngineSettings()
-    engine = Engine(model.trunk, model.experts, None, lambda: 7, settings=limits, drafter=drafter)
-    tokens = asyncio.run(stream(engine, PROMPT, replace(GREEDY, max_tokens=40)))
-    plain = asyncio.run(stream(model.engine(), PROMPT, replace(GREEDY, max_tokens=40)))
-    assert [token.id for token in tokens] == [token.id for token in plain]
-
-
-def test_mtp_is_refused_by_name_where_it_cannot_be(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="more than a quarter"):
-        drafts_by_mtp(Speculation.MTP, model.store, expert_bytes=2**30, free_bytes=2**30)
-    assert not drafts_by_mtp(Speculation.AUTO, model.store, expert_bytes=2**30, free_bytes=2**30)
-    write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=1)
-    without = ModelStore.open(tmp_path / "model", tmp_path / "cache")
-    with pytest.raises(InvalidRequest, match="no MTP layer"):
-        drafts_by_mtp(Speculation.MTP, without, 1, 2**40)
-    assert not drafts_by_mtp(Speculation.AUTO, without, 1, 2**40)
-    with pytest.raises(InvalidRequest, match="no MTP layer"):
-        choose_drafter(Speculation.MTP)
-
-
-def test_mtp_whose_experts_are_not_on_this_machine_is_left_alone_or_refused(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ModelStore, "has_experts", lambda self, layer: False)
-    assert not drafts_by_mtp(Speculation.AUTO, model.store, 1, 2**40)
-    with pytest.raises(InvalidRequest, match=r"not here; .* models pull model --experts 3:0-7"):
-        drafts_by_mtp(Speculation.MTP, model.store, 1, 2**40)
-
-
-CHI_SQUARE_LIMIT = 29.588
-"""The 99.9th percentile with 10 degrees of freedom."""
-
-
-def test_verified_samples_keep_the_samplers_distribution() -> None:
-    """Chi-square over 11 tokens: of the first token, and of the second where the draft before it was right."""
-    from shoal.client.engine.passes import Chosen, _choose
-    from shoal.client.engine.sampler import Sampler
-    from shoal.client.engine.sequence import Answering, Ending
-    from shoal.client.text.answer_text import AnswerText
-
-    logits = torch.randn(2, 11, generator=torch.Generator().manual_seed(5))
-    sampling = Sampling(temperature=0.9)
-    draft = int(logits[0].argmax())
-    counts = torch.zeros(2, 11)
-    for seed in range(6000):
-        sampler = Sampler(sampling, [0], torch.Generator().manual_seed(seed))
-        answering = Answering([0], sampler, AnswerText(None, ()), Ending(9, frozenset()), 0.0)
-        outcome = _choose(answering, logits, [draft])
-        assert isinstance(outcome, Chosen)
-        assert (len(outcome.sampled) == 2) == (outcome.sampled[0].token_id == draft)
-        for place, sampled in enumerate(outcome.sampled):
-            counts[place, sampled.token_id] += 1
-    expected = (logits / 0.9).softmax(dim=-1) * counts.sum(dim=1, keepdim=True)
-    assert counts[1].sum() > 1000
-    assert (((counts - expected) ** 2 / expected).sum(dim=1) < CHI_SQUARE_LIMIT).all()
