@@ -27,7 +27,7 @@ from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.node.telemetry.mqtt_settings import check_mqtt
 from shoal.node.telemetry.telemetry import send_telemetry
 from shoal.node.weights.loading import StageProgress
-from shoal.node.weights.packing import make_room, used_bytes
+from shoal.node.weights.packing import LOGS_BYTES, make_room, used_bytes
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.net.channel import Traffic
 from shoal.protocol.net.control_socket import control_server, runtime_dir
@@ -177,7 +177,7 @@ def check_disk(settings: NodeSettings) -> None:
     """Keep what shoal has on disk below the owner's limit.
 
     Raises:
-        InvalidRequest: it is above already.
+        InvalidRequest: it is above already, or will be: the limit is less than what a node without a weight writes.
     """
     limit = settings.guest.disk_bytes
     make_room(settings)
@@ -186,6 +186,11 @@ def check_disk(settings: NodeSettings) -> None:
         raise InvalidRequest(
             f"shoal's files take {used / 1e6:,.1f} MB and the limit is {limit / 1e6:,.1f} MB;"
             f" try: rm -r {settings.cache_dir or default_cache_dir()} (what is in it can be computed again)"
+        )
+    if limit is not None and limit < LOGS_BYTES:
+        raise InvalidRequest(
+            f"logs, counts and manifests may take {LOGS_BYTES / 1e6:,.1f} MB on disk and the limit is"
+            f" {limit / 1e6:,.3f} MB; give more, or no limit"
         )
 
 

@@ -20,7 +20,7 @@ from shoal.node.holdings.takeover import Counts
 from shoal.node.log_events import SwarmNotSeen, log_event
 from shoal.node.settings import NodeSettings
 from shoal.node.weights.packing import LOGS_BYTES, cache_dir, make_room, used_bytes
-from shoal.protocol.errors import ShoalError
+from shoal.protocol.errors import InvalidRequest, ShoalError
 
 LONG_AFTER = 1e20
 """Above any time of a last use, in nanoseconds: one replica more weighs more than any age."""
@@ -33,9 +33,18 @@ async def limit_pieces(settings: NodeSettings, store: ModelStore, holding: Holdi
     """Make room for what the holding lacks, and let the store evict beyond the owner's limit from now on.
 
     Without a limit, or a model in pieces, nothing. A directory that does not answer leaves the order to the last use.
+
+    Raises:
+        InvalidRequest: what the limit leaves for weights is less than one expert.
     """
     if settings.guest.disk_bytes is None or not isinstance(store, PieceModel):
         return
+    one, left = stored_bytes(store.spec.expert, store.weight_format), settings.guest.disk_bytes - LOGS_BYTES
+    if left < one:
+        raise InvalidRequest(
+            f"one expert of {store.name} takes {one / 1e6:,.3f} MB and the limit on disk leaves {left / 1e6:,.3f} MB"
+            f" beside {LOGS_BYTES / 1e6:,.1f} MB for logs and manifests; give more, or no limit"
+        )
     try:
         found = await place.directory.lookup(store.manifest.root, place.shape.layers)
     except ShoalError as error:

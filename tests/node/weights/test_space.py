@@ -18,12 +18,13 @@ from shoal.node.holdings.assignment import Holding
 from shoal.node.holdings.joining import Place
 from shoal.node.holdings.placement import Shape
 from shoal.node.holdings.survey import Me
+from shoal.node.host import check_disk
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.node.weights.filling import Supply
 from shoal.node.weights.packing import LOGS_BYTES, used_bytes
 from shoal.node.weights.pulling import Wish, planned
 from shoal.node.weights.space import limit_pieces, plentiful_first
-from shoal.protocol.errors import ConnectFailed, DiskFull
+from shoal.protocol.errors import ConnectFailed, DiskFull, InvalidRequest
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.net.memory_directory import MemoryDirectory
@@ -138,6 +139,17 @@ def test_a_holding_that_does_not_fit_is_refused_with_what_is_missing(settings: N
     with pytest.raises(DiskFull, match="does not fit the cap"):
         asyncio.run(fill(limit, store, held(0, 1, 2), {}))
     assert there(store) == {0}
+
+
+def test_a_limit_that_leaves_less_than_one_expert_is_refused_with_both_figures(settings: NodeSettings) -> None:
+    store = pulled(settings, "1:0")
+    with pytest.raises(InvalidRequest, match=r"one expert of .* takes .* leaves 0\.001 MB"):
+        asyncio.run(fill(limited(settings, LOGS_BYTES + 1000), store, held(0), {}))
+
+
+def test_a_limit_below_what_any_node_writes_is_refused_before_the_node_starts(settings: NodeSettings) -> None:
+    with pytest.raises(InvalidRequest, match=r"may take 33\.6 MB on disk and the limit is"):
+        check_disk(limited(settings, LOGS_BYTES - 1))
 
 
 def test_a_directory_that_does_not_answer_leaves_the_order_to_the_last_use(
