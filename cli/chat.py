@@ -18,9 +18,11 @@ from shoal.cli.options import (
     DTypeOption,
     LanOption,
     LanUseOption,
+    PrefillAheadFlag,
     SpeculateFlag,
     SpeculateOption,
 )
+from shoal.client.engine.engine_settings import PREFILL_AHEAD
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -62,6 +64,7 @@ def chat(
     lan: LanUseOption = LanOption.MEMBERS,
     speculate: SpeculateFlag = SpeculateOption.OFF,
     activations: ActivationsFlag = ActivationsOption.EXACT,
+    prefill_ahead: PrefillAheadFlag = PREFILL_AHEAD,
 ) -> None:
     """Chat with a model: in a swarm, or at any OpenAI-compatible endpoint."""
     with reporting_errors():
@@ -75,11 +78,12 @@ def chat(
             raise typer.BadParameter(
                 "give one of --join TOKEN, --demo, --api URL and --lan any, or type `shoal join` first"
             )
-        words = _swarm_words(model, words_in, dtype, channel, lan, (speculate, activations))
+        words = _swarm_words(model, words_in, dtype, channel, lan, (speculate, activations, prefill_ahead))
         if web:
             options = {"--api": api, "--api-model": api_model, "--model": model, "--node-name": node_name}
             options |= {"--dtype": dtype.value, "--channel": channel.value, "--lan": lan.value}
-            arguments = _arguments(options | {"--speculate": speculate.value, "--activations": activations.value})
+            options |= {"--speculate": speculate.value, "--activations": activations.value}
+            arguments = _arguments(options | {"--prefill-ahead": str(prefill_ahead)})
             _run_web(web_port, arguments, words, api_key, (nodes, replicas) if demo else None)
             return
         with _noise_to(_log_path()):
@@ -140,16 +144,17 @@ def _swarm_words(
     dtype: str,
     channel: str,
     lan: LanOption,
-    ways: tuple[SpeculateOption, ActivationsOption],
+    ways: tuple[SpeculateOption, ActivationsOption, int],
 ) -> "SwarmWords":
     from shoal.cli.chat_connections import SwarmWords
     from shoal.simulations.demo_model import MODEL_DIRECTORY
 
     name = model.name if model else DEMO_NAME
-    speculate, activations = ways
+    speculate, activations, prefill_ahead = ways
     return SwarmWords(
-        model or MODEL_DIRECTORY, name, join, dtype, channel, lan.value, speculate.value, activations.value
-    )
+        model or MODEL_DIRECTORY, name, join, dtype, channel, lan.value, speculate.value, activations.value,
+        prefill_ahead,
+    )  # fmt: skip
 
 
 def _fork_server() -> "ForkServerContext":

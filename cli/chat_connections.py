@@ -12,6 +12,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from shoal.client.chat.openai_chat import open_endpoint
+from shoal.client.engine.engine_settings import PREFILL_AHEAD
 from shoal.client.translate import _
 from shoal.client.tui.session import Connection, Opener, Tell
 from shoal.protocol.events import Observer
@@ -29,6 +30,7 @@ class SwarmWords:
     lan: str = "members"
     speculate: str = "off"
     activations: str = "exact"
+    prefill_ahead: int = PREFILL_AHEAD
     threads: int = 0
 
 
@@ -102,6 +104,7 @@ async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, t
         lan=words.lan,
         speculate=words.speculate,
         activations=words.activations,
+        prefill_ahead=words.prefill_ahead,
     )
     async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
         yield Connection(SwarmChat(swarm, words.model_name), swarm)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from shoal.client.engine.engine_settings import CHUNKS_PER_PASS
+
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 
@@ -74,6 +76,14 @@ class ActivationsOption(StrEnum):
 ActivationsFlag = Annotated[
     ActivationsOption,
     typer.Option(help="Send fewer bytes to holders and back, at a small error; auto: only over slow links."),
+]
+
+
+PrefillAheadFlag = Annotated[
+    int,
+    typer.Option(
+        help="Chunks of a long prompt that are under way at a time; 1: one by one.", min=1, max=CHUNKS_PER_PASS
+    ),
 ]
 
 

@@ -16,11 +16,13 @@ from shoal.cli.options import (
     DTypeOption,
     LanOption,
     LanUseOption,
+    PrefillAheadFlag,
     SpeculateFlag,
     SpeculateOption,
     TrunkFormatOption,
     parse_ids,
 )
+from shoal.client.engine.engine_settings import PREFILL_AHEAD
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def run(
     lan: LanUseOption = LanOption.MEMBERS,
     speculate: SpeculateFlag = SpeculateOption.OFF,
     activations: ActivationsFlag = ActivationsOption.EXACT,
+    prefill_ahead: PrefillAheadFlag = PREFILL_AHEAD,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
@@ -78,6 +81,7 @@ def run(
         settings = SwarmSettings(
             model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, lan=lan.value, speculate=speculate.value, activations=activations.value,
+            prefill_ahead=prefill_ahead,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""
         run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))

@@ -20,10 +20,12 @@ from shoal.cli.options import (
     DTypeOption,
     LanOption,
     LanUseOption,
+    PrefillAheadFlag,
     SpeculateFlag,
     SpeculateOption,
     TrunkFormatOption,
 )
+from shoal.client.engine.engine_settings import PREFILL_AHEAD
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def serve(
     lan: LanUseOption = LanOption.MEMBERS,
     speculate: SpeculateFlag = SpeculateOption.OFF,
     activations: ActivationsFlag = ActivationsOption.EXACT,
+    prefill_ahead: PrefillAheadFlag = PREFILL_AHEAD,
 ) -> None:
     """Serve an OpenAI-compatible API until SIGTERM or Ctrl-C."""
     with reporting_errors():
@@ -101,7 +104,7 @@ def serve(
             model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, threads=1 if demo else 0, requires_coverage=False, lan=lan.value,
             max_streams=settings.max_running, max_waiting=settings.max_running, speculate=speculate.value,
-            activations=activations.value,
+            activations=activations.value, prefill_ahead=prefill_ahead,
         )  # fmt: skip
         shown_name = name or (DEMO_NAME if model is None else model.resolve().name)
         with ProgressBar() as bar:

@@ -27,7 +27,7 @@ NONE = "none"
 """How a file, a variable or `config set` says None, for which TOML has no word."""
 
 SECTIONS = ("node", "node.guest", "telemetry", "telemetry.mqtt", "client", "serve")
-CLIENT_NAMES = ("model", "dtype", "channel", "lan", "trunk_format", "speculate", "activations")
+CLIENT_NAMES = ("model", "dtype", "channel", "lan", "trunk_format", "speculate", "activations", "prefill_ahead")
 """What `run`, `chat` and `serve` can be told of SwarmSettings."""
 
 UNITS = (("_bytes_per_s", "B/s"), ("_bytes", "B"), ("_macs", "MAC"), ("_s", "s"), ("_c", "°C"), ("_w", "W"))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from shoal.client.engine.engine_settings import CHUNKS_PER_PASS, PREFILL_AHEAD
+
 DTYPES = ("fp32", "bf16")
 TRUNK_FORMATS = ("dense", "as-published", "fp8_block", "bf16", "int8_g128", "int4_g32", "int4_g128", "mxfp4")
 CHANNELS = ("direct", "libp2p")
@@ -77,3 +79,8 @@ class SwarmSettings:
     fewer bytes and other bits (docs/PERFORMANCE.md says what that costs), where the holder takes them, else exact.
     `auto`: exact as long as a token's bytes take at most a millisecond on the measured link to the holder, else bf16,
     else int8."""
+
+    prefill_ahead: Annotated[int, Meta(ge=1, le=CHUNKS_PER_PASS)] = PREFILL_AHEAD
+    """Chunks of a long prompt, 256 tokens each, that are under way at the same time: while some wait for their experts,
+    others compute. More than 4 bring something only where a round trip takes longer than computing four chunks; fewer
+    leave holders and link to others, and frames in memory; 1: one after another."""

@@ -294,7 +294,9 @@ def _engine_settings(settings: SwarmSettings) -> EngineSettings:
     kv_cache_bytes = settings.kv_cache_bytes
     if kv_cache_bytes is None:
         kv_cache_bytes = int(psutil.virtual_memory().available * KV_SHARE_OF_FREE_MEMORY)
-    return EngineSettings(settings.max_streams, settings.max_waiting, kv_cache_bytes)
+    return EngineSettings(
+        settings.max_streams, settings.max_waiting, kv_cache_bytes, prefill_ahead=settings.prefill_ahead
+    )
 
 
 def _drafter(
@@ -315,7 +317,9 @@ def _check(settings: SwarmSettings) -> None:
     require_kernels(TrunkFormat(settings.trunk_format))
     if settings.channel not in CHANNELS:
         raise InvalidRequest(f"channel {settings.channel!r} is not one of {', '.join(CHANNELS)}")
-    EngineSettings(settings.max_streams, settings.max_waiting, settings.kv_cache_bytes or 1)
+    EngineSettings(
+        settings.max_streams, settings.max_waiting, settings.kv_cache_bytes or 1, prefill_ahead=settings.prefill_ahead
+    )
     if settings.lan not in LAN_USES:
         raise InvalidRequest(f"lan {settings.lan!r} is not one of {', '.join(LAN_USES)}")
     if settings.speculate not in SPECULATIONS:

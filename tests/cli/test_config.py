@@ -19,6 +19,7 @@ from shoal.cli.main import app
 from shoal.cli.settings_file import node_settings, read_document, settings_path, write_document
 from shoal.cli.settings_keys import Plain, as_words, checked, known_settings
 from shoal.cli.settings_layers import FLAG_VARIABLES, effective, flag_defaults, read_node_table
+from shoal.client.engine.engine_settings import CHUNKS_PER_PASS, EngineSettings
 from shoal.protocol.errors import InvalidRequest
 from tools.schemas import schema_of
 
@@ -47,6 +48,8 @@ def values(key: str) -> st.SearchStrategy[Plain]:
         some = st.booleans()
     elif "float" in kind:
         some = st.floats(0.01, 1) if key.endswith("_load") else st.floats(1, 1e12)
+    elif key == "client.prefill_ahead":
+        some = st.integers(1, 8)
     elif "int" in kind:
         some = st.integers(1, 256 if "serve" in key else 65535 if "port" in key else 2**63 - 1)
     elif key == "node.zone":
@@ -288,3 +291,14 @@ def test_the_versions_are_what_their_schema_says() -> None:
     said = json.loads(done.stdout)
     Draft202012Validator(json.loads(schema_of("version"))).validate(said)
     assert CliRunner().invoke(app, ["version"]).stdout.startswith(f"shoal {said['shoal']} ")
+
+
+def test_as_many_chunks_of_a_prompt_are_under_way_as_a_pass_has_at_most_and_the_flag_means_the_setting() -> None:
+    setting = KNOWN["client.prefill_ahead"]
+    assert [checked(setting, value) for value in (1, CHUNKS_PER_PASS)] == [1, CHUNKS_PER_PASS]
+    for value in (0, CHUNKS_PER_PASS + 1):
+        with pytest.raises(InvalidRequest, match="prefill_ahead"):
+            checked(setting, value)
+    for verb in ("run", "serve", "chat"):
+        assert "--prefill-ahead" in CliRunner().invoke(app, [verb, "--help"]).output
+    assert setting.default == EngineSettings().prefill_ahead
