@@ -4,6 +4,7 @@ Arithmetic runs on an injected worker, so that the event loop is free for the ne
 the layers: `embed` and `finish` belong to the first and the last span. Knows no tokens as text, no peers, no drafts.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,10 @@ from shoal.experts.worker import Worker
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import LayerTimed, Observer, ignore
 from shoal.protocol.limits import MAX_TOKENS_PER_FRAME
+
+JOB_S = 0.02
+"""Layers of a model that is all here share a job for so long, in seconds, and one layer more: a change of threads costs
+a small layer a sixth of its time, and a pass can be cancelled between two jobs only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,40 +105,37 @@ class Block:
 
         on_attended: told when the caches have this layer's rows.
         """
+        if isinstance(self.mlp, Mlp) or isinstance(step.routed_experts, ExpertsHere):
+            stream, timed = await step.worker.run(self.compute, stream, step)
+            on_attended()
+            step.timing.observe(timed)
+            return stream
         clock = step.timing.clock
         started = clock()
-        if isinstance(self.mlp, Mlp):
-            stream = await step.worker.run(self._dense, self.mlp, stream, step)
-            on_attended()
-            self._tell(step, len(stream.hidden), clock() - started, 0.0, 0.0)
-            return stream
-        if isinstance(step.routed_experts, ExpertsHere):
-            stream, times_s = await step.worker.run(self._here, self.mlp, step.routed_experts, stream, step)
-            on_attended()
-            self._tell(step, len(stream.hidden), *times_s)
-            return stream
         attended = await step.worker.run(self._until_dispatch, self.mlp, stream, step)
         on_attended()
         dispatched = clock()
         output = await self.mlp.forward(attended.moe_input, step.routed_experts, step.worker)
         attention_s = dispatched - started - attended.route_s
-        self._tell(step, len(attended.hidden), attention_s, attended.route_s, clock() - dispatched)
+        step.timing.observe(self._timed(step, attended.hidden, attention_s, attended.route_s, clock() - dispatched))
         return Stream(attended.hidden, output)
 
-    def _dense(self, mlp: Mlp, stream: Stream, step: Pass) -> Stream:
-        hidden = self._attend(stream, step)
-        return Stream(hidden + mlp(self.post_attention_layernorm(hidden)))
-
-    def _here(
-        self, moe: Moe, experts: ExpertsHere, stream: Stream, step: Pass
-    ) -> tuple[Stream, tuple[float, float, float]]:
+    def compute(self, stream: Stream, step: Pass) -> tuple[Stream, LayerTimed]:
+        """`forward` of a layer in which nobody else has a part. Runs on the worker."""
         clock = step.timing.clock
         started = clock()
-        attended = self._until_dispatch(moe, stream, step)
+        if isinstance(self.mlp, Mlp):
+            hidden = self._attend(stream, step)
+            hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
+            return Stream(hidden), self._timed(step, hidden, clock() - started, 0.0, 0.0)
+        if not isinstance(step.routed_experts, ExpertsHere):
+            raise InvalidRequest(f"the experts of layer {self.self_attn.layer} are elsewhere")
+        attended = self._until_dispatch(self.mlp, stream, step)
         dispatched = clock()
-        output = moe.compute(attended.moe_input, experts)
+        output = self.mlp.compute(attended.moe_input, step.routed_experts)
         attention_s = dispatched - started - attended.route_s
-        return Stream(attended.hidden, output), (attention_s, attended.route_s, clock() - dispatched)
+        timed = self._timed(step, attended.hidden, attention_s, attended.route_s, clock() - dispatched)
+        return Stream(attended.hidden, output), timed
 
     def _until_dispatch(self, moe: Moe, stream: Stream, step: Pass) -> Attended:
         hidden = self._attend(stream, step)
@@ -145,9 +147,8 @@ class Block:
         hidden = stream.settled()
         return hidden + self.self_attn(self.input_layernorm(hidden), step.rotation, step.rows)
 
-    def _tell(self, step: Pass, num_tokens: int, attention_s: float, route_s: float, experts_s: float) -> None:
-        layer, timing = self.self_attn.layer, step.timing
-        timing.observe(LayerTimed(timing.pass_id, layer, num_tokens, attention_s, route_s, experts_s))
+    def _timed(self, step: Pass, hidden: Tensor, attention_s: float, route_s: float, experts_s: float) -> LayerTimed:
+        return LayerTimed(step.timing.pass_id, self.self_attn.layer, len(hidden), attention_s, route_s, experts_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,11 +262,23 @@ class Trunk:
         _check_rows(len(hidden), rows)
         step = Pass(self._rotation_of(rows), rows, routed_experts, self.worker, timing)
         stream = Stream(hidden)
-        for block in self._weights.blocks:
-            stream = await block.forward(stream, step)
+        blocks = deque(self._weights.blocks)
+        while blocks:
+            if isinstance(routed_experts, ExpertsHere):
+                stream = await self._compute_some(blocks, stream, step)
+            else:
+                stream = await blocks.popleft().forward(stream, step)
         settled = await self.worker.run(stream.settled)
         commit(rows)
         return settled
+
+    async def _compute_some(self, blocks: deque[Block], stream: Stream, step: Pass) -> Stream:
+        """Run the first of the blocks, and as many after it as `JOB_S` has time for, in one job; take them away."""
+        stream, timed = await self.worker.run(_until_time_is_up, tuple(blocks), stream, step)
+        for each in timed:
+            blocks.popleft()
+            step.timing.observe(each)
+        return stream
 
     def _rotation_of(self, rows: Sequence[Rows]) -> Rotation:
         return self.rotation([(some.start, some.count) for some in rows])
@@ -289,6 +302,18 @@ class Trunk:
 
     def _head(self, lm_head: Linear, hidden: Tensor) -> Tensor:
         return lm_head(hidden).to(torch.float32)
+
+
+def _until_time_is_up(blocks: Sequence[Block], stream: Stream, step: Pass) -> tuple[Stream, list[LayerTimed]]:
+    """The stream after the blocks that were computed, and what each took. Runs on the worker."""
+    clock, timed = step.timing.clock, list[LayerTimed]()
+    started = clock()
+    for block in blocks:
+        stream, times = block.compute(stream, step)
+        timed.append(times)
+        if clock() - started >= JOB_S:
+            break
+    return stream, timed
 
 
 def _behind_one_another(waves: Sequence[Wave]) -> list[Wave]:
