@@ -91,12 +91,14 @@ async def _run(
     settings: "SwarmSettings", prompt: "str | list[int]", chat: bool, sampling: "Sampling", as_json: bool
 ) -> None:
     from shoal.cli.progress import ProgressBar
+    from shoal.cli.tcp_words import warn_of_tcp
     from shoal.client import Swarm
 
     with ProgressBar() as bar:
         joining = Swarm.join(settings, progress=partial(bar, _("hashing the model, once")))
         async with joining as swarm:
             bar.stop()
+            warn_of_tcp(swarm.peers(), settings.channel)
             await _answer(swarm, prompt, chat, sampling, as_json)
 
 

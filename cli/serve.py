@@ -117,6 +117,7 @@ def serve(
 
 
 async def _serve(swarm_settings: "SwarmSettings", settings: "ApiSettings", name: str, bar: "ProgressBar") -> None:
+    from shoal.cli.tcp_words import warn_of_tcp
     from shoal.client import Swarm
     from shoal.client.api.app import create_app
     from shoal.client.api.assemble import make_services
@@ -133,6 +134,7 @@ async def _serve(swarm_settings: "SwarmSettings", settings: "ApiSettings", name:
         clocks = Clocks(time.time, time.perf_counter, os.urandom)
         services = make_services(SwarmModel(swarm), name, defaults, settings, clocks, metrics)
         bar.stop()
+        warn_of_tcp(swarm.peers(), swarm_settings.channel)
         app = create_app(services, settings)
         await serve_until_stopped(app, settings, services.shutdown, partial(_announce, name, settings))
 

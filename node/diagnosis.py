@@ -19,11 +19,9 @@ from shoal.protocol.errors import ShoalError
 from shoal.protocol.lan import lan_cards
 from shoal.protocol.net.local_ports import is_port_free, local_addresses, network_cards, why_no_mdns
 from shoal.protocol.net.p2pd import find_p2pd
+from shoal.protocol.net.tcp import read_tcp_kernel, unpaced_control
 
 TIMEDATECTL = ("timedatectl", "show", "--property=NTPSynchronized", "--value")
-CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
-SLOW_START = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 P2PD_TIMEOUT_S = 10.0
 
 
@@ -73,22 +71,13 @@ def gather(
         idle_s=idle_seconds(now_s, run),
         on_metered=settings.guest.on_metered,
         is_metered=None if settings.guest.on_metered else is_metered(run),
-        has_slow_start_after_idle=SLOW_START.read_text().strip() == "1" if SLOW_START.exists() else None,
-        congestion_control=_said(CONGESTION_CONTROL),
-        congestion_controls=tuple(_said(CONGESTION_CONTROLS).split()),
+        tcp=read_tcp_kernel(),
+        own_congestion_control=unpaced_control(),
         max_file_descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         is_node_running=is_node_running,
         num_missing_experts=coverage.num_missing if coverage else None,
         num_holders=coverage.num_holders if coverage else None,
     )
-
-
-def _said(path: Path) -> str:
-    """A file of the kernel's; empty where there is none, as off Linux and in some containers."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _mode(path: Path) -> int | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 
+from shoal.protocol.net.tcp import CONGESTION_KEY, SLOW_START_KEY, TcpKernel
+
 GIB = 2**30
 RELEASED_S = 1_795_000_000.0
 """2026-11: a clock that shows less is wrong, for this program did not exist."""
@@ -15,14 +17,6 @@ RELEASED_S = 1_795_000_000.0
 MIN_FREE_DISK_BYTES = GIB
 MIN_FREE_RAM_BYTES = GIB // 4
 """One DeepSeek-V3 expert in int4 is 23 MB; below this a node holds too few to be worth its place."""
-
-SLOW_START_KEY = "net.ipv4.tcp_slow_start_after_idle"
-CONGESTION_KEY = "net.ipv4.tcp_congestion_control"
-PACED = "bbr"
-"""It paces what an idle connection sends: an exchange of 14 KiB takes 1.6 round trips, with reno 1.0 (measured)."""
-
-UNPACED = ("cubic", "reno")
-"""What to have instead, the better first; every Linux has reno."""
 
 MIN_FILE_DESCRIPTORS = 1024
 """512 lanes, and the rest of a process."""
@@ -123,11 +117,9 @@ class Facts:
     idle_s: float | None
     on_metered: bool
     is_metered: bool | None
-    has_slow_start_after_idle: bool | None
-    congestion_control: str
-    """TCP's, of new connections; empty: not Linux."""
-    congestion_controls: tuple[str, ...]
-    """Those that this kernel offers."""
+    tcp: TcpKernel
+    own_congestion_control: str
+    """What our own sockets get where they may choose; empty: not Linux."""
     max_file_descriptors: int
     is_node_running: bool
     num_missing_experts: int | None
@@ -305,21 +297,28 @@ def check_metered(facts: Facts) -> Outcome:
 
 def check_tcp(facts: Facts) -> Outcome:
     """28 KiB after a pause of a second cost 3 RTT instead of 1 where Linux restarts slowly (measured)."""
-    if facts.has_slow_start_after_idle:
+    restarts = facts.tcp.restarts_after_idle
+    if restarts:
         return _warn("tcp", Said("slow start after idle: 3 RTT after a pause"), f"sudo sysctl {SLOW_START_KEY}=0")
-    return _ok(
-        "tcp", Said("not Linux") if facts.has_slow_start_after_idle is None else Said("no slow start after idle")
-    )
+    return _ok("tcp", Said("not Linux") if restarts is None else Said("no slow start after idle"))
 
 
 def check_congestion(facts: Facts) -> Outcome:
     """An exchange should take one round trip and not more."""
-    control = {"name": facts.congestion_control}
-    if facts.congestion_control.startswith(PACED):
-        better = next((each for each in UNPACED if each in facts.congestion_controls), UNPACED[-1])
-        words = Said("{name} is TCP's congestion control: a small exchange takes 1.6 round trips", control)
-        return _warn("congestion", words, f"sudo sysctl {CONGESTION_KEY}={better}")
-    return _ok("congestion", _as_it_is(facts.congestion_control) if facts.congestion_control else Said("not Linux"))
+    tcp, own = facts.tcp, facts.own_congestion_control
+    if tcp.is_paced:
+        said = Said("{name} is TCP's congestion control: a small exchange takes 1.6 round trips", _names(tcp, own))
+        if own != tcp.congestion_control:
+            said = Said(
+                "{name} is TCP's congestion control: a small exchange through libp2p takes 1.6 round trips; our own"
+                " connections choose {own}", _names(tcp, own),
+            )  # fmt: skip
+        return _warn("congestion", said, f"sudo sysctl {CONGESTION_KEY}={tcp.better_control}")
+    return _ok("congestion", _as_it_is(tcp.congestion_control) if tcp.congestion_control else Said("not Linux"))
+
+
+def _names(tcp: TcpKernel, own: str) -> dict[str, str | int]:
+    return {"name": tcp.congestion_control, "own": own}
 
 
 def check_files(facts: Facts) -> Outcome:

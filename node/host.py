@@ -21,7 +21,7 @@ from shoal.node.guest.pause_file import PauseFile
 from shoal.node.guest.schedule import month_of, parse_schedule
 from shoal.node.guest.sensors import MachineSensors
 from shoal.node.guest.transfer_meter import TransferMeter
-from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, TransferNotCounted, log_event
+from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, TcpIsSlow, TransferNotCounted, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.node.telemetry.mqtt_settings import check_mqtt
@@ -31,7 +31,9 @@ from shoal.node.weights.packing import LOGS_BYTES, make_room, used_bytes
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.net.channel import Traffic
 from shoal.protocol.net.control_socket import control_server, runtime_dir
+from shoal.protocol.net.direct import format_address
 from shoal.protocol.net.sd_notify import sd_notifier
+from shoal.protocol.net.tcp import TcpKernel, TcpTrouble, leaves_this_machine, read_tcp_kernel, tcp_advice
 from shoal.protocol.net.throttle import Throttle, TokenBucket
 
 NICE = 19
@@ -115,6 +117,7 @@ async def _run(
             control.node = node
             is_ready.set()
             log_event(NodeReady(node.info.peer, node.info.num_experts, node.info.resident_bytes))
+            warn_of_tcp(settings.host, read_tcp_kernel())
             on_ready(node.info)
             notify("READY=1")
             guarding = asyncio.create_task(control.guest.run(node.gate), name="guest")
@@ -192,6 +195,15 @@ def check_disk(settings: NodeSettings) -> None:
             f"logs, counts and manifests may take {LOGS_BYTES / 1e6:,.1f} MB on disk and the limit is"
             f" {limit / 1e6:,.3f} MB; give more, or no limit"
         )
+
+
+def warn_of_tcp(host: str, kernel: TcpKernel) -> None:
+    """Log, once, what of this kernel's settings makes exchanges slow; on loopback nothing does. libp2p's sockets are
+    its own program's, so that what ours choose for themselves does not help them."""
+    advice = tcp_advice(kernel, sets_own=False)
+    if advice is not None and leaves_this_machine([format_address(host, 0)]):
+        is_paced, is_restarting = (each in advice.troubles for each in (TcpTrouble.PACED, TcpTrouble.RESTARTS))
+        log_event(TcpIsSlow(is_paced, is_restarting, advice.command))
 
 
 def _throttle(guest: GuestSettings, control: NodeControl) -> Throttle:

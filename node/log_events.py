@@ -128,6 +128,23 @@ class RecordsNotWithdrawn(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TcpIsSlow(LogEvent):
+    """Settings of this kernel make exchanges across the network take more than one round trip. Said once, at the start.
+    `command`: what cures all of it."""
+
+    LEVEL = logging.WARNING
+    is_paced: bool
+    is_restarting: bool
+    command: str
+
+    def __str__(self) -> str:
+        paced = "its congestion control makes a small exchange through libp2p take 1.6 round trips"
+        restarting = "its window shrinks in idle moments, and 28 KiB then take 3 round trips"
+        found = [words for words, is_so in ((paced, self.is_paced), (restarting, self.is_restarting)) if is_so]
+        return f"TCP: {'; '.join(found)}; try: {self.command}"
+
+
+@dataclass(frozen=True, slots=True)
 class TransferNotCounted(LogEvent):
     """The month's count can not be written: after a crash it would be too low."""
 
@@ -356,7 +373,7 @@ AnyLogEvent = (
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
     | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
     | PeerLied | SourcesNotOpened | FillFailed | PackedDamaged | PackedNotKept | SwarmNotSeen | LogNotWritten
-    | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
+    | TcpIsSlow | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip
 
 CATALOGUE: tuple[type[AnyLogEvent], ...] = get_args(AnyLogEvent)

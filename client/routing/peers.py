@@ -48,6 +48,8 @@ class PeerSnapshot:
     """Until a paused or banned holder is asked again; 0 for the others."""
     is_anchor: bool = False
     """It is a last resort: asked for what nobody else is left for."""
+    addresses: tuple[str, ...] = ()
+    """Where it says that it is."""
 
     @property
     def is_usable(self) -> bool:
@@ -70,6 +72,7 @@ def snapshot(holder: "Holder", now: float) -> PeerSnapshot:
         breaker=_breaker(holder, now),
         retry_in_s=max(0.0, health.doubted_until - now, health.busy_until - now, health.banned_until - now),
         is_anchor=holder.is_anchor,
+        addresses=holder.addresses,
     )
 
 

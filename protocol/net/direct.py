@@ -10,6 +10,7 @@ import socket
 import ssl
 from asyncio import StreamReader, StreamReaderProtocol, StreamWriter
 from collections.abc import Sequence
+from contextlib import suppress
 
 from shoal.protocol import limits
 from shoal.protocol.errors import AddressInUse, AuthenticationFailed, Busy, ConnectFailed, InvalidRequest, ShoalError
@@ -23,15 +24,8 @@ from shoal.protocol.net.lane import CLOSE_TIMEOUT_S, READ_BYTES
 from shoal.protocol.net.multiplex import LaneServer, RandomBytes, open_channel
 from shoal.protocol.net.origins import HandshakeRates, Origin, origin_of
 from shoal.protocol.net.task_set import TaskSet
+from shoal.protocol.net.tcp import tune
 from shoal.protocol.net.throttle import Throttle
-
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 60, 15, 4
-"""TCP asks a silent peer after a minute and gives it another, so that lanes of clients that lost power do not hold
-their places. (Linux alone would ask nine times in eleven minutes.)"""
-
-USER_TIMEOUT_MS = 110_000
-"""What we sent and nobody acknowledged for so long is lost (RFC 5482); TCP alone would try for a quarter of an hour. It
-also ends keepalive (tcp(7)), so it must not be shorter than that: at 30 s one lost question would cut a quiet lane."""
 
 ACCEPT_PAUSE_S = 0.1
 """After a failed accept; the cause is mostly a lack of file descriptors, which trying at once does not mend."""
@@ -106,7 +100,7 @@ async def open_stream(context: ssl.SSLContext, peer: PeerId, host: str, port: in
     loop = asyncio.get_running_loop()
     try:
         transport, _ = await loop.create_connection(
-            lambda: protocol, host, port, ssl=context,
+            lambda: protocol, sock=await _connected(host, port), ssl=context,
             server_hostname="",  # no name is sent in the clear, none is checked: the key is the name
             ssl_handshake_timeout=limits.HANDSHAKE_TIMEOUT_S, ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
         )  # fmt: skip
@@ -120,8 +114,41 @@ async def open_stream(context: ssl.SSLContext, peer: PeerId, host: str, port: in
     except BaseException:
         transport.abort()
         raise
-    _tune(transport.get_extra_info("socket"))
     return reader, StreamWriter(transport, protocol, reader, loop)
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """A TCP connection, tuned before its first packet. A name's addresses are tried one after another.
+
+    Raises:
+        OSError: the last address's.
+    """
+    loop = asyncio.get_running_loop()
+    failure = OSError(errno.EADDRNOTAVAIL, "no address")
+    for family, address in await _resolved(host, port):
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            tune(connection)
+            await loop.sock_connect(connection, address)
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                raise
+            failure = error
+        else:
+            return connection
+    raise failure
+
+
+async def _resolved(host: str, port: int) -> list[tuple[int, tuple[str | int | bytes, ...]]]:
+    """Families and addresses to connect to. What is an address already costs no thread."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):  # not an address of this family, or with a zone, which the system's resolver knows
+            socket.inet_pton(family, host)
+            return [(family, (host, port))]
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
 
 
 async def listen_direct(
@@ -180,6 +207,7 @@ class DirectListener:
         family, _, _, _, address = found[0]
         listening = socket.create_server((str(address[0]), port), family=family, backlog=limits.MAX_HALF_OPEN)
         listening.setblocking(False)
+        tune(listening)  # what is accepted inherits it
         self._addresses = (format_address(announce_host or host, listening.getsockname()[1]),)
         rates = HandshakeRates(asyncio.get_running_loop().time)
         self._accepting.start(self._accept(listening, rates), "direct listener")
@@ -252,7 +280,6 @@ class DirectListener:
 
     async def _start_tls(self, connection: socket.socket) -> tuple[StreamReader, StreamWriter]:
         loop = asyncio.get_running_loop()
-        _tune(connection)
         reader = StreamReader(READ_BYTES)
         protocol = StreamReaderProtocol(reader)
         transport, _ = await loop.connect_accepted_socket(
@@ -263,15 +290,3 @@ class DirectListener:
             transport.abort()
             raise ConnectionAbortedError("not our protocol")
         return reader, StreamWriter(transport, protocol, reader, loop)
-
-
-def _tune(connection: socket.socket) -> None:
-    """No Nagle delay (an exchange is one write each way); keepalive, so that dead peers are noticed."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # Linux; macOS has another name and two hours
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

@@ -13,7 +13,11 @@ from shoal.node.diagnosis import _says_why_not, gather
 from shoal.node.doctor import CHECKS, Facts, Level, diagnose
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.protocol.control import Coverage
+from shoal.protocol.net.tcp import TcpKernel
 from shoal.simulations.demo_model import MODEL_DIRECTORY
+
+CUBIC = TcpKernel("cubic", ("reno", "bbr", "cubic"), restarts_after_idle=False)
+BBR = replace(CUBIC, congestion_control="bbr")
 
 HEALTHY = Facts(
     now_s=1_796_000_000.0, is_clock_synchronized=True, settings_error="", settings_file="/c/shoal.toml",
@@ -23,8 +27,7 @@ HEALTHY = Facts(
     free_ram_bytes=8 * 10**9, share_bytes=4 * 10**9, model="/m", model_error="", torch_error="",
     has_native_kernels=True, kernel_isa="avx2", p2pd_error="", nvidia_gpus=0, can_torch_use_cuda=False,
     idle_only=False, idle_s=None, on_metered=False, is_metered=False,
-    has_slow_start_after_idle=False, congestion_control="cubic",
-    congestion_controls=("reno", "bbr", "cubic"), max_file_descriptors=4096, is_node_running=True,
+    tcp=CUBIC, own_congestion_control="cubic", max_file_descriptors=4096, is_node_running=True,
     num_missing_experts=0, num_holders=3,
 )  # fmt: skip
 
@@ -54,9 +57,12 @@ FAULTS: list[tuple[dict[str, object], str, Level, str]] = [
     ({"idle_only": True}, "idle", Level.FAIL, "shoal node --no-idle-only"),
     ({"is_metered": None}, "metered", Level.WARN, "shoal node --monthly 50GB"),
     ({"is_metered": True}, "metered", Level.WARN, "shoal node --on-metered"),
-    ({"has_slow_start_after_idle": True}, "tcp", Level.WARN, "sudo sysctl net.ipv4.tcp_slow_start_after_idle=0"),
-    ({"congestion_control": "bbr"}, "congestion", Level.WARN, "sudo sysctl net.ipv4.tcp_congestion_control=cubic"),
-    ({"congestion_control": "bbr", "congestion_controls": ("reno", "bbr")}, "congestion", Level.WARN,
+    ({"tcp": replace(CUBIC, restarts_after_idle=True)}, "tcp", Level.WARN,
+     "sudo sysctl net.ipv4.tcp_slow_start_after_idle=0"),
+    ({"tcp": BBR}, "congestion", Level.WARN, "sudo sysctl net.ipv4.tcp_congestion_control=cubic"),
+    ({"tcp": BBR, "own_congestion_control": "bbr"}, "congestion", Level.WARN,
+     "sudo sysctl net.ipv4.tcp_congestion_control=cubic"),
+    ({"tcp": replace(BBR, offered=("reno", "bbr"))}, "congestion", Level.WARN,
      "sudo sysctl net.ipv4.tcp_congestion_control=reno"),
     ({"max_file_descriptors": 256}, "files", Level.WARN, "ulimit -n 4096"),
     ({"is_node_running": False}, "node", Level.WARN, "shoal node"),
