@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-mqtt check bench bench-idle bench-wan bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-mqtt check bench bench-idle bench-wan bench-tcp bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -34,6 +34,10 @@ bench: $(VENV)/.installed
 # Decoding over networks of namespaces, delays, losses and rates: needs root, else it skips. WAN="--quick" is a few minutes.
 bench-wan: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.wan $(WAN)
+
+# What TCP's congestion control costs an exchange over a network, as the kernel has it and as our sockets choose (root).
+bench-tcp: $(VENV)/.installed
+	$(BIN)/python -m shoal.simulations.wan.tcp_echo
 
 # What the directory costs idle nodes, by cause: twenty peers in a network namespace of their own; ten minutes.
 bench-idle: $(VENV)/.installed

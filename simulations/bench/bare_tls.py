@@ -6,6 +6,7 @@ deadlines, no other request at the same time. What a channel costs more than thi
 
 import asyncio
 import math
+import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,7 @@ from shoal.protocol.net.certificate import client_context, server_context
 from shoal.protocol.net.channel import Channel, Handler, Reply, Traffic
 from shoal.protocol.net.direct import format_address, open_stream, parse_address
 from shoal.protocol.net.lane import READ_BYTES
+from shoal.protocol.net.tcp import tune
 
 LENGTHS = struct.Struct(">II")
 
@@ -42,7 +44,9 @@ class BareListener:
 @asynccontextmanager
 async def bare_listener(identity: Identity, handler: Handler) -> AsyncIterator[BareListener]:
     """Listen on loopback; `handler` is not called."""
-    server = await asyncio.start_server(_answer, "127.0.0.1", 0, ssl=server_context(identity), limit=READ_BYTES)
+    listening = socket.create_server(("127.0.0.1", 0))
+    tune(listening)
+    server = await asyncio.start_server(_answer, sock=listening, ssl=server_context(identity), limit=READ_BYTES)
     listener = BareListener(server)
     try:
         yield listener

@@ -14,6 +14,7 @@ from shoal.protocol.messages import Dispatch, Partial
 from shoal.protocol.net.channel import Channel, Reply, Request
 from shoal.protocol.net.direct import DirectConnector, listen_direct
 from shoal.protocol.net.throttle import Throttle, TokenBucket
+from shoal.simulations.bench.machine import describe_machine, git_commit
 
 WARM_UP_S = 2.0
 MEASURED_S = 10.0
@@ -72,7 +73,8 @@ def _bytes(channel: Channel, direction: str) -> int:
 
 
 async def main() -> None:
-    """Print a line for each limit and direction."""
+    """Print the machine, then a line for each limit and direction."""
+    print(f"{describe_machine()}, commit {git_commit()}")
     for direction in ("up", "down"):
         for limit in RATES:
             found = await measure(direction, limit)

@@ -7,17 +7,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shoal.protocol.net.tcp import read_tcp_kernel, unpaced_control
+
 UNKNOWN = "unknown"
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores we may use, kernel, Python."""
+    """Processor, cores we may use, kernel, Python, and what TCP is like, which decides every figure of a network."""
     return {
         "cpu": _cpu_model(),
         "cores": num_usable_cores(),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "tcp": describe_tcp(),
     }
+
+
+def describe_tcp() -> str:
+    """The congestion control that our sockets choose, the kernel's own where that is another (libp2p has it), and whether
+    windows restart after idle moments."""
+    kernel, own = read_tcp_kernel(), unpaced_control() or UNKNOWN
+    elsewhere = f", {kernel.congestion_control} elsewhere" if kernel.congestion_control not in ("", own) else ""
+    return f"{own}{elsewhere}{', slow start after idle' if kernel.restarts_after_idle else ''}"
 
 
 def num_usable_cores() -> int:
@@ -35,13 +46,13 @@ def git_commit() -> str:
 
 
 def congestion_control() -> str:
-    """TCP congestion control of new connections: BBR makes a 14 KiB exchange cost 1.6 RTT where reno costs 1.0."""
-    return _read("/proc/sys/net/ipv4/tcp_congestion_control")
+    """The kernel's TCP congestion control: BBR makes a 14 KiB exchange cost 1.6 RTT where reno costs 1.0."""
+    return read_tcp_kernel().congestion_control or UNKNOWN
 
 
 def has_idle_restart() -> bool:
     """True if the kernel shrinks a connection's window after an idle moment: 28 KiB then cost 3 RTT instead of 1."""
-    return _read("/proc/sys/net/ipv4/tcp_slow_start_after_idle") == "1"
+    return bool(read_tcp_kernel().restarts_after_idle)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ def test_the_shapes_are_the_sizes_that_the_design_names():
 
 def test_the_machine_is_described_without_guessing():
     machine = describe_machine()
-    assert set(machine) == {"cpu", "cores", "kernel", "python"}
+    assert set(machine) == {"cpu", "cores", "kernel", "python", "tcp"}
     assert int(machine["cores"]) >= 1
     assert git_commit()
 
