@@ -24,8 +24,8 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def describe_tcp() -> str:
-    """The congestion control that our sockets choose, the kernel's own where that is another (libp2p has it), and whether
-    windows restart after idle moments."""
+    """The congestion control that our sockets choose, the kernel's own where that is another (libp2p has it), and
+    whether windows restart after idle moments."""
     kernel, own = read_tcp_kernel(), unpaced_control() or UNKNOWN
     elsewhere = f", {kernel.congestion_control} elsewhere" if kernel.congestion_control not in ("", own) else ""
     return f"{own}{elsewhere}{', slow start after idle' if kernel.restarts_after_idle else ''}"
