@@ -25,12 +25,20 @@ def _bench(context: typer.Context) -> None:
 def wire(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     exchanges: Annotated[int, typer.Option(help="Exchanges per size and channel.", min=10)] = 1000,
+    budget: Annotated[
+        bool, typer.Option("--budget", help="Where the time of a layer's exchange with two holders goes, part by part.")
+    ] = False,
 ) -> None:
     """What an exchange costs on loopback beyond the kernel's time: both channels, several sizes."""
     with reporting_errors():
+        from shoal.simulations.bench import budget as of_layer
         from shoal.simulations.bench.wire import bench_wire, table
 
         async def measure() -> None:
+            if budget:
+                result = await of_layer.bench_budget(of_layer.CHANNELS, exchanges)
+                print(json.dumps(result) if as_json else of_layer.table(result))
+                return
             result = await bench_wire(num_exchanges=exchanges)
             print(json.dumps(result) if as_json else table(result))
 
