@@ -1,5 +1,6 @@
 """The command line in the user's language: help, output, errors; JSON stays as it is."""
 
+import gettext
 import json
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_kind_of_error_is_explained_in_the_users_language() -> None:
 
 
 def test_in_english_an_error_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translate, "_catalogue", translate.gettext.NullTranslations)
+    monkeypatch.setattr(translate, "_catalogue", gettext.NullTranslations)
     assert explain(NodeNotRunning("node")) == ""
 
 

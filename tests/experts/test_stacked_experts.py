@@ -64,7 +64,7 @@ def pack_gpt_oss(experts: GptOssExperts) -> Tensors:
 def write_gpt_oss(directory: Path, *, is_packed: bool) -> GptOssExperts:
     """A checkpoint of two layers; the experts of layer 1, with the values that are in it."""
     directory.mkdir()
-    layers, tensors = [gpt_oss_experts(seed) for seed in (0, 1)], {}
+    layers, tensors = [gpt_oss_experts(seed) for seed in (0, 1)], dict[str, torch.Tensor]()
     for i, experts in enumerate(layers):
         own = pack_gpt_oss(experts) if is_packed else dict(experts.named_parameters())
         tensors |= {f"model.layers.{i}.mlp.experts.{name}": each.contiguous() for name, each in own.items()}

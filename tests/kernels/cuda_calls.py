@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from shoal.experts.backend import ExpertBackend
+from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.family import ExpertSpec
 from shoal.experts.reference_backend import ReferenceBackend
 from shoal.experts.weight_formats import expert_shapes, quantize_expert
@@ -31,7 +31,7 @@ LOUD = 8.0
 """Rows of clamped experts are so much larger that gates of a standard deviation of 8 meet limits of 7 and 10."""
 
 
-def pack(backend: ExpertBackend, spec: ExpertSpec, weight_format: WeightFormat, num_experts: int) -> list[object]:
+def pack(backend: ExpertBackend, spec: ExpertSpec, weight_format: WeightFormat, num_experts: int) -> list[PackedExpert]:
     packed = []
     for seed in range(num_experts):
         generator = torch.Generator().manual_seed(seed)

@@ -87,7 +87,8 @@ def test_a_row_has_the_same_answer_whoever_shares_its_batch() -> None:
 @pytest.mark.parametrize(("hidden", "inter"), [(72, 40), (256, 128), (1024, 300)])
 def test_rounding_1_stays_within_half_a_percent_of_fp64_on_the_same_weights(hidden: int, inter: int) -> None:
     plain = _experts(5, hidden, inter)[0]
-    expert = SwiGLU(*(formats.dequantize_fp8_block(*formats.quantize_fp8_block(w)) for w in plain.matrices))
+    gate, up, down = (formats.dequantize_fp8_block(*formats.quantize_fp8_block(w)) for w in plain.matrices)
+    expert = SwiGLU(gate, up, down)
     x = torch.randn(32, hidden).bfloat16()
     ones, rows = torch.ones(32), torch.arange(32)
     rounded = grouped_swiglu([expert], x, rows, [0, 32], ones, is_rounded=True)

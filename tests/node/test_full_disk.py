@@ -5,6 +5,7 @@ import errno
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ class FullStream(io.StringIO):
 def test_a_log_is_written_again_when_there_is_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         with logging_to(tmp_path / "log", "info", asyncio.get_running_loop(), io.StringIO()):
-            file = next(each for each in logging.getLogger().handlers if type(each).__name__ == "LogFile")
+            file: Any = next(each for each in logging.getLogger().handlers if type(each).__name__ == "LogFile")
             good = file.stream
             for _ in range(2):
                 file.stream = FullStream()

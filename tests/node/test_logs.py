@@ -20,7 +20,7 @@ from shoal.node.log_events import (
     name_of,
 )
 from shoal.node.logs import log_path, logging_to, read_lines
-from shoal.protocol.control import PauseReason
+from shoal.protocol.control import LogLine, PauseReason
 
 FORBIDDEN = {"prompt", "text", "content", "hidden", "activations", "key", "seed", "token", "invite", "secret"}
 
@@ -42,8 +42,8 @@ def test_every_event_has_its_own_name_and_a_sentence() -> None:
     assert str(NodeResumed()) == "serving again"
 
 
-def logged(tmp_path: Path, stream: io.StringIO, level: str = "info") -> list[logs.LogLine]:
-    async def scene() -> list[logs.LogLine]:
+def logged(tmp_path: Path, stream: io.StringIO, level: str = "info") -> list[LogLine]:
+    async def scene() -> list[LogLine]:
         with logging_to(log_path(tmp_path, "node"), level, asyncio.get_running_loop(), stream) as memory:
             log_event(NodePaused(PauseReason.USER, 5.0))
             log_event(RequestServed("12D3", 3, 2, 1, 0.5))

@@ -127,8 +127,9 @@ async def open_small_stream(host: str, port: int) -> Streams:
 async def direct_pair(handler: Handler, pieces: PieceHandler = no_pieces) -> AsyncIterator[Pair]:
     listener = await listen_direct(SERVER, "127.0.0.1", 0, handler, os.urandom, pieces=pieces)
     connector = DirectConnector(CLIENT, os.urandom)
-    host, port = parse_address(listener.addresses[0])
-    yield Pair(listener, connector, lambda: open_small_stream(host, port))
+    address = parse_address(listener.addresses[0])
+    assert address is not None
+    yield Pair(listener, connector, lambda: open_small_stream(*address))
     await connector.aclose()
     await listener.aclose()
 

@@ -13,7 +13,6 @@ import pytest
 
 from shoal.protocol.control import ControlReply, ControlRequest, FollowLogs, GetStatus, LogLine, Pause, Peers
 from shoal.protocol.errors import Busy, InvalidRequest, NodeAlreadyRunning, NodeNotRunning, ShoalError
-from shoal.protocol.net import control_socket
 from shoal.protocol.net.control_socket import (
     MAX_CONNECTIONS,
     ControlRefused,
@@ -103,7 +102,7 @@ def test_another_users_connection_is_cut(directory: Path, monkeypatch: pytest.Mo
     async def scene() -> None:
         async with control_server(directory, "node", answer) as path:
             ours = os.getuid()
-            monkeypatch.setattr(control_socket.os, "getuid", lambda: ours + 1)
+            monkeypatch.setattr("os.getuid", lambda: ours + 1)
             reader, writer = await asyncio.open_unix_connection(path)
             assert await reader.read() == b""
             writer.close()

@@ -7,6 +7,7 @@ import ssl
 import stat
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -234,7 +235,7 @@ def test_a_certificate_is_the_key_and_nothing_else():
 def test_the_key_is_in_a_private_folder_and_only_for_a_moment(monkeypatch, tmp_path):
     seen: list[tuple[int, int]] = []
 
-    class Watching(certificate.TemporaryDirectory):
+    class Watching(TemporaryDirectory[str]):
         def cleanup(self):
             folder = Path(self.name)
             seen.append((stat.S_IMODE(folder.stat().st_mode), stat.S_IMODE((folder / "key.pem").stat().st_mode)))

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import operator
 from dataclasses import replace
+from functools import partial
 
 import msgpack
 import pytest
@@ -88,7 +90,7 @@ def test_nobody_publishes_for_another_or_in_another_time() -> None:
     with pytest.raises(InvalidRequest):
         asyncio.run(alice.publish(record_of(BOB)))
     for off_s in (-3600.0, 3600.0):
-        elsewhen = MemoryDirectory(RecordBook(), ALICE, clock, lambda off_s=off_s: NOW_S + off_s)
+        elsewhen = MemoryDirectory(RecordBook(), ALICE, clock, partial(operator.add, NOW_S, off_s))
         with pytest.raises(RecordRejected):
             asyncio.run(elsewhen.publish(record_of(ALICE)))
 

@@ -12,7 +12,7 @@ from shoal.protocol.errors import ConnectFailed, NetworkError
 from shoal.protocol.identity import Identity
 from shoal.protocol.lan import LanSwarm
 from shoal.protocol.limits import MAX_ADDRESSES
-from shoal.protocol.membership import Founder
+from shoal.protocol.membership import Founder, Membership
 from shoal.protocol.net.discovery import Discovery, first_addresses
 from shoal.protocol.net.entry import Entry, enter_swarm
 from shoal.protocol.net.hivemind_dht import HivemindDirectory
@@ -90,7 +90,7 @@ def test_the_first_that_are_found_are_enough() -> None:
 
 @pytest.mark.socket
 @pytest.mark.parametrize("member", [None, MEMBER], ids=["open", "private"])
-def test_peers_without_an_address_to_join_by_find_each_other(member: object) -> None:
+def test_peers_without_an_address_to_join_by_find_each_other(member: Membership | None) -> None:
     async def test() -> None:
         air = Air()
         async with AsyncExitStack() as stack:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.protocol import limits
 from shoal.protocol.errors import Malformed, RemoteError, TooLarge, UnsupportedVersion
-from shoal.protocol.frames import PREFIX, PREFIX_BYTES, FrameDecoder, decode_prefix, encode_frame, encode_header
+from shoal.protocol.frames import PREFIX, PREFIX_BYTES, Frame, FrameDecoder, decode_prefix, encode_frame, encode_header
 from shoal.protocol.messages import MESSAGE_TYPES, Cancel, Dispatch, Message, Partial, Ping, Refusal, Welcome
 
 PING = encode_frame(0, Ping(b"12345678"))
@@ -46,7 +46,7 @@ def test_frames_survive_any_chunking(sent, data):
     stream = b"".join(encode_frame(request_id, message) + bytes(message.body_size()) for request_id, message in sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     decoder = FrameDecoder()
-    frames = []
+    frames = list[Frame]()
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         frames += decoder.feed(stream[start:end])
     assert [(frame.request_id, frame.message) for frame in frames] == sent

@@ -22,7 +22,9 @@ def server(nonce: bytes = SERVER_NONCE, identity: Identity = SERVER) -> ServerHa
 
 
 def hello() -> Hello:
-    return client().answer(server().challenge)
+    answer = client().answer(server().challenge)
+    assert isinstance(answer, Hello)
+    return answer
 
 
 def test_an_honest_client_is_admitted_with_its_session_and_lane():

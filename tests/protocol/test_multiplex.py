@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -304,7 +304,7 @@ def test_a_body_of_the_wrong_size_is_our_own_mistake(pair):
     pair.run(test())
 
 
-def cut_by(write: Callable[[LaneStream], None]) -> Callable[[Pair], object]:
+def cut_by(write: Callable[[LaneStream], None]) -> Callable[[Pair], Awaitable[None]]:
     async def check(swarm: Pair) -> None:
         lane, _ = await swarm.raw_lane()
         write(begun(lane))

@@ -24,7 +24,7 @@ ROOT, DIGEST = b"r" * 32, b"d" * 32
 ASK = Fetch(ROOT, DIGEST, 0, limits.MAX_CHUNK_BYTES, 60_000)
 
 
-@pytest.fixture(params=PAIRS.values(), ids=PAIRS.keys())
+@pytest.fixture(params=PAIRS.values(), ids=list(PAIRS))
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found

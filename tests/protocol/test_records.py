@@ -1,6 +1,7 @@
 """Node records: nobody speaks for another, nobody says more than there is room for."""
 
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import pytest
@@ -28,7 +29,7 @@ experts_by_layer = st.dictionaries(
 )
 
 
-def fields_of(data: bytes) -> dict[int, object]:
+def fields_of(data: bytes) -> dict[int, Any]:
     return msgpack.unpackb(data, strict_map_key=False)
 
 

@@ -1,6 +1,7 @@
 """SYNC: what a keeper takes and tells, what a reader believes, and what neither reads."""
 
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import pytest
@@ -191,8 +192,8 @@ def test_noise_is_malformed_and_nothing_else(data: bytes) -> None:
             decode(data)
 
 
-GOOD_REQUEST = {1: 2, 2: PLACE, 3: b"r", 4: 1, 5: b"p" * 16, 6: 1, 7: b"t" * 12, 8: 1, 9: b"l"}
-GOOD_REPLY = {
+GOOD_REQUEST: dict[object, Any] = {1: 2, 2: PLACE, 3: b"r", 4: 1, 5: b"p" * 16, 6: 1, 7: b"t" * 12, 8: 1, 9: b"l"}
+GOOD_REPLY: dict[object, Any] = {
     1: 2,
     2: 1,
     3: b"s" * 12 + b"\x00\x01" + b"p" * 16,

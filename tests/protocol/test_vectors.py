@@ -15,7 +15,7 @@ from shoal.protocol.frames import FrameDecoder
 from shoal.protocol.handshake import ServerHandshake, signed_bytes
 from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import MemberGate
-from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Field, IntField, IntsField, Message
+from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Dispatch, Field, IntField, IntsField, Message, Partial
 from shoal.protocol.net.refusals import ERROR_TYPES
 from shoal.protocol.pulses import earlier
 from shoal.protocol.record_book import RecordBook
@@ -144,6 +144,8 @@ def test_what_a_client_signs_has_the_parts_that_the_document_lists():
 def test_the_documents_request_and_answer_fit_together():
     (request,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["dispatch"]))
     (answer,) = FrameDecoder().feed(bytes.fromhex(BLOCKS["partial"]))
+    assert isinstance(request.message, Dispatch)
+    assert isinstance(answer.message, Partial)
     assert request_hash(request.header_bytes, request.body).hex() == VECTORS["request_hash"]
     assert answer.message.request_hash.hex() == VECTORS["request_hash"]
     rows = read_dispatch_body(request.message, request.body)
@@ -157,6 +159,8 @@ def test_the_documents_request_and_answer_fit_together():
 def test_the_documents_bytes_of_every_format_are_the_numbers_of_its_examples(name):
     (request,) = FrameDecoder().feed(bytes.fromhex(BLOCKS[f"dispatch_{name}"]))
     (answer,) = FrameDecoder().feed(bytes.fromhex(BLOCKS[f"partial_{name}"]))
+    assert isinstance(request.message, Dispatch)
+    assert isinstance(answer.message, Partial)
     assert answer.message.request_hash == request_hash(request.header_bytes, request.body)
     x, sums = read_dispatch_body(request.message, request.body).x, read_partial_body(answer.message, answer.body)
     bound = 0.0 if name != "int8" else 8 / 252  # of these examples only int8 loses anything

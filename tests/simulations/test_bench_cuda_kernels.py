@@ -8,6 +8,7 @@ from shoal.cli.main import app
 from shoal.experts.family import ExpertSpec
 from shoal.kernels.cpu import Format
 from shoal.protocol.errors import InvalidRequest
+from shoal.protocol.messages import WeightFormat
 from shoal.simulations.bench import cuda_kernels
 from shoal.simulations.bench.cuda_kernels import Bench, HostClock, Limits, Load
 
@@ -38,11 +39,12 @@ def test_every_row_of_the_table_is_made_of_one_run_and_says_its_shares() -> None
 def test_both_sides_compute_the_same_so_that_their_ratio_means_something() -> None:
     for load in (Load(1, 3), Load(4, 2)):
         arguments = cuda_kernels._Arguments.of(TINY, load)
-        ours = cuda_kernels._Ours(TINY, cuda_kernels.WeightFormat.BF16, 4)
+        ours = cuda_kernels._Ours(TINY, WeightFormat.BF16, 4)
         peer = cuda_kernels._TorchBf16(TINY, 4)
         answers = [side.calls_of(arguments, load.num_experts)[0]() for side in (ours, peer)]
         whole = ours.whole_calls_of(arguments, load.num_experts)[0]()
         assert isinstance(answers[0], torch.Tensor)
+        assert isinstance(whole, torch.Tensor)
         assert torch.equal(answers[0], whole)
         torch.testing.assert_close(answers[0], answers[1], rtol=0.05, atol=0.05)
 

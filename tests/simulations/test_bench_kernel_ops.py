@@ -5,6 +5,7 @@ Run: pytest tests/simulations/test_bench_kernel_ops.py
 
 import pytest
 import torch
+from torch import Tensor
 
 from shoal.kernels.cpu import CpuKernels, Format
 from shoal.simulations.bench.kernel_ops import OPS, LinearOp
@@ -18,12 +19,15 @@ TINY = LinearOp("tiny", 128, 256, rotated_bytes=200_000)
     [(Format.BF16, 0.01), (Format.FP8_BLOCK, 0.06), (Format.INT8_G128, 0.02), (Format.INT4_G32, 0.15)],
 )
 def test_both_sides_of_a_linear_give_the_same_product(weight_format: Format, bound: float) -> None:
-    results = []
+    results = list[Tensor]()
     for side in (TINY.ours(CpuKernels(1), weight_format), TINY.torch_bf16()):
         torch.manual_seed(1)  # both draw their rows when the call is made
         call = side.call_of(3)
-        results.append(call(0))
-        assert torch.equal(call(1), results[-1])
+        first, second = call(0), call(1)
+        assert isinstance(first, Tensor)
+        assert isinstance(second, Tensor)
+        results.append(first)
+        assert torch.equal(second, first)
         assert side.size_bytes >= 128 * 256 / 2
     ours, theirs = results
     assert ours.dtype is theirs.dtype is torch.bfloat16

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.experts.family import ExpertSpec
 from shoal.kernels import cpu
 from shoal.protocol.messages import WeightFormat
+from shoal.simulations.bench.kernel_errors import distance
 from shoal.simulations.bench.peers import compare, members, process, worker
 from shoal.simulations.bench.peers.environments import Environment, NotAvailable, environment, importable
 from shoal.simulations.bench.peers.members import BASELINE, HERE, PEERS, MemberSpec, ours
@@ -19,7 +21,7 @@ from shoal.simulations.bench.peers.torch_ops import VARIANTS, TorchOps
 from shoal.simulations.bench.quantizers import gaussian_expert, output
 
 HIDDEN, INTER = 256, 128
-SPEC = compare.ExpertSpec(HIDDEN, INTER)
+SPEC = ExpertSpec(HIDDEN, INTER)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_torchs_operators_compute_the_expert_whose_weights_they_say_they_hold(va
         torch.set_num_threads(threads)
     exact = output({n: torch.from_numpy(w) for n, w in member.held.items()}, torch.from_numpy(x).double())
     bound = 0.03 if variant == "int8dynamic" else 6e-3  # rows in int8 cost 2 %
-    assert compare.distance(torch.from_numpy(member.output()), exact) < bound
+    assert distance(torch.from_numpy(member.output()), exact) < bound
 
 
 @pytest.mark.usefixtures("_small")
@@ -62,7 +64,7 @@ def test_ours_runs_in_every_format_that_has_peers(weight_format: WeightFormat) -
     finally:
         torch.set_num_threads(threads)
     exact = output({n: torch.from_numpy(w) for n, w in member.held.items()}, torch.from_numpy(x).double())
-    assert compare.distance(torch.from_numpy(member.output()), exact) < 5e-3
+    assert distance(torch.from_numpy(member.output()), exact) < 5e-3
 
 
 def test_rows_are_rounded_to_bf16_as_torch_does() -> None:

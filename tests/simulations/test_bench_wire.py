@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_the_machine_is_described_without_guessing():
 @pytest.mark.socket
 def test_a_run_gives_a_row_per_shape_and_is_json():
     result = asyncio.run(bench_wire(20, kinds=("bare tls", "direct"), shapes=(Shape(1, 32), Shape(2, 64))))
-    rows = result["rows"]
+    rows: Any = result["rows"]
     assert [(row["channel"], row["bytes"]) for row in rows] == [
         ("bare tls", 64), ("bare tls", 256), ("direct", 64), ("direct", 256),
     ]  # fmt: skip

@@ -6,6 +6,7 @@ Run: pytest tests/swarm/test_prefill.py
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from shoal.client.single_process import single_process_engine
 from shoal.experts.worker import InlineWorker
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.events import PassTaken, ReplyReceived
+from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Rounding
 from shoal.protocol.net.channel import Reply, Request
 from tests.checkpoints import SHAPES, write_checkpoint
@@ -83,7 +85,7 @@ def test_a_holder_that_dies_in_mid_prefill_costs_no_token(
         async with memory_swarm(model, [*HALVES, *HALVES], model.parent / "cache") as world:
             left = request_at_death
 
-            async def maybe_die(request: Request, peer: str) -> Reply:
+            async def maybe_die(peer: PeerId, request: Request) -> Reply:
                 nonlocal left
                 left -= 1
                 if left == 0:
@@ -91,7 +93,7 @@ def test_a_holder_that_dies_in_mid_prefill_costs_no_token(
                 return await world.servers[peer].handle(request)
 
             for peer in world.servers:
-                world.handlers[peer] = lambda request, peer=peer: maybe_die(request, peer)
+                world.handlers[peer] = partial(maybe_die, peer)
             tokens = await tokens_of(world)
             assert left < 0, "the prompt was over before the death"
             return tokens

@@ -242,7 +242,7 @@ def test_a_newcomer_ends_a_pass_of_many_chunks_early(model: Model) -> None:
     async def main() -> list[list[Token]]:
         first = asyncio.create_task(answer(engine, PROMPT))
         await has_begun.wait()
-        return await asyncio.gather(first, answer(engine, PROMPT[:9]))
+        return list(await asyncio.gather(first, answer(engine, PROMPT[:9])))
 
     long, short = run(engine, main())
     assert passes[0].num_prefilled <= 2 * PREFILL_CHUNK, "those under way, and no more"
@@ -258,7 +258,7 @@ def test_beside_those_who_decode_a_pass_takes_a_chunk_in_a_frame_of_its_own(mode
         first = asyncio.create_task(answer(engine, PROMPT[:3], 40))
         while not any(size == 1 for size in sizes):  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0)
-        return await asyncio.gather(first, answer(engine, PROMPT[: 2 * PREFILL_CHUNK]))
+        return list(await asyncio.gather(first, answer(engine, PROMPT[: 2 * PREFILL_CHUNK])))
 
     run(engine, main())
     assert set(sizes) <= {1, 2, 3, PREFILL_CHUNK}

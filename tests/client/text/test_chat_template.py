@@ -17,7 +17,7 @@ VECTOR = json.loads((Path(__file__).parents[2] / "vectors" / "deepseek_v3_chat_t
 SPECIAL_TOKENS = {"bos_token": VECTOR["bos_token"], "eos_token": VECTOR["eos_token"]}
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, list[dict[str, object]]] = {
     "one question": [{"role": "user", "content": "Hello!"}],
     "system prompts": [
         {"role": "system", "content": "Be brief."},

@@ -75,7 +75,10 @@ class DequantizedMaker(LinearMaker):
         wanted = self.format.stored_as(kv_b.format)
         parts = heads[:, : split.nope].mT, heads[:, split.nope :]
         to_keys, to_values = parts if wanted is kv_b.format else (_stored_by_head(part, wanted) for part in parts)
-        return tuple(DenseHeadMaps(part.mT.to(self.dtype).contiguous()) for part in (to_keys, to_values))
+        return self._dense(to_keys), self._dense(to_values)
+
+    def _dense(self, part: Tensor) -> HeadMaps:
+        return DenseHeadMaps(part.mT.to(self.dtype).contiguous())
 
 
 def _stored_by_head(maps: Tensor, wanted: WeightFormat) -> Tensor:

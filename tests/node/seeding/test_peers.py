@@ -19,7 +19,7 @@ from shoal.node.seeding.taking import Partial, Taking
 from shoal.protocol.errors import Busy, ChannelClosed, Malformed, NotHeld, ShoalError, SourceLied
 from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.messages import Chunk, Dispatch, Fetch
+from shoal.protocol.messages import Chunk, Dispatch, DType, Fetch
 from shoal.protocol.net.channel import PieceReply, Reply, Traffic
 from shoal.simulations.seeding.machines import ROOT, Machine, MachineSettings, MemoryDisk, Model, World
 from shoal.simulations.seeding.run import SCENARIOS, SeedingSettings, simulate
@@ -253,6 +253,7 @@ class Told:
     peer = PeerId("told")
     is_closed = is_draining = False
     traffic = Traffic()
+    dtypes = frozenset[DType]()
 
     def __init__(self, answer: Callable[[Fetch], PieceReply]) -> None:
         self.asked: list[Fetch] = []

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.cpu_backend import CpuBackend
 from shoal.experts.family import ExpertSpec
-from shoal.experts.weight_formats import PROJECTIONS, quantize_expert
+from shoal.experts.specs import PROJECTIONS
+from shoal.experts.weight_formats import quantize_expert
 from shoal.experts.worker import ComputeWorker, InlineWorker, Worker
 from shoal.kernels import cpu
 from shoal.node.serving.batch_rows import Call, merge, split
@@ -195,11 +196,14 @@ def test_the_time_of_a_shared_call_is_divided_among_those_who_shared_it() -> Non
     ],
     ids=["another layer", "other experts", "too many rows", "just enough rows"],
 )
-def test_who_gains_nothing_by_company_goes_alone(calls: list[tuple[int, dict[str, int]]], num_calls: int) -> None:
+def test_who_gains_nothing_by_company_goes_alone(calls: list[tuple[int, dict[str, Any]]], num_calls: int) -> None:
     async def test() -> None:
         rng, worker = random.Random(5), HeldWorker()
         batcher = Batcher(worker, a_sum, is_joining=True)
-        jobs = [job(a_call(rng, num_tokens, **{"experts": (1,), **words})) for num_tokens, words in calls]
+        jobs = [
+            job(a_call(rng, num_tokens, words.get("experts", (1,)), words.get("layer", 3)))
+            for num_tokens, words in calls
+        ]
         first, tasks = await behind_a_running_call(batcher, worker, jobs)
         worker.open.set()
         await asyncio.gather(first, *tasks)

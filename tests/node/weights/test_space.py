@@ -29,6 +29,7 @@ from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.net.memory_directory import MemoryDirectory
 from shoal.protocol.record_book import RecordBook
+from shoal.protocol.records import HolderRecord
 from tests.checkpoints import SHAPES, write_checkpoint
 
 EPOCH_S = 1_800_000_000.0
@@ -159,7 +160,7 @@ def test_a_directory_that_does_not_answer_leaves_the_order_to_the_last_use(
     limit = limited(settings, used_bytes(settings) + LOGS_BYTES + PINS_BYTES)
 
     class Silent(MemoryDirectory):
-        async def lookup(self, *_: object) -> dict[LayerId, list[object]]:  # type: ignore[override]
+        async def lookup(self, *_: object) -> dict[LayerId, list[HolderRecord]]:
             raise ConnectFailed("nobody there")
 
     async def run() -> None:

@@ -14,7 +14,7 @@ from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.dispatch import SwarmExperts
 from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.hedge import Budget
-from shoal.client.routing.holders import Holders
+from shoal.client.routing.holders import Holder, Holders
 from shoal.experts.pieces.store import PieceStore
 from shoal.node.announcer import Claim
 from shoal.node.holdings.healer import Healer
@@ -22,7 +22,7 @@ from shoal.node.holdings.keeper import Keeper
 from shoal.node.serving import anchor, batcher, server
 from shoal.node.serving.admission import Admission, Demand
 from shoal.node.serving.anchor import LatestExperts
-from shoal.node.serving.batch_rows import Call, split
+from shoal.node.serving.batch_rows import Call, merge, split
 from shoal.node.serving.batcher import Batcher, Computed, Job
 from shoal.protocol.errors import DiskFull
 from shoal.protocol.net.client_session import ClientSession
@@ -126,7 +126,7 @@ def _busy_is_fatal(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_reconnect(patch: pytest.MonkeyPatch) -> None:
-    async def nothing(self: Holders, holder: object, limit: object) -> None:
+    async def nothing(self: Holders, holder: Holder, limit: asyncio.Semaphore) -> None:
         if getattr(holder, "channel", None) is None and not getattr(self, "_was_started", False):
             await original(self, holder, limit)
 
@@ -173,7 +173,7 @@ def _shared_answers_mixed_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def _shared_rows_of_one(patch: pytest.MonkeyPatch) -> None:
-    original = batcher.merge
+    original = merge
 
     def merged(calls: Any) -> Call:
         call = original(calls)

@@ -9,7 +9,7 @@ import pytest
 from shoal.protocol.errors import ChannelClosed, DeadlineExceeded
 from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
-from shoal.protocol.messages import Dispatch, Partial
+from shoal.protocol.messages import Dispatch, DType, Partial
 from shoal.protocol.net.channel import Reply, Traffic
 from shoal.simulations.virtual.loop import run_virtual
 from shoal.simulations.wan.link import Link
@@ -25,6 +25,7 @@ class Instant:
     peer = PeerId("somebody")
     is_closed = is_draining = False
     traffic = Traffic()
+    dtypes = frozenset[DType]()
 
     def __init__(self, is_dead: bool = False) -> None:
         self._is_dead = is_dead
