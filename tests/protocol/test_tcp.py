@@ -129,7 +129,12 @@ def test_a_socket_that_would_be_paced_chooses_what_it_may(control: str, allowed:
 
 def test_both_ends_of_a_channel_have_what_a_socket_of_ours_gets_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[socket.socket] = []
-    monkeypatch.setattr("shoal.protocol.net.direct.tune", lambda each: (tcp.tune(each), ends.append(each)))
+
+    def tune_and_note(each: socket.socket) -> None:
+        tcp.tune(each)
+        ends.append(each)
+
+    monkeypatch.setattr("shoal.protocol.net.direct.tune", tune_and_note)
 
     async def test() -> None:
         listener = await listen_direct(SERVER, "127.0.0.1", 0, echo, os.urandom)

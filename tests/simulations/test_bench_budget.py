@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,8 @@ def test_a_budget_names_every_part_and_its_parts_are_the_whole() -> None:
     result = asyncio.run(bench_budget(["direct"], 40))
     assert FrameDecoder.feed is plain
     assert json.loads(json.dumps(result)) == result
-    (found,) = result["channels"]
+    channels: Any = result["channels"]
+    (found,) = channels
     assert [(part["where"], part["what"]) for part in found["parts"]] == [*PARTS]
     assert found["num_exchanges"] == 40
     assert all(part["p50_us"] >= 0 for part in found["parts"])
