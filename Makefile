@@ -66,9 +66,10 @@ test-healing: $(VENV)/.installed
 soak-serve: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.soak_serve --minutes 10
 
-# A hundred thousand seeds of faults under the virtual clock; `make test` runs the first thousand.
+# A hundred thousand seeds of faults under the virtual clock; `make test` runs the first thousand. Some hours: ended by
+# Ctrl-C or otherwise, the next `make soak` goes on. A changed program is refused until .soak.json is removed.
 soak: $(VENV)/.installed
-	$(BIN)/shoal simulate seeds --count 100000
+	$(BIN)/shoal simulate seeds --count 100000 --resume .soak.json
 
 # Real processes in network namespaces: killed, frozen, cut off, restarted. Needs root; some minutes.
 chaos: $(VENV)/.installed

@@ -11,11 +11,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 
 class ProgressBar:
@@ -62,4 +64,27 @@ class ProgressBar:
 class StepBar(ProgressBar):
     """The same for what is counted in steps, not in bytes."""
 
-    _COLUMNS = (BarColumn, MofNCompleteColumn, TimeRemainingColumn)
+    _COLUMNS: ClassVar[tuple[type[ProgressColumn], ...]] = (BarColumn, MofNCompleteColumn, TimeRemainingColumn)
+
+
+class RateColumn(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn`."""
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+
+class RateBar(StepBar):
+    """Steps and their rate, for hours of them; a line may be said above it."""
+
+    _COLUMNS = (BarColumn, MofNCompleteColumn, RateColumn, TimeRemainingColumn)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a terminal."""
+        return not self._progress.disable
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, on stderr."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,8 @@
 """`shoal simulate`: swarms that exist only here, to see what breaks them."""
 
 import json
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +16,7 @@ from shoal.cli.simulate_virtual import validate, virtual
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
-    from shoal.simulations.virtual.soak import SoakResult
+    from shoal.simulations.virtual.ledger import SoakResult
 
 
 class ModesAsFlags(typer.core.TyperGroup):
@@ -39,6 +41,11 @@ def _simulate() -> None:
     """Try a swarm's bad days on this machine."""
 
 
+def again(seed: int) -> str:
+    """How to see a failure again."""
+    return _("again: {command}").format(command=f"{program()} simulate seed {seed}")
+
+
 def seeds_lines(result: "SoakResult") -> list[str]:
     """`shoal simulate seeds` for people."""
     ran = _("{seeds} seeds, {tokens} tokens, {calls} expert calls").format(
@@ -46,31 +53,33 @@ def seeds_lines(result: "SoakResult") -> list[str]:
     )
     broken = _("{number} seeds broke a promise").format(number=len(result.failed))
     lines = [f"{ran}: {broken if result.failed else _('every promise was kept')}"]
-    for outcome in result.failed:
-        again = f"{program()} simulate seed {outcome.seed}"
-        lines += [f"  {outcome.problem}", "    " + _("again: {command}").format(command=again)]
+    for failure in result.failed:
+        lines += [f"  {failure.problem}", f"    {again(failure.seed)}"]
+    counts = sorted(result.faults.as_json().items(), key=lambda each: -each[1][0])
+    if any(began for __, (began, _struck) in counts):
+        lines.append(_("Faults, how many began, and how many frames, answers, calls, writes or nodes they met:"))
+        lines += [f"  {name:<12}{began:>10}{struck:>12}" for name, (began, struck) in counts]
     return lines
 
 
 @simulate_app.command()
 def seeds(
-    first: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
+    first: Annotated[int, typer.Option("--first", "--from", help="The first seed.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 1000,
     jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0)] = 0,
+    resume: Annotated[Path | None, typer.Option(help="Keep what is done in this file, and go on from there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the real node and client code under a virtual clock with seeded faults; every token is checked."""
     with reporting_errors():
-        from shoal.cli.progress import ProgressBar
+        from shoal.cli.seeds_progress import SeedsProgress
         from shoal.simulations.bench.machine import num_usable_cores
         from shoal.simulations.virtual.soak import soak
 
-        with ProgressBar() as bar:
-            result = soak(first, count, jobs or num_usable_cores(), lambda done: bar("seeds", done, count))
-        if as_json:
-            print(json.dumps(result.as_json()))
-        else:
-            print("\n".join(seeds_lines(result)))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is known is written first
+        with SeedsProgress(count) as progress:
+            result = soak(first, count, jobs or num_usable_cores(), progress, resume)
+        print(json.dumps(result.as_json()) if as_json else "\n".join(seeds_lines(result)))
         if result.failed:
             raise SystemExit(1)
 

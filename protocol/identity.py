@@ -9,6 +9,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -83,11 +84,11 @@ class Identity:
     def private_key(self) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(self._seed)
 
-    @property
+    @cached_property
     def public_key(self) -> bytes:
         return self.private_key.public_key().public_bytes_raw()
 
-    @property
+    @cached_property
     def peer(self) -> PeerId:
         return peer_id_of(self.public_key)
 

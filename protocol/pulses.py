@@ -23,7 +23,7 @@ class PulseChain:
 
     def __init__(self, identity: Identity, model_root: bytes, issued_ms: int) -> None:
         seed = identity.sign(PULSE_CONTEXT + model_root + issued_ms.to_bytes(8, "big"))
-        pulses = [blake3(seed).digest()[:PULSE_BYTES]]
+        pulses = [blake3(seed).digest(PULSE_BYTES)]
         for _ in range(limits.MAX_PULSE):
             pulses.append(earlier(pulses[-1]))
         self._pulses = pulses[::-1]
@@ -35,7 +35,7 @@ class PulseChain:
 def earlier(pulse: bytes, steps: int = 1) -> bytes:
     """The pulse so many steps before this one: 0.5 µs a step."""
     for _ in range(steps):
-        pulse = blake3(PULSE_CONTEXT + pulse).digest()[:PULSE_BYTES]
+        pulse = blake3(PULSE_CONTEXT + pulse).digest(PULSE_BYTES)
     return pulse
 
 

@@ -4,6 +4,7 @@ Dense, named dtype, finite, of exactly the size the header implies (R5). No pick
 in each format: docs/adr/0029. Every row is encoded by itself, so the rows of a frame may be chosen after encoding.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -217,5 +218,6 @@ def _offsets(num_rows: tuple[int, ...]) -> tuple[int, ...]:
 
 def _check_finite(tensor: torch.Tensor) -> None:
     # a sum is finite only if (nearly always) every term is; the exact check runs when it is not
-    if not bool(torch.isfinite(tensor.float().sum())) and not bool(torch.isfinite(tensor).all()):
+    # (math's isfinite: 1.5 us where torch's takes 8, four times an exchange)
+    if not math.isfinite(tensor.float().sum()) and not bool(torch.isfinite(tensor).all()):
         raise NonFinite("NaN or infinity in a tensor")

@@ -5,5 +5,5 @@ faults     what goes wrong, when and where: drawn from a seed as plain data
 world      nodes, client, network and directory of one run
 injector   makes a plan of faults happen in a world
 run        one seed from start to end: the answers, held against the oracle token by token
-soak       many seeds, on all cores
+soak       many seeds, on all cores; crew: its processes; ledger: what they came to, and where a run was ended
 """

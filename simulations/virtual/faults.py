@@ -5,8 +5,9 @@ drawn here must end with every token right. All others may die at any moment.
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -61,6 +62,9 @@ FULL_FOR_S = (1.0, 5.0)
 
 MOST_FAULTS = 12
 
+CLOCK = "clock"
+"""What a wrong clock is called among faults: it has no time at which it begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -75,6 +79,39 @@ class Fault:
     """When it ends; for RESTART, when the node is back."""
     strength: float
     """0..1: how likely, how slow, how late; what it means is the kind's."""
+
+
+@dataclass(slots=True)
+class FaultTally:
+    """How often faults came, and whether they met anybody: a plan whose faults touch nothing tries nothing."""
+
+    began: Counter[Kind] = field(default_factory=Counter)
+    """Faults whose time came before the run was over."""
+    struck: Counter[Kind] = field(default_factory=Counter)
+    """What they touched: processes and connections of nodes that were up, segments, answers, kernel calls, writes."""
+    num_hours_off: int = 0
+    """Nodes whose clock was an hour off."""
+
+    def add(self, other: "FaultTally") -> None:
+        """Count another's too."""
+        self.began += other.began
+        self.struck += other.struck
+        self.num_hours_off += other.num_hours_off
+
+    def as_json(self) -> dict[str, list[int]]:
+        """By name: [began, struck]."""
+        counts = {kind.value: [self.began[kind], self.struck[kind]] for kind in Kind}
+        return counts | {CLOCK: [self.num_hours_off, self.num_hours_off]}
+
+    @staticmethod
+    def from_json(counts: Mapping[str, Sequence[int]]) -> "FaultTally":
+        """What `as_json` gave.
+
+        Raises:
+            KeyError, IndexError, TypeError: it did not.
+        """
+        began = Counter({kind: counts[kind.value][0] for kind in Kind})
+        return FaultTally(began, Counter({kind: counts[kind.value][1] for kind in Kind}), counts[CLOCK][0])
 
 
 def draw_faults(rng: random.Random, num_nodes: int, steady: Sequence[int], span_s: float) -> list[Fault]:

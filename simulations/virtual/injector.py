@@ -8,7 +8,7 @@ from dataclasses import replace
 from shoal.protocol.errors import Busy
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Handler, Reply, Request
-from shoal.simulations.virtual.faults import Fault, Kind
+from shoal.simulations.virtual.faults import Fault, FaultTally, Kind
 from shoal.simulations.virtual.node import SimulatedNode
 from shoal.simulations.virtual.world import World
 
@@ -21,6 +21,9 @@ JITTER = 0.2
 SLOWEST = 100.0
 """A SLOW node's kernels take up to this many times longer."""
 
+AT_ONCE = frozenset({Kind.CRASH, Kind.RESTART, Kind.SILENCE, Kind.RESET})
+"""Faults that strike a node in the moment in which they begin."""
+
 LONGEST_DELAY_S = 0.4
 LONGEST_LATENESS_S = 1.0
 BUSY_RETRY_AFTER_S = 0.2
@@ -30,6 +33,7 @@ class Injector:
     """One plan in one world. Its hooks (`delay_s`, `tamper`, `wrap`) are given to the world when that is made."""
 
     def __init__(self, plan: Sequence[Fault], rng: random.Random) -> None:
+        self.tally = FaultTally()
         self._plan = plan
         self._rng = rng
         self._active: dict[int, list[Fault]] = {}
@@ -40,15 +44,18 @@ class Injector:
         delay_s = BASE_DELAY_S * (1 + JITTER * self._rng.random())
         for fault in self._between(sender, receiver, Kind.DELAY):
             delay_s += LONGEST_DELAY_S * fault.strength * self._rng.random()
+            self.tally.struck[Kind.DELAY] += 1
         return delay_s
 
     def tamper(self, sender: PeerId, receiver: PeerId, data: bytes) -> Sequence[bytes]:
         """See `memory.Tamper`."""
         for fault in self._between(sender, receiver, Kind.DUPLICATE):
             if self._rng.random() < fault.strength:
+                self.tally.struck[Kind.DUPLICATE] += 1
                 return (data, data)
         for fault in self._between(sender, receiver, Kind.GARBAGE):
             if self._rng.random() < fault.strength / 2:
+                self.tally.struck[Kind.GARBAGE] += 1
                 # the first bytes: a memory stream has no cipher, which would notice damage anywhere
                 return (self._rng.randbytes(8) + data[8:],)
         return (data,)
@@ -58,6 +65,7 @@ class Injector:
 
         async def handle(request: Request) -> Reply:
             if self._has(place, Kind.BUSY):
+                self.tally.struck[Kind.BUSY] += 1
                 raise Busy("a storm", BUSY_RETRY_AFTER_S)
             reply = await honest(request)
             for fault in tuple(self._active.get(place, ())):
@@ -65,6 +73,13 @@ class Injector:
             return reply
 
         return handle
+
+    def look_back(self, world: World) -> None:
+        """Count what the nodes know themselves: kernel calls that were slow or stood still, refused writes."""
+        for node in world.nodes:
+            self.tally.struck[Kind.SLOW] += node.num_slow
+            self.tally.struck[Kind.FREEZE] += node.num_frozen
+            self.tally.struck[Kind.FULL_DISK] += node.disk.num_refused
 
     async def run(self, world: World) -> None:
         """Let every fault begin and end at its time."""
@@ -76,6 +91,9 @@ class Injector:
     async def _happen(self, fault: Fault, world: World) -> None:
         node, network = world.nodes[fault.node], world.network
         await _sleep_until(fault.at_s)
+        self.tally.began[fault.kind] += 1
+        if fault.kind in AT_ONCE:
+            self.tally.struck[fault.kind] += node.is_up
         match fault.kind:
             case Kind.CRASH:
                 await node.crash(network)
@@ -103,7 +121,9 @@ class Injector:
     async def _stall(self, fault: Fault, world: World) -> None:
         """One node, or in a partition every second one."""
         step = 2 if fault.kind is Kind.PARTITION else len(world.nodes)
-        peers = [node.identity.peer for node in world.nodes[fault.node % step :: step]]
+        nodes = world.nodes[fault.node % step :: step]
+        self.tally.struck[fault.kind] += sum(node.is_up for node in nodes)
+        peers = [node.identity.peer for node in nodes]
         for peer in peers:
             world.network.stall(peer)
         await _sleep_until(fault.until_s)
@@ -131,10 +151,13 @@ class Injector:
     async def _spoil(self, reply: Reply, fault: Fault) -> Reply:
         """What becomes of an answer under a fault of its node."""
         if fault.kind is Kind.LATE_REPLY:
+            self.tally.struck[Kind.LATE_REPLY] += 1
             await asyncio.sleep(LONGEST_LATENESS_S * fault.strength * self._rng.random())
         if fault.kind is Kind.LOST_REPLY and self._rng.random() < fault.strength:
+            self.tally.struck[Kind.LOST_REPLY] += 1
             await asyncio.Event().wait()  # until the client cancels or its deadline passes
         if fault.kind is Kind.BAD_REPLY and self._rng.random() < fault.strength:
+            self.tally.struck[Kind.BAD_REPLY] += 1
             return self._rng.choice((_not_a_number, _other_shape, _other_request))(reply)
         return reply
 

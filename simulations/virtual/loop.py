@@ -78,14 +78,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         places = [place for place, handle in enumerate(self._ready) if _is_task_step(handle)]
-        steps = [self._ready[place] for place in places]
-        self._schedule.shuffle(steps)
-        for place, step in zip(places, steps, strict=True):
-            self._ready[place] = step
+        if len(places) > 1:  # with one there is nothing to draw
+            self._shuffle(places)
         self._turns += 1
         if self._turns > MAX_TURNS:
             raise Livelock(f"{MAX_TURNS} turns of the loop at {self._now_s} s")
         super()._run_once()  # type: ignore[misc]  # not in typeshed, but stable since 3.4
+
+    def _shuffle(self, places: list[int]) -> None:
+        steps = [self._ready[place] for place in places]
+        self._schedule.shuffle(steps)
+        for place, step in zip(places, steps, strict=True):
+            self._ready[place] = step
 
     def _process_events(self, event_list: object) -> None: ...
 

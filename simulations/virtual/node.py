@@ -103,6 +103,10 @@ class SimulatedNode:
     """Kernel calls that wait or run."""
     num_unwanted: int = 0
     """Requests that the kernel began although nobody waited for them any more."""
+    num_slow: int = 0
+    """Kernel calls that took longer than usual."""
+    num_frozen: int = 0
+    """Kernel calls that stood still for a while."""
     thawed: asyncio.Event = field(default_factory=_open_gate, repr=False)
     """Not set: the kernel stands still."""
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -213,6 +217,8 @@ class SlowWorker:
             async with self._device:
                 self._node.num_unwanted += sum(map(_is_unwanted, args))
                 await asyncio.sleep((ANCHOR_COST_S if self._node.num_cached else ROW_COST_S) * self._node.slowness)
+                self._node.num_slow += self._node.slowness > 1
+                self._node.num_frozen += not self._node.thawed.is_set()
                 await self._node.thawed.wait()
                 return fn(*args)
         finally:

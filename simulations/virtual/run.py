@@ -20,7 +20,7 @@ from shoal.node.holdings.assignment import Holding
 from shoal.node.holdings.healer import HealSettings
 from shoal.protocol.events import Event
 from shoal.protocol.ids import ExpertId
-from shoal.simulations.virtual.faults import Fault, draw_faults, full_disks
+from shoal.simulations.virtual.faults import Fault, FaultTally, draw_faults, full_disks
 from shoal.simulations.virtual.injector import Injector
 from shoal.simulations.virtual.loop import run_virtual
 from shoal.simulations.virtual.model import SimulatedModel
@@ -90,6 +90,7 @@ class Outcome:
     trace_hash: str = ""
     events: list[tuple[float, Event]] = field(default_factory=list, repr=False)
     promises: Promises = field(default_factory=Promises, repr=False)
+    faults: FaultTally = field(default_factory=FaultTally, repr=False)
 
 
 class Oracle:
@@ -176,6 +177,8 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
     loop = asyncio.get_running_loop()
     injector = Injector(setup.plan, random.Random(f"faults {setup.seed}"))
     entropy = random.Random(f"entropy {setup.seed}")
+    outcome.faults = injector.tally
+    outcome.faults.num_hours_off = sum(abs(skew_s) == HOUR_S for skew_s in setup.skews_s)
 
     def observe(event: Event) -> None:
         outcome.events.append((loop.time(), event))
@@ -193,6 +196,7 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
                 await _answer(world.swarm, oracle, setup.prompts[0], setup.sampling, outcome)
         finally:
             outcome.virtual_s = loop.time()
+            injector.look_back(world)
             faults.cancel()
             with suppress(asyncio.CancelledError):
                 await faults

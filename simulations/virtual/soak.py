@@ -1,11 +1,12 @@
-"""Many seeds, one after another on each core; which of them broke a promise, and how to run that one again."""
+"""Many seeds, one after another on each core; which of them broke a promise, and how to run that one again.
+
+With a state file a run that was ended, by Ctrl-C, a crash or a power cut, goes on where it was.
+"""
 
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,27 +15,13 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.store import ModelStore
 from shoal.protocol.messages import Rounding
 from shoal.simulations.demo_model import MODEL_DIRECTORY
+from shoal.simulations.virtual.crew import Crew
+from shoal.simulations.virtual.ledger import Ledger, SoakResult
 from shoal.simulations.virtual.model import SimulatedModel, load_model
+from shoal.simulations.virtual.program import program_version
 from shoal.simulations.virtual.run import Oracle, Outcome, run_seed
 
-CHUNK = 50
-"""Seeds that a worker process takes at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class SoakResult:
-    """What many seeds came to."""
-
-    num_seeds: int
-    num_tokens: int
-    num_calls: int
-    """Requests to holders."""
-    failed: tuple[Outcome, ...]
-
-    def as_json(self) -> dict[str, object]:
-        """All of it as plain values."""
-        failed = [{"seed": outcome.seed, "problem": outcome.problem} for outcome in self.failed]
-        return {"seeds": self.num_seeds, "tokens": self.num_tokens, "calls": self.num_calls, "failed": failed}
+Progress = Callable[[SoakResult], None]
 
 
 @contextmanager
@@ -44,30 +31,35 @@ def demo_model_in_memory(cache_dir: Path | None = None) -> Iterator[SimulatedMod
         yield load_model(store, MODEL_DIRECTORY, Rounding.FP32)
 
 
-def run_seeds(seeds: Sequence[int]) -> list[Outcome]:
-    """Run seeds in this process, on one thread; events are left out, for they are many."""
+@contextmanager
+def seeds_of_demo_model() -> Iterator[Callable[[int], Outcome]]:
+    """Runs seeds in this process, on one thread; the model and the oracle's answers are made once. Events are left out
+    of the outcomes, for they are many."""
     torch.set_num_threads(1)
+    logging.getLogger("shoal").setLevel(logging.ERROR)  # nodes in trouble say so, and trouble is all that happens here
     with demo_model_in_memory() as model:
         oracle = Oracle(model)
-        return [replace(run_seed(model, oracle, seed), events=[]) for seed in seeds]
+        yield lambda seed: replace(run_seed(model, oracle, seed), events=[])
 
 
-def soak(first: int, count: int, jobs: int, progress: Callable[[int], None] = lambda done: None) -> SoakResult:
-    """Run seeds `first` to `first + count - 1` in `jobs` processes. progress: told how many are done."""
-    chunks = [range(start, min(start + CHUNK, first + count)) for start in range(first, first + count, CHUNK)]
-    outcomes: list[Outcome] = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _without_warnings) as pool:
-        for done in pool.map(run_seeds, chunks):
-            outcomes += done
-            progress(len(outcomes))
-    return SoakResult(
-        num_seeds=len(outcomes),
-        num_tokens=sum(outcome.num_tokens for outcome in outcomes),
-        num_calls=sum(outcome.promises.num_sent for outcome in outcomes),
-        failed=tuple(outcome for outcome in outcomes if outcome.problem is not None),
-    )
+def soak(
+    first: int, count: int, jobs: int, progress: Progress = lambda result: None, resume: Path | None = None
+) -> SoakResult:
+    """Run seeds `first` to `first + count - 1` in `jobs` processes. progress: told what is known, whenever it is more.
+    resume: a file that says how far an earlier run came, and is kept up to date.
+
+    Raises:
+        InvalidRequest: see `Ledger`.
+    """
+    with Ledger(first, first + count, program_version(), resume) as ledger:
+        progress(ledger.result)
+        if ledger.num_left:
+            with Crew(min(jobs, ledger.num_left), seeds_of_demo_model, _died) as crew:
+                for outcome in crew.run(ledger.hand_out):
+                    ledger.add(outcome)
+                    progress(ledger.result)
+        return ledger.result
 
 
-def _without_warnings() -> None:
-    """In a worker process: nodes in trouble say so, and trouble is all that happens here."""
-    logging.getLogger("shoal").setLevel(logging.ERROR)
+def _died(seed: int, status: int) -> Outcome:
+    return Outcome(seed, f"the process that ran it ended with status {status}")

@@ -12,8 +12,8 @@ from shoal.cli.doctor import LABELS, report
 from shoal.cli.recovery_report import FAULT_WORDS, recovery_lines
 from shoal.cli.simulate import seeds_lines
 from shoal.node.doctor import CHECKS, examine
+from shoal.simulations.virtual.ledger import SoakResult
 from shoal.simulations.virtual.recovery import FAULTS, Recovery, Tail
-from shoal.simulations.virtual.soak import SoakResult
 from tests.client.tui.test_pseudo_locale import pseudo_locale  # noqa: F401  (a fixture)
 from tests.node.test_doctor import FAULTS as DOCTORS_FAULTS
 from tests.node.test_doctor import HEALTHY
