@@ -47,6 +47,10 @@ class EngineSettings:
     """Parts of a pass that are under way at the same time, 1..8: while some wait for their experts, others compute. 1:
     one after another, a chunk of a prompt a pass. Each holds a frame of every holder in memory."""
 
+    decode_groups: int | None = None
+    """Groups of streams that decode, each with exchanges of its own, so that one computes while another waits; never
+    more than `prefill_ahead`. None: as many as pay, found out by what passes take (docs/adr/0034-ping-pong.md)."""
+
     def __post_init__(self) -> None:
         if not 1 <= self.max_running <= MAX_RUNNING:
             raise InvalidRequest(f"max_running is {self.max_running}, expected 1..{MAX_RUNNING}")
@@ -56,5 +60,7 @@ class EngineSettings:
             raise InvalidRequest(f"kv_cache_bytes is {self.kv_cache_bytes}, expected >= 1")
         if not 1 <= self.prefill_ahead <= CHUNKS_PER_PASS:
             raise InvalidRequest(f"prefill_ahead is {self.prefill_ahead}, expected 1..{CHUNKS_PER_PASS}")
+        if self.decode_groups is not None and not 1 <= self.decode_groups <= CHUNKS_PER_PASS:
+            raise InvalidRequest(f"decode_groups is {self.decode_groups}, expected 1..{CHUNKS_PER_PASS}")
         if self.draft_width is not None and not 0 <= self.draft_width <= MAX_DRAFT_WIDTH:
             raise InvalidRequest(f"draft_width is {self.draft_width}, expected 0..{MAX_DRAFT_WIDTH}")

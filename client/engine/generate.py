@@ -67,7 +67,7 @@ class Engine:
         )
         """Tokens of prompt and answer together: the model's context, or what of it fits the budget for KV caches."""
         self._draw_seed = draw_seed
-        self._passes = Passes(trunk, routed_experts, timing, settings.prefill_ahead)
+        self._passes = Passes(trunk, routed_experts, timing, settings.prefill_ahead, settings.decode_groups)
         self._speculator = Speculator(drafter, settings.draft_width) if drafter else None
         self._timing = timing
         self._scheduler = Scheduler(settings, lambda room: trunk.new_cache(room, self.context_length))

@@ -1,9 +1,8 @@
 """One forward pass for the streams that share it: their rows through the trunk, then head and sampler for each.
 
-Between the loop of `generate.py` and the trunk. A pass with much of prompts goes in several waves, which overlap: those
-who decode first, so that their frames stay small, then chunk by chunk (docs/adr/0028-prefill.md). What goes wrong for
-one stream (its grammar, its numbers, an expert that only it needs) is that stream's result and nobody else's. Knows no
-queue and no reader.
+Between the loop of `generate.py` and the trunk. A pass goes in waves, which overlap (`wave_groups.py`). What goes wrong
+for one stream (its grammar, its numbers, an expert that only it needs) is that stream's result and nobody else's. Knows
+no queue and no reader.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from shoal.client.engine.blame import Witness, witness_of
 from shoal.client.engine.logprobs import TokenScore, score_tokens
+from shoal.client.engine.ping_pong import PingPong, Stopwatch
 from shoal.client.engine.sampler import Sampled
 from shoal.client.engine.scheduler import Share
 from shoal.client.engine.sequence import Answering, AnySequence, Scoring
+from shoal.client.engine.wave_groups import grouped, num_certain, num_rows
 from shoal.client.trunk.kv_cache import Rows
 from shoal.client.trunk.model import Timing, Trunk, Wave
 from shoal.client.trunk.moe import RoutedExperts
@@ -26,11 +27,6 @@ from shoal.protocol.errors import ShoalError
 
 HEAD_ROWS = 32
 """Rows that go through the head at a time: 16 MB of logits for DeepSeek-V3's vocabulary."""
-
-
-SMALL_WAVE_ROWS = 64
-"""Rows up to which chunks of short prompts go together, and with those who decode: from there on arithmetic takes the
-time and not the reading of weights (as `node/serving/batcher.py` has it), and company only makes everybody late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +79,18 @@ class PassDone:
 class Passes:
     """Runs passes of one trunk, one at a time."""
 
-    def __init__(self, trunk: Trunk, routed_experts: RoutedExperts, timing: Timing, num_at_once: int = 1) -> None:
-        """num_at_once: waves of a pass that overlap; 1: all of its rows are one wave."""
+    def __init__(
+        self,
+        trunk: Trunk,
+        routed_experts: RoutedExperts,
+        timing: Timing,
+        num_at_once: int = 1,
+        decode_groups: int | None = None,
+    ) -> None:
+        """num_at_once: waves of a pass that overlap; 1: all of its rows are one wave. decode_groups: of them for those
+        who decode; None: as many as pay."""
         self._trunk = trunk
+        self._ping_pong = PingPong(num_at_once, decode_groups)
         self._num_at_once = num_at_once
         self._routed_experts = routed_experts
         self._timing = timing
@@ -103,20 +108,32 @@ class Passes:
 
         *Cancellation:* as `Trunk.forward_rows`.
         """
-        groups = _groups(shares) if self._num_at_once > 1 else [shares]
+        groups = self._grouped(shares)
+        is_decoding = all(share.sequence.is_decoding for share in shares)
+        watch = Stopwatch(self._timing)
         witnesses = [witness_of(self._routed_experts) for _ in groups]
         try:
-            num_certain = 1 + groups[0][0].sequence.is_decoding
-            may_enter = _after(num_certain, may_go_on)
-            hidden = await self._forward([*map(_wave, groups, witnesses)], pass_id, may_enter)
+            waves = [*map(_wave, groups, witnesses)]
+            timing = replace(self._timing, pass_id=pass_id, observe=watch)
+            hidden = await self._forward(waves, _after(num_certain(groups), may_go_on), timing)
         except ShoalError as error:
             return _blamed(shares, groups, witnesses, error)
+        if is_decoding:
+            self._ping_pong.took(watch.pass_time(num_rows(shares), len(groups)))
         ran = [share for group in groups[: len(hidden)] for share in group]
         return await self._finish(ran, hidden[0] if len(hidden) == 1 else torch.cat(hidden))
 
-    async def _forward(self, waves: list[Wave], pass_id: int, may_enter: MayEnter[Wave]) -> list[Tensor]:
+    def _grouped(self, shares: list[Share]) -> list[list[Share]]:
+        """Which shares go together, each group a wave."""
+        if self._num_at_once == 1:
+            return [shares]
+        decoding = [share for share in shares if share.sequence.is_decoding]
+        has_prompts = len(decoding) < len(shares)  # which need not wait for a group's end
+        num_parts = min(self._ping_pong.num_groups(num_rows(decoding)), self._num_at_once - has_prompts)
+        return grouped(decoding, shares[len(decoding) :], num_parts)
+
+    async def _forward(self, waves: list[Wave], may_enter: MayEnter[Wave], timing: Timing) -> list[Tensor]:
         """The hidden states of the waves that were run."""
-        timing = replace(self._timing, pass_id=pass_id)
         if len(waves) == 1:
             ids, rows, experts = waves[0].ids, waves[0].rows, waves[0].routed_experts
             return [await self._trunk.forward_rows(ids, rows, experts, timing)]
@@ -163,22 +180,8 @@ class _Head:
     """Whose likelihood is asked for in each row; for an answer, whose next tokens are to be chosen, its drafts."""
 
 
-def _groups(shares: list[Share]) -> list[list[Share]]:
-    """What goes through the layers together: those who decode, then each chunk by itself if it is not small."""
-    decoding = [share for share in shares if share.sequence.is_decoding]
-    groups = [decoding] if decoding else []
-    for share in shares[len(decoding) :]:
-        last = groups[-1] if groups else []
-        num_rows = sum(each.num_rows for each in last) + share.num_rows
-        if last and num_rows <= SMALL_WAVE_ROWS and all(each.sequence is not share.sequence for each in last):
-            last.append(share)
-        else:
-            groups.append([share])
-    return groups
-
-
 def _after(num_certain: int, may_go_on: Callable[[], bool]) -> MayEnter[Wave]:
-    """So many waves enter in any case, the first one unasked, or prompts would starve where streams come and go."""
+    """So many waves enter in any case, the first one unasked."""
     places = count(1)
     return lambda _: next(places) < num_certain or may_go_on()
 

@@ -35,6 +35,9 @@ NUM_STREAMS = (1, 1, 2, 2, 3, 4)
 """Drawn from. A kernel call is shared when one runs and two more wait, and a client has one request a layer at a
 holder: it takes three clients."""
 
+DECODE_GROUPS = (1, 2, 3)
+"""Drawn from, beside the other draws, so that seeds stand for what they stood for."""
+
 NUM_TOKENS = 6
 FAULTS_WITHIN_S = (0.05, 0.2, 0.6)
 """Faults begin while the answers grow: six tokens over four layers of 10 ms take a quarter of a second without any."""
@@ -75,6 +78,8 @@ class Setup:
     """Experts that each node may hold to mend the swarm; empty: none does."""
     anchors: Mapping[int, int]
     """Nodes that are anchors, by place, and how many experts each keeps in memory."""
+    decode_groups: int
+    """Groups in which the streams of a client go, if it has so many."""
 
 
 @dataclass
@@ -154,6 +159,7 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
         num_clients=rng.randint(1, len(prompts)),
         capacities=capacities,
         anchors=dict.fromkeys(steady, num_cached) if num_cached else {},
+        decode_groups=random.Random(f"groups {seed}").choice(DECODE_GROUPS),
     )
 
 
@@ -187,6 +193,7 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
     async with open_world(
         model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe,
         setup.capacities, MENDING, num_clients=setup.num_clients, anchors=setup.anchors,
+        decode_groups=setup.decode_groups,
     ) as world:  # fmt: skip
         faults = asyncio.create_task(injector.run(world), name="faults")
         try:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from shoal.client.engine.engine_settings import EngineSettings
 from shoal.client.engine.generate import Engine
 from shoal.client.routing.dispatch import MAX_WAIT_S, SwarmExperts
 from shoal.client.swarm import Swarm
@@ -42,6 +43,7 @@ class World(Surroundings):
     nodes: list[SimulatedNode]
     max_wait_s: float
     """How long a client waits for experts that nobody holds."""
+    engine_settings: EngineSettings
     clients: list[SimulatedClient]
     num_needless: int = 0
     """Requests to an anchor for what somebody else holds who was never in trouble."""
@@ -74,7 +76,7 @@ class World(Surroundings):
             self.entropy.random,
         )
         experts = SwarmExperts(holders, model.id, observers, loop.time, self.entropy.random, self.max_wait_s)
-        engine = Engine(model.opened.trunk, experts, model.opened.tokenizer)
+        engine = Engine(model.opened.trunk, experts, model.opened.tokenizer, settings=self.engine_settings)
         swarm = Swarm(engine, holders, model.id, model.layers, observers, loop.time)
         self.clients.append(SimulatedClient(holders, engine, swarm))
         observers.add(holders.saw)
@@ -101,10 +103,11 @@ async def open_world(
     max_wait_s: float = MAX_WAIT_S,
     num_clients: int = 1,
     anchors: Mapping[int, int] = MappingProxyType({}),
+    decode_groups: int | None = None,
 ) -> AsyncIterator[World]:
     """Start one node per holding, and clients that have joined them; end all of them. capacities: experts that each
     node may hold to mend the swarm; empty: none takes anything over. anchors: nodes, by place, that are anchors, and
-    how many experts each keeps in memory."""
+    how many experts each keeps in memory. decode_groups: of a client's streams; None: as it finds."""
     nodes = [
         SimulatedNode(place, Identity.from_seed(entropy.randbytes(32)), holding, skew_s)
         for place, (holding, skew_s) in enumerate(zip(holdings, skews_s, strict=True))
@@ -113,7 +116,8 @@ async def open_world(
         node.capacity = capacity
     for place, num_cached in anchors.items():
         nodes[place].num_cached = num_cached
-    world = World(model, entropy, MemoryNetwork(delay_s, tamper), RecordBook(), wrap, heal, nodes, max_wait_s, [])
+    network, settings = MemoryNetwork(delay_s, tamper), EngineSettings(decode_groups=decode_groups)
+    world = World(model, entropy, network, RecordBook(), wrap, heal, nodes, max_wait_s, settings, [])
     try:
         for node in nodes:
             await node.start(world)

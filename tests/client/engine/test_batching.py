@@ -207,11 +207,15 @@ def streams(draw: st.DrawFn) -> Asked:
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(asked=st.lists(streams(), min_size=2, max_size=9), max_running=st.sampled_from([2, 4, 32]))
+@given(
+    asked=st.lists(streams(), min_size=2, max_size=9),
+    max_running=st.sampled_from([2, 4, 32]),
+    groups=st.sampled_from([1, 2, 3]),
+)
 def test_every_stream_gets_what_it_would_get_alone_whoever_comes_and_goes(
-    each_model: Model, asked: list[Asked], max_running: int
+    each_model: Model, asked: list[Asked], max_running: int, groups: int
 ) -> None:
-    engine = each_model.engine(EngineSettings(max_running))
+    engine = each_model.engine(EngineSettings(max_running, decode_groups=groups))
     for each, tokens in zip(asked, together(engine, asked), strict=True):
         assert_same(tokens, each.given(alone(engine, each)), each_model.logprob_bound)
 

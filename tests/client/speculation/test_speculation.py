@@ -97,14 +97,15 @@ samplings = st.builds(
     asked=st.lists(st.tuples(st.lists(st.integers(0, 300), min_size=1, max_size=8), samplings), min_size=1, max_size=5),
     errs_every=st.sampled_from([1, 2, 3, 1000]),
     width=st.sampled_from([1, 4, MAX_DRAFT_WIDTH]),
+    groups=st.sampled_from([1, 2, 3]),
 )
 def test_answers_are_the_same_however_wrong_the_drafts_are_and_whoever_shares_the_pass(
-    model: Model, asked: list[tuple[list[int], Sampling]], errs_every: int, width: int
+    model: Model, asked: list[tuple[list[int], Sampling]], errs_every: int, width: int, groups: int
 ) -> None:
     plain = model.engine()
     expected = [asyncio.run(stream(plain, prompt, sampling)) for prompt, sampling in asked]
     answers = [prompt + [t.id for t in tokens] for (prompt, _), tokens in zip(asked, expected, strict=True)]
-    engine = model.engine(Oracle(answers, errs_every), width)
+    engine = model.engine(Oracle(answers, errs_every), width, decode_groups=groups)
 
     async def together() -> list[list[Token]]:
         return await asyncio.gather(*(stream(engine, prompt, sampling) for prompt, sampling in asked))
