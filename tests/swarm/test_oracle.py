@@ -159,11 +159,12 @@ def test_streams_that_speculate_get_the_tokens_of_transformers_alone_together_an
     assert num_drafted
 
 
-def test_a_pass_of_many_streams_is_one_frame_per_layer_and_holder(tmp_path: Path) -> None:
+def test_a_pass_of_one_group_of_streams_is_one_frame_per_layer_and_holder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=4)
 
     async def main() -> list[Event]:
-        async with memory_swarm(tmp_path / "model", ["0-3", "4-7"], tmp_path) as world:
+        one_group = EngineSettings(decode_groups=1)
+        async with memory_swarm(tmp_path / "model", ["0-3", "4-7"], tmp_path, settings=one_group) as world:
             await asyncio.gather(*(tokens_of(world, None, [5, 17, i]) for i in range(6)))
             return list(world.events)
 
