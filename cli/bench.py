@@ -117,6 +117,13 @@ def decode(
     stories: Annotated[int, typer.Option(help="Held-out stories to continue.", min=1, max=31)] = 6,
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 64,
     temperature: Annotated[float, typer.Option(help="0: greedy. Seeds are fixed.", min=0)] = 0.0,
+    width: Annotated[
+        int | None, typer.Option(help="Drafts of a stream in a pass. Default: as many as pay.", min=0, max=16)
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Passes of drafts under way at a time. Default: as many as pay.", min=1, max=8)
+    ] = None,
+    repeats: Annotated[bool, typer.Option("--repeats", help="Prompts that repeat themselves.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """What guessed tokens bring at some round-trip times: tokens per pass, and tokens per second with and without."""
@@ -125,7 +132,10 @@ def decode(
         from shoal.simulations.bench.decode import DecodeSettings, bench_decode, table
 
         rtts_ms = parse_ids(rtt) or []
-        settings = DecodeSettings(rtts_ms, Speculation(speculate.value), stories, tokens, temperature, threads=1)
+        settings = DecodeSettings(
+            rtts_ms, Speculation(speculate.value), stories, tokens, temperature,
+            threads=1, width=width, depth=depth, repeats=repeats,
+        )  # fmt: skip
 
         async def measure() -> None:
             result = await bench_decode(settings)

@@ -138,6 +138,8 @@ class PassTaken:
     """Those of them that were right: tokens without a pass of their own."""
     draft_s: float = 0.0
     """Making them; part of `total_s`."""
+    num_void: int = 0
+    """Those of `num_drafted` that were under way in passes behind it, and were thrown away by what it brought."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ MAX_DRAFT_WIDTH = 16
 """Drafts of a stream in one pass: beyond that even text that repeats itself gains little, and every one costs rows."""
 
 
+MAX_DRAFT_DEPTH = 8
+"""Passes of drafts under way at a time, each a frame of every holder in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Limits of one engine.
@@ -42,6 +46,10 @@ class EngineSettings:
     draft_width: int | None = None
     """Drafts of each stream in a pass, where there is a drafter. None: as many as pay by what passes take and how often
     drafts are right; none where they do not pay."""
+
+    draft_depth: int | None = None
+    """Passes of drafts under way at a time where one stream decodes alone, each behind the last and thrown away at the
+    first wrong draft, 1..8. None: as many as pay; 1: the next begins when the last has ended."""
 
     prefill_ahead: int = PREFILL_AHEAD
     """Parts of a pass that are under way at the same time, 1..8: while some wait for their experts, others compute. 1:
@@ -62,5 +70,7 @@ class EngineSettings:
             raise InvalidRequest(f"prefill_ahead is {self.prefill_ahead}, expected 1..{CHUNKS_PER_PASS}")
         if self.decode_groups is not None and not 1 <= self.decode_groups <= CHUNKS_PER_PASS:
             raise InvalidRequest(f"decode_groups is {self.decode_groups}, expected 1..{CHUNKS_PER_PASS}")
+        if self.draft_depth is not None and not 1 <= self.draft_depth <= MAX_DRAFT_DEPTH:
+            raise InvalidRequest(f"draft_depth is {self.draft_depth}, expected 1..{MAX_DRAFT_DEPTH}")
         if self.draft_width is not None and not 0 <= self.draft_width <= MAX_DRAFT_WIDTH:
             raise InvalidRequest(f"draft_width is {self.draft_width}, expected 0..{MAX_DRAFT_WIDTH}")

@@ -10,6 +10,8 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable
 from collections.abc import Sequence as Ids
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -18,7 +20,8 @@ from shoal.client.engine.engine_load import EngineLoad
 from shoal.client.engine.engine_settings import PREFILL_CHUNK, EngineSettings
 from shoal.client.engine.generation import FinishReason, Generation, Recorder, Token
 from shoal.client.engine.logprobs import MAX_TOP_LOGPROBS, TokenScore
-from shoal.client.engine.passes import Chosen, Failed, Outcome, Passes, Scored
+from shoal.client.engine.passes import Chosen, Failed, Outcome, PassDone, Passes, Scored
+from shoal.client.engine.pursuit import Landed, Pursuit, Rules
 from shoal.client.engine.sampler import Sampler, Sampling
 from shoal.client.engine.scheduler import Scheduler, Share, no_drafts
 from shoal.client.engine.sequence import Answering, AnySequence, Ending, Result, Scoring, Sequence
@@ -27,7 +30,7 @@ from shoal.client.speculation.speculator import Speculator
 from shoal.client.text.answer_text import AnswerText
 from shoal.client.text.tokenizer import Tokenizer
 from shoal.client.trunk.model import UNTIMED, Timing, Trunk
-from shoal.client.trunk.moe import RoutedExperts
+from shoal.client.trunk.moe import ExpertsHere, RoutedExperts
 from shoal.protocol.errors import ContextLengthExceeded, Draining, InvalidRequest
 from shoal.protocol.events import PassTaken, PrefillDone
 
@@ -68,7 +71,7 @@ class Engine:
         """Tokens of prompt and answer together: the model's context, or what of it fits the budget for KV caches."""
         self._draw_seed = draw_seed
         self._passes = Passes(trunk, routed_experts, timing, settings.prefill_ahead, settings.decode_groups)
-        self._speculator = Speculator(drafter, settings.draft_width) if drafter else None
+        self._speculator = Speculator(drafter, settings.draft_width, settings.draft_depth) if drafter else None
         self._timing = timing
         self._scheduler = Scheduler(settings, lambda room: trunk.new_cache(room, self.context_length))
         self._current: list[Share] = []
@@ -256,6 +259,9 @@ class Engine:
             shares, draft_s = await self._drafted(self._speculator, shares)
             if not shares:
                 return
+            if (depth := self._depth(self._speculator, shares)) > 1:
+                await self._pursue(self._speculator, shares[0], depth, draft_s)
+                return
         self._num_passes += 1
         num_decoding = sum(share.sequence.is_decoding for share in shares)
         began = asyncio.get_running_loop().time() if self._speculator else 0.0
@@ -264,21 +270,61 @@ class Engine:
         if self._speculator:
             self._speculator.took(done.shares, draft_s, asyncio.get_running_loop().time() - began)
             self._speculator.learn_from(done)
+        taken = self._taken(done, self._num_passes, num_decoding)
+        num_drafted, total_s = sum(len(share.drafts) for share in shares), self._timing.clock() - started
         self._timing.observe(
-            PassTaken(
-                pass_id=self._num_passes,
-                num_decoding=num_decoding,
-                num_prefilled=sum(share.count for share in done.shares) - num_decoding,
-                num_running=self._scheduler.num_running,
-                num_waiting=self._scheduler.num_waiting,
-                head_s=done.head_s,
-                sampling_s=done.sampling_s,
-                total_s=self._timing.clock() - started,
-                num_drafted=sum(len(share.drafts) for share in shares),
+            replace(taken, total_s=total_s, num_drafted=num_drafted, num_accepted=num_accepted, draft_s=draft_s)
+        )
+
+    def _taken(self, done: PassDone, pass_id: int, num_decoding: int) -> PassTaken:
+        return PassTaken(
+            pass_id=pass_id,
+            num_decoding=num_decoding,
+            num_prefilled=sum(share.count for share in done.shares) - num_decoding,
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            head_s=done.head_s,
+            sampling_s=done.sampling_s,
+            total_s=0.0,
+        )
+
+    def _depth(self, speculator: Speculator, shares: list[Share]) -> int:
+        """Passes of one stream that should be under way at a time: more than one only where nobody else waits for the
+        trunk, and where the trunk waits for somebody."""
+        sequence = shares[0].sequence
+        is_alone = len(shares) == 1 and sequence.is_decoding and self._scheduler.is_alone(sequence)
+        has_waits = not isinstance(self.routed_experts, ExpertsHere)
+        return speculator.depth(shares[0]) if is_alone and has_waits else 1
+
+    async def _pursue(self, speculator: Speculator, share: Share, depth: int, draft_s: float) -> None:
+        """Passes of one stream, each under way behind the last."""
+        sequence = share.sequence
+        rules = Rules(
+            depth,
+            may_follow=lambda: sequence.cache is not None and self._scheduler.is_alone(sequence),
+            has_room=partial(self._scheduler.has_room, sequence),
+            next_id=self._next_pass_id,
+            clock=asyncio.get_running_loop().time,
+        )
+        await Pursuit(self._passes, speculator, share, rules).run(self._hand_out_landed, draft_s)
+
+    def _hand_out_landed(self, landed: Landed) -> None:
+        done = landed.done
+        num_accepted = sum(map(self._hand_out, done.outcomes))
+        self._timing.observe(
+            replace(
+                self._taken(done, landed.pass_id, num_decoding=1),
+                total_s=landed.total_s,
+                num_drafted=landed.num_drafted,
+                num_void=landed.num_void,
                 num_accepted=num_accepted,
-                draft_s=draft_s,
+                draft_s=landed.draft_s,
             )
         )
+
+    def _next_pass_id(self) -> int:
+        self._num_passes += 1
+        return self._num_passes
 
     def _may_go_on(self, shares: list[Share]) -> Callable[[], bool]:
         """Whether a pass should take up its next chunk: not when somebody has come who waits for the next pass, and
@@ -311,18 +357,19 @@ class Engine:
     def _continue(self, answering: Answering, chosen: Chosen) -> int:
         """Hand out the tokens of one pass up to the answer's end, and forget the rows of drafts that were wrong."""
         for place, sampled in enumerate(chosen.sampled):
-            token = answering.take(sampled, 0 if place else chosen.num_drafted, was_drafted=place > 0)
+            num_drafted = chosen.num_drafted + chosen.is_following + chosen.num_void
+            token = answering.take(sampled, 0 if place else num_drafted, place > 0 or chosen.is_following)
             answering.put(token)
             if token.index == 0:
                 self._tell_prefill(answering)
             if token.finish_reason is not None:
                 self._finish(answering)
-                return place
+                return place + chosen.is_following
         if chosen.num_drafted and answering.cache is not None:
             answering.cache.truncate(len(answering.ids) - 1)
         if chosen.error is not None:
             self._fail([answering], chosen.error)
-        return len(chosen.sampled) - 1
+        return len(chosen.sampled) - 1 + chosen.is_following
 
     def _tell_prefill(self, answering: Answering) -> None:
         admitted_at = answering.admitted_at or answering.submitted_at

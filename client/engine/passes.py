@@ -5,6 +5,7 @@ for one stream (its grammar, its numbers, an expert that only it needs) is that 
 no queue and no reader.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, zip_longest
@@ -19,11 +20,12 @@ from shoal.client.engine.sampler import Sampled
 from shoal.client.engine.scheduler import Share
 from shoal.client.engine.sequence import Answering, AnySequence, Scoring
 from shoal.client.engine.wave_groups import grouped, num_certain, num_rows
-from shoal.client.trunk.kv_cache import Rows
+from shoal.client.trunk.kv_cache import Rows, commit
+from shoal.client.trunk.line import Line
 from shoal.client.trunk.model import Timing, Trunk, Wave
 from shoal.client.trunk.moe import RoutedExperts
-from shoal.client.trunk.wavefront import MayEnter
-from shoal.protocol.errors import ShoalError
+from shoal.client.trunk.wavefront import MayEnter, Turn
+from shoal.protocol.errors import InvalidRequest, ShoalError
 
 HEAD_ROWS = 32
 """Rows that go through the head at a time: 16 MB of logits for DeepSeek-V3's vocabulary."""
@@ -39,6 +41,10 @@ class Chosen:
     """Drafts that were verified; every one has a row in the cache, right or wrong."""
     error: Exception | None = None
     """What prevents the token after them."""
+    is_following: bool = False
+    """Whether the first row was a draft too (`pursuit.py`)."""
+    num_void: int = 0
+    """Rows of passes that followed, thrown away by this one's result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,24 @@ class PassDone:
     """dtype[T, H] of all rows, `shares` in turn; None: the layers did not come to an end."""
     spoiled: Sequence[AnySequence] = ()
     """Streams whose drafts, and not their own tokens, an error was about: they are as before."""
+
+
+Landing = Tensor | ShoalError
+"""What becomes of a pass that others follow: hidden states dtype[T, H], or the error that it is told in its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One stream's pass that is under way, others behind it."""
+
+    ids: tuple[int, ...]
+    """Its tokens: the first is pending, or guessed to be so by then; the others are drafts."""
+    start: int
+    """The position of the first."""
+    rows: Rows
+    pass_id: int
+    witness: Witness
+    task: asyncio.Task[Landing]
 
 
 class Passes:
@@ -122,6 +146,37 @@ class Passes:
             self._ping_pong.took(watch.pass_time(num_rows(shares), len(groups)))
         ran = [share for group in groups[: len(hidden)] for share in group]
         return await self._finish(ran, hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+
+    def send(
+        self, line: Line[Landing], sequence: AnySequence, ids: tuple[int, ...], start: int, pass_id: int
+    ) -> Flight:
+        """Send tokens of a sequence in at some position, behind those that are under way. It has a cache."""
+        if sequence.cache is None:
+            raise InvalidRequest("a sequence without a cache can not be run")
+        witness = witness_of(self._routed_experts)
+        rows = Rows(len(ids), sequence.cache, is_one_by_one=True, at=start)
+        wave = Wave(torch.tensor(ids), [rows], witness)
+        timing = replace(self._timing, pass_id=pass_id)
+
+        async def run(turn: Turn) -> Landing:
+            try:
+                return await self._trunk.run_wave(wave, turn, timing)
+            except ShoalError as error:
+                return error
+
+        return Flight(ids, start, rows, pass_id, witness, line.enter(run))
+
+    async def land(self, flight: Flight, share: Share) -> PassDone:
+        """What a pass has brought, once all before it were judged and it follows from them.
+
+        share: its tokens, the first of which is the sequence's pending one by now. Raises and *Cancellation:* as `run`.
+        """
+        landing = await flight.task
+        if isinstance(landing, ShoalError):
+            return _blamed([share], [[share]], [flight.witness], landing)
+        done = await self._finish([share], landing)
+        commit([flight.rows])
+        return done
 
     def _grouped(self, shares: list[Share]) -> list[list[Share]]:
         """Which shares go together, each group a wave."""

@@ -81,6 +81,20 @@ class Scheduler:
         """Memory that the running sequences' caches take."""
         return sum(sequence.cache.size_bytes for sequence in self._running if sequence.cache)
 
+    def is_alone(self, sequence: AnySequence) -> bool:
+        """Whether nobody else would have a part in the next pass."""
+        others = [known for known in self._running if known is not sequence]
+        return sequence.is_read and not self._waiting and not any(other.is_read for other in others)
+
+    def has_room(self, sequence: AnySequence, num_tokens: int) -> bool:
+        """Whether a running sequence's cache may grow to so many tokens and nobody has to give way."""
+        needed = sum(
+            known.cache.size_bytes_at(num_tokens if known is sequence else len(known.ids))
+            for known in self._running
+            if known.cache
+        )
+        return needed <= self._settings.kv_cache_bytes
+
     def submit(self, sequence: AnySequence, retry_after_s: float) -> None:
         """Queue a sequence.
 

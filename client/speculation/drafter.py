@@ -10,6 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+Drafts = tuple[int, ...]
+"""What may come next, the nearest first; as many as the drafter has to offer, down to none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -21,10 +24,8 @@ class Wish:
     """Prompt and answer so far; read in the call only."""
     width: int
     """Most drafts it can use, at least 1."""
-
-
-Drafts = tuple[int, ...]
-"""What may come next, the nearest first; as many as the drafter has to offer, down to none."""
+    guessed: Drafts = ()
+    """Guesses after `ids` that are being verified, whoever made them: what is drafted comes after them."""
 
 
 class Drafter(Protocol):

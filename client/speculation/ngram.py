@@ -34,7 +34,7 @@ class NgramDrafter:
 
     async def draft(self, wishes: Sequence[Wish]) -> list[Drafts]:
         """See `Drafter`."""
-        return [lookup(wish.ids, wish.width, self._min_match) for wish in wishes]
+        return [lookup(_text(wish), wish.width, self._min_match) for wish in wishes]
 
 
 def lookup(ids: Sequence[int], width: int, min_match: int = MIN_MATCH) -> Drafts:
@@ -56,6 +56,10 @@ def lookup(ids: Sequence[int], width: int, min_match: int = MIN_MATCH) -> Drafts
         return ()
     period = last - best_end
     return tuple(recent[best_end + 1 + i % period] for i in range(width))
+
+
+def _text(wish: Wish) -> Sequence[int]:
+    return [*wish.ids[-LOOKBACK:], *wish.guessed] if wish.guessed else wish.ids
 
 
 def _agreement(ids: list[int], end: int) -> int:

@@ -25,21 +25,23 @@ class PassTimes:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[tuple[int, float]]] = {}
+        self._medians: dict[int, float] = {}  # of those with enough samples: asked for several times a pass
         self._num_passes = 0
 
     def add(self, num_rows: int, seconds: float) -> None:
         """A pass is over."""
         self._num_passes += 1
         self._samples.setdefault(num_rows, deque(maxlen=SAMPLES)).append((self._num_passes, seconds))
+        self._count(num_rows)
         self._forget()
 
     def has_baseline(self, num_rows: int) -> bool:
         """Whether passes of so many rows, or fewer, are known well enough to compare others with them."""
-        return any(rows <= num_rows for rows in self._medians())
+        return any(rows <= num_rows for rows in self._medians)
 
     def estimate(self, num_rows: int) -> float:
         """Seconds that a pass with so many rows takes: measured, or on the line through what was measured."""
-        known = self._medians()
+        known = self._medians
         if num_rows in known:
             return known[num_rows]
         if not known:
@@ -47,20 +49,22 @@ class PassTimes:
         nearest = min(known, key=lambda rows: abs(rows - num_rows))
         return max(0.0, known[nearest] + (num_rows - nearest) * _slope(known, nearest))
 
-    def _medians(self) -> dict[int, float]:
-        return {
-            rows: median(seconds for _, seconds in samples)
-            for rows, samples in self._samples.items()
-            if len(samples) >= ENOUGH
-        }
+    def _count(self, rows: int) -> None:
+        samples = self._samples.get(rows, ())
+        self._medians.pop(rows, None)
+        if len(samples) >= ENOUGH:
+            self._medians[rows] = median(seconds for _, seconds in samples)
 
     def _forget(self) -> None:
         oldest = self._num_passes - STALE_AFTER
         for rows, samples in list(self._samples.items()):
+            if samples[0][0] > oldest:
+                continue
             while samples and samples[0][0] <= oldest:
                 samples.popleft()
             if not samples:
                 del self._samples[rows]
+            self._count(rows)
 
 
 def _slope(known: dict[int, float], nearest: int) -> float:

@@ -34,7 +34,12 @@ def best_width(measured: Measured, max_rows: int) -> int:
     """The width with the most tokens per second; 0 where drafting does not pay. max_rows: of one pass."""
     widths = [k for k in range(1, len(measured.acceptance) + 1) if measured.num_streams * (1 + k) <= max_rows]
     best = max(widths, key=lambda width: tokens_per_s(measured, width), default=0)
-    return best if best and tokens_per_s(measured, best) > MARGIN * tokens_per_s(measured, 0) else 0
+    return best if best and gain(measured, best) > MARGIN else 0
+
+
+def gain(measured: Measured, width: int) -> float:
+    """How many times the tokens per second without drafts a width is expected to bring."""
+    return tokens_per_s(measured, width) / max(tokens_per_s(measured, 0), 1e-9)
 
 
 def tokens_per_s(measured: Measured, width: int) -> float:

@@ -65,7 +65,7 @@ class Attention:
         counts = [some.count for some in rows]
         latents = [
             # [heads, T of one sequence, rank]
-            self._attend_rows(some, queries, some.cache.write(self.layer, new, some.num_ahead))
+            self._attend_rows(some, queries, some.cache.write(self.layer, new, some.start))
             for some, queries, new in zip(
                 rows,
                 self._queries(x, rotation).split_with_sizes(counts, dim=1),

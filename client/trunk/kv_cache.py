@@ -19,20 +19,21 @@ INITIAL_CAPACITY = 256
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The next `count` rows of a pass belong to the sequence of this cache, after what the cache holds."""
+    """The next `count` rows of a pass belong to the sequence of this cache."""
 
     count: int
     cache: "LatentCache"
     is_one_by_one: bool = False
     """Whether attention takes each of them by itself, in the shapes of a pass that brings one token: the same bits as
     then. For drafts, whose verification must say what decoding would have said."""
-    num_ahead: int = 0
-    """Tokens of the same sequence that stand before them and are under way in the same pass (`wavefront.py`)."""
+    at: int | None = None
+    """The position of the first of them, where tokens before it are still under way and the cache does not count them
+    yet (`wavefront.py`, `line.py`). None: they come after what the cache holds."""
 
     @property
     def start(self) -> int:
         """The position of the first of them."""
-        return self.cache.num_tokens + self.num_ahead
+        return self.cache.num_tokens if self.at is None else self.at
 
 
 class LatentCache:
@@ -70,15 +71,16 @@ class LatentCache:
         first = next(iter(self._rows.values()))
         return len(self._rows) * self._capacity(first, num_tokens) * self._row_bytes
 
-    def write(self, layer: LayerId, new: Tensor, num_ahead: int = 0) -> Tensor:
-        """Put new: dtype[T, W] after the committed rows of a layer, and `num_ahead` more that were written already.
+    def write(self, layer: LayerId, new: Tensor, start: int | None = None) -> Tensor:
+        """Put new: dtype[T, W] into a layer at position `start`, before which all rows are written; None: after the
+        committed ones.
 
-        Returns all up to there: dtype[num_tokens + num_ahead + T, W], a view.
+        Returns all up to there: dtype[start + T, W], a view.
 
         Raises:
             ContextLengthExceeded: more than `max_tokens` tokens.
         """
-        start = self._num_tokens + num_ahead
+        start = self._num_tokens if start is None else start
         end = start + len(new)
         if end > self.max_tokens:
             raise ContextLengthExceeded(end, self.max_tokens)

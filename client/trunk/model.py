@@ -233,13 +233,20 @@ class Trunk:
         placed = _behind_one_another(waves)
         for wave in placed:
             _check_rows(len(wave.ids), wave.rows)
-        run_wave = partial(self._run_wave, timing=timing)
+        run_wave = partial(self.run_wave, timing=timing)
         hidden = await Wavefront(depth, run_wave).run(placed, may_enter)
         for wave in placed[: len(hidden)]:
             commit(wave.rows)
         return hidden
 
-    async def _run_wave(self, wave: Wave, turn: Turn, timing: Timing) -> Tensor:
+    async def run_wave(self, wave: Wave, turn: Turn, timing: Timing = UNTIMED) -> Tensor:
+        """Run one wave in its turn, behind others of the same sequences: its rows say where (`Rows.at`).
+
+        Returns its normed hidden states dtype[T, H]; the caches have its rows and do not count them: `commit` does.
+
+        Raises and *Cancellation:* as `forward_rows`.
+        """
+        _check_rows(len(wave.ids), wave.rows)
         step = Pass(self._rotation_of(wave.rows), wave.rows, wave.routed_experts, self.worker, timing)
         stream = Stream(await self.embed(wave.ids))
         for block in self._weights.blocks:
@@ -318,12 +325,12 @@ def _until_time_is_up(blocks: Sequence[Block], stream: Stream, step: Pass) -> tu
 
 def _behind_one_another(waves: Sequence[Wave]) -> list[Wave]:
     """The waves, with what each sequence has under way before its rows."""
-    num_ahead: dict[int, int] = {}
+    ends: dict[int, int] = {}
     placed: list[Wave] = []
     for wave in waves:
-        rows = [replace(some, num_ahead=num_ahead.get(id(some.cache), 0)) for some in wave.rows]
+        rows = [replace(some, at=ends.get(id(some.cache), some.start)) for some in wave.rows]
         for some in rows:
-            num_ahead[id(some.cache)] = some.num_ahead + some.count
+            ends[id(some.cache)] = some.start + some.count
         placed.append(replace(wave, rows=rows))
     return placed
 

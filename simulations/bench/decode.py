@@ -16,17 +16,19 @@ from typing import Any, cast
 
 import torch
 
+from shoal.client.engine.engine_settings import EngineSettings
 from shoal.client.engine.generate import Engine, Token
 from shoal.client.engine.sampler import Sampling
 from shoal.client.speculation.choice import Speculation, choose_drafter
 from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.trunk.checkpoint import load_mtp
 from shoal.client.trunk.local_experts import LocalExperts
+from shoal.client.trunk.model import Timing
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.worker import ComputeWorker
 from shoal.node.holdings.assignment import parse_holding
 from shoal.protocol.errors import InvalidRequest
-from shoal.protocol.events import ignore
+from shoal.protocol.events import Event, PassTaken, ignore
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.memory import untouched
 from shoal.simulations.bench.machine import describe_machine, git_commit
@@ -53,6 +55,12 @@ class DecodeSettings:
     replicas: int = 2
     threads: int = 0
     """Torch's, of nodes and client together; 0: as they are."""
+    width: int | None = None
+    """Drafts of a pass; None: as many as pay."""
+    depth: int | None = None
+    """Passes of drafts under way at a time; None: as many as pay."""
+    repeats: bool = False
+    """Whether a prompt is its story's beginning twice over and half of it again: text that can be guessed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,12 @@ class Row:
     tokens_per_pass: float
     drafted_per_pass: float
     accepted_share: float
+    rows_per_token: float
+    """What speculation sends for a token, all rows counted, those too that were thrown away; without: 1."""
+    void_share: float
+    """Rows of passes that followed and were thrown away with them, of all rows."""
+    passes_per_token: float
+    """Passes that were judged."""
     tokens_per_s_without: float
     tokens_per_s_with: float
     ratio: float
@@ -100,6 +114,9 @@ async def bench_decode(settings: DecodeSettings, cache_dir: Path | None = None) 
         "commit": git_commit(),
         "speculate": settings.speculate.value,
         "temperature": settings.temperature,
+        "width": settings.width,
+        "depth": settings.depth,
+        "repeats": settings.repeats,
         "nodes": settings.nodes,
         "stories": settings.stories,
         "tokens": settings.tokens,
@@ -108,10 +125,12 @@ async def bench_decode(settings: DecodeSettings, cache_dir: Path | None = None) 
 
 
 async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -> Row:
-    prompts = _prompts(model, settings.stories)
-    async with _engines(model, settings, rtt_ms) as (plain, drafting):
+    prompts = _prompts(model, settings.stories, settings.repeats)
+    passes = list[PassTaken]()
+    async with _engines(model, settings, rtt_ms, passes) as (plain, drafting):
         for engine in (plain, drafting):  # connections, deadlines, packed experts, and how many drafts pay
             await _answer(engine, prompts[-1], settings, seed=len(prompts))
+        passes.clear()
         pairs = [
             (await _answer(plain, prompt, settings, seed), await _answer(drafting, prompt, settings, seed))
             for seed, prompt in enumerate(prompts[: settings.stories])
@@ -125,6 +144,9 @@ async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -
         tokens_per_pass=len(tokens) / num_passes,
         drafted_per_pass=num_drafted / num_passes,
         accepted_share=num_accepted / max(1, num_drafted),
+        rows_per_token=(num_passes + num_drafted) / len(tokens),
+        void_share=sum(event.num_void for event in passes) / (num_passes + num_drafted),
+        passes_per_token=len(passes) / len(tokens),
         tokens_per_s_without=statistics.median(base.tokens_per_s for base, _ in pairs),
         tokens_per_s_with=statistics.median(run.tokens_per_s for _, run in pairs),
         ratio=statistics.median(ratios),
@@ -135,9 +157,9 @@ async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -
 
 @asynccontextmanager
 async def _engines(
-    model: SimulatedModel, settings: DecodeSettings, rtt_ms: float
+    model: SimulatedModel, settings: DecodeSettings, rtt_ms: float, passes: list[PassTaken]
 ) -> AsyncIterator[tuple[Engine, Engine]]:
-    """A swarm, and two engines on it that take turns: without drafts and with."""
+    """A swarm, and two engines on it that take turns: without drafts and with, whose passes of answers are kept."""
     num_experts = model.store.spec.router.num_experts
     held = [
         parse_holding(words, model.store.spec) for words in holdings(settings.nodes, settings.replicas, num_experts)
@@ -157,7 +179,11 @@ async def _engines(
             experts = LocalExperts(model.store, choose_backend(KernelChoice.AUTO, 1), model.rounding, worker)
             mtp = load_mtp(model.store, model.opened.trunk)
             drafter = choose_drafter(settings.speculate, MtpDrafter(mtp, experts) if mtp else None)
-            drafting = Engine(plain.trunk, plain.routed_experts, plain.tokenizer, drafter=drafter)
+            limits = EngineSettings(draft_width=settings.width, draft_depth=settings.depth)
+            timing = Timing(0, perf_counter, lambda event: _keep(event, passes))
+            drafting = Engine(
+                plain.trunk, plain.routed_experts, plain.tokenizer, settings=limits, timing=timing, drafter=drafter
+            )
             try:
                 yield plain, drafting
             finally:
@@ -166,7 +192,12 @@ async def _engines(
         await worker.aclose()
 
 
-def _prompts(model: SimulatedModel, count: int) -> list[list[int]]:
+def _keep(event: Event, passes: list[PassTaken]) -> None:
+    if isinstance(event, PassTaken) and event.num_decoding:
+        passes.append(event)
+
+
+def _prompts(model: SimulatedModel, count: int, repeats: bool) -> list[list[int]]:
     """Beginnings of held-out stories, and one more for warming up."""
     tokenizer = model.opened.tokenizer
     if tokenizer is None:
@@ -174,6 +205,8 @@ def _prompts(model: SimulatedModel, count: int) -> list[list[int]]:
     stories = [tokenizer.encode(story.plain)[:PROMPT_TOKENS] for story in held_out_stories()]
     if len(stories) <= count:
         raise InvalidRequest(f"{count} stories asked for, {len(stories) - 1} are there")
+    if repeats:
+        stories = [2 * story + story[: PROMPT_TOKENS // 2] for story in stories]
     return stories[: count + 1]
 
 
@@ -191,18 +224,21 @@ def table(result: dict[str, object]) -> str:
     """The result as Markdown."""
     lines = [
         f"drafts by {result['speculate']}, temperature {result['temperature']}, {result['nodes']} nodes,"
+        f" width {result['width'] or 'auto'}, depth {result['depth'] or 'auto'},"
         f" {result['stories']} held-out stories of {result['tokens']} tokens, commit {result['commit']},"
         f" {result['machine']}",
         "",
-        "| RTT ms | tokens/s without | with | ratio (range over stories) | tokens a pass | drafts a pass | right |"
-        " answers that differ |",
-        "|---|---|---|---|---|---|---|---|",
+        "| RTT ms | tokens/s without | with | ratio (range over stories) | tokens a run | drafts a run | right |"
+        " rows a token | of them void | passes a token | answers that differ |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in cast(list[dict[str, Any]], result["rows"]):
         least, most = row["ratio_range"]
         lines.append(
             f"| {row['rtt_ms']:g} | {row['tokens_per_s_without']:.1f} | {row['tokens_per_s_with']:.1f}"
             f" | {row['ratio']:.2f} ({least:.2f}-{most:.2f}) | {row['tokens_per_pass']:.2f}"
-            f" | {row['drafted_per_pass']:.2f} | {100 * row['accepted_share']:.0f} % | {row['answers_differ']} |"
+            f" | {row['drafted_per_pass']:.2f} | {100 * row['accepted_share']:.0f} %"
+            f" | {row['rows_per_token']:.2f} | {100 * row['void_share']:.0f} % | {row['passes_per_token']:.2f}"
+            f" | {row['answers_differ']} |"
         )
     return "\n".join(lines)

@@ -41,10 +41,13 @@ class Model:
         kv_cache_bytes: int = 2**30,
         events: list[Event] | None = None,
         decode_groups: int | None = None,
+        depth: int | None = None,
     ) -> Engine:
         timing = Timing(0, lambda: 0.0, (events if events is not None else []).append)
         tokenizer = Tokenizer(VOCABULARY.to_str().encode(), CONFIG)
-        limits = EngineSettings(kv_cache_bytes=kv_cache_bytes, draft_width=width, decode_groups=decode_groups)
+        limits = EngineSettings(
+            kv_cache_bytes=kv_cache_bytes, draft_width=width, draft_depth=depth, decode_groups=decode_groups
+        )
         return Engine(
             self.trunk, experts or self.experts, tokenizer, lambda: 7, settings=limits, timing=timing, drafter=drafter
         )

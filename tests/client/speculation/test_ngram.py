@@ -3,10 +3,14 @@
 Run: pytest tests/client/speculation/test_ngram.py
 """
 
+import asyncio
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.speculation.ngram import LOOKBACK, lookup
+from shoal.client.speculation.drafter import Wish
+from shoal.client.speculation.ngram import LOOKBACK, NgramDrafter, lookup
 
 
 def test_what_followed_the_same_words_before_is_drafted() -> None:
@@ -32,6 +36,12 @@ def test_shorter_matches_than_asked_for_are_none() -> None:
 def test_what_lies_too_far_back_is_not_searched() -> None:
     ids = [1, 2, 3, 4] + [0] * 3 + list(range(10, 10 + LOOKBACK)) + [1, 2, 3]
     assert lookup(ids, width=1) == ()
+
+
+def test_what_is_being_verified_is_part_of_the_text_that_is_searched() -> None:
+    wish = Wish(object(), [1, 2, 3, 4, 5, 9, 1], width=2, guessed=(2, 3))
+    assert asyncio.run(NgramDrafter().draft([wish])) == [(4, 5)]
+    assert asyncio.run(NgramDrafter().draft([replace(wish, guessed=())])) == [()]
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 6), st.integers(1, 4))

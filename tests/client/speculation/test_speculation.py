@@ -44,8 +44,9 @@ class Oracle:
     def _one(self, wish: Wish) -> Drafts:
         ids = list(wish.ids)
         known = next((list(answer) for answer in self.answers if list(answer[: len(ids)]) == ids), ids)
-        right = known[len(ids) : len(ids) + wish.width]
-        return tuple((t + 1) % 300 if (len(ids) + i) % self.errs_every == 0 else t for i, t in enumerate(right))
+        start = len(ids) + len(wish.guessed)
+        right = known[start : start + wish.width]
+        return tuple((t + 1) % 300 if (start + i) % self.errs_every == 0 else t for i, t in enumerate(right))
 
 
 @dataclass
