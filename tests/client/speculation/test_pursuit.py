@@ -126,7 +126,7 @@ def test_every_drafter_goes_on_from_guesses_and_the_answer_is_the_same(
 ) -> None:
     mtp, far = load_mtp(model.store, model.trunk, None), Far(model.experts)
     assert mtp is not None
-    sampling = replace(LONG, temperature=temperature, top_k=3, seed=5, max_tokens=80)
+    sampling = replace(LONG, temperature=temperature, top_k=3, seed=5)
     engine = model.engine(choose_drafter(choice, MtpDrafter(mtp, model.experts)), 2, far, depth=3)
     expected = asyncio.run(stream(model.engine(), PROMPT, sampling))
     assert_same(asyncio.run(stream(engine, PROMPT, sampling)), expected)
