@@ -153,7 +153,7 @@ def _swarm_words(
     speculate, activations, prefill_ahead = ways
     return SwarmWords(
         model or MODEL_DIRECTORY, name, join, dtype, channel, lan.value, speculate.value, activations.value,
-        prefill_ahead,
+        prefill_ahead, named=model,
     )  # fmt: skip
 
 

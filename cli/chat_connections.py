@@ -6,7 +6,7 @@ Each is an `Opener` of the chat's session: a context that connects, says what it
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -32,6 +32,8 @@ class SwarmWords:
     activations: str = "exact"
     prefill_ahead: int = PREFILL_AHEAD
     threads: int = 0
+    named: Path | None = None
+    """The model that the user named; None: the token's."""
 
 
 def endpoint(url: str, api_key: str | None, model: str | None) -> Opener:
@@ -53,7 +55,7 @@ def joined(words: SwarmWords) -> Opener:
     async def opener(observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
         tell(_("loading"))
         await _load("shoal.client.swarm")
-        async with _joined(words, words.join, observe, tell) as connection:
+        async with _joined(await _found(words, tell), words.join, observe, tell) as connection:
             yield connection
 
     return opener
@@ -108,6 +110,18 @@ async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, t
     )
     async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
         yield Connection(SwarmChat(swarm, words.model_name), swarm)
+
+
+async def _found(words: SwarmWords, tell: Tell) -> SwarmWords:
+    """With the model that was named, or the token's, which may have to be fetched first."""
+    from shoal.cli.reports import size
+    from shoal.cli.token_model import Telling, client_model, shown_name
+
+    def show(stage: str, done_bytes: int, total_bytes: int) -> None:
+        tell(f"{stage}: {size(done_bytes)} / {size(total_bytes)}")
+
+    directory = await client_model(words.named, words.join, words.lan, Telling(show, tell))
+    return replace(words, model=directory, model_name=shown_name(words.named, directory, words.model_name))
 
 
 async def _load(module: str) -> None:

@@ -4,16 +4,23 @@ import os
 from pathlib import Path
 
 
+def store_directory() -> Path:
+    """Where this user's pieces are."""
+    from shoal.experts.pieces.shelf import default_store_dir
+
+    return Path(os.environ.get("SHOAL_STORE") or default_store_dir())
+
+
 def model_directory(model: Path) -> Path:
     """The directory, if it is one; else the folder of the model that `shoal models ls` calls so.
 
     Raises:
         ModelNotFound: neither. The message names both.
     """
-    from shoal.experts.pieces.shelf import Shelf, default_store_dir
+    from shoal.experts.pieces.shelf import Shelf
     from shoal.protocol.errors import ModelNotFound
 
-    store = Path(os.environ.get("SHOAL_STORE") or default_store_dir())
+    store = store_directory()
     if model.is_dir() or not store.is_dir() or len(model.parts) != 1:
         return model  # a directory, or something whose opening says best what is wrong
     try:

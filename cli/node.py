@@ -13,8 +13,10 @@ from shoal.cli.options import KernelOption, NameOption, parse_size, program
 from shoal.client.translate import _
 
 if TYPE_CHECKING:
-    from shoal.node.daemon import NodeInfo
+    from shoal.cli.progress import ProgressBar
     from shoal.node.holdings.joining import Choice
+    from shoal.node.node_info import NodeInfo
+    from shoal.node.settings import NodeSettings
 
 
 def node(
@@ -34,6 +36,10 @@ def node(
             help="Be an anchor, the last resort: announce every expert, read each from disk when it is asked for, keep "
             "the latest within the share."
         ),
+    ] = None,
+    seed_trunk: Annotated[
+        bool | None,
+        typer.Option(help="Keep the rest of the model too, and give it to clients that have only a token."),
     ] = None,
     share: Annotated[str | None, typer.Option(help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")] = None,
     vram: Annotated[str | None, typer.Option(help="Most memory of a CUDA device, in all, e.g. 6GB.")] = None,
@@ -83,7 +89,6 @@ def node(
     """Hold experts of a model and serve them until SIGTERM or Ctrl-C."""
     with reporting_errors():
         from shoal.cli.first_run import first_run
-        from shoal.cli.model_words import model_directory
         from shoal.cli.own_swarm import settled
         from shoal.cli.progress import ProgressBar
         from shoal.cli.settings_file import node_settings, settings_path
@@ -93,8 +98,8 @@ def node(
         from shoal.simulations.demo_model import MODEL_DIRECTORY
 
         flags = {
-            "model": model, "experts": experts, "anchor": anchor, "share_bytes": parse_size(share),
-            "vram_bytes": parse_size(vram), "join": join or None, "host": host,
+            "model": model, "experts": experts, "anchor": anchor, "seed_trunk": seed_trunk,
+            "share_bytes": parse_size(share), "vram_bytes": parse_size(vram), "join": join or None, "host": host,
             "port": port, "p2p_port": p2p_port, "lan": lan, "identity": identity, "threads": threads,
             "kernel": kernel.value if kernel else None, "name": name, "log_level": log_level,
         }  # fmt: skip
@@ -106,9 +111,10 @@ def node(
             "lan_unlimited": lan_unlimited, "pause_when": pause_when or None, "max_other_load": max_other_load,
         }  # fmt: skip
         first_run(yes, is_share_given=share is not None or experts is not None)
-        table = {"model": str(MODEL_DIRECTORY), **read_node_table(settings_path(), os.environ)}
-        settings: NodeSettings = node_settings(table, flags, guest_flags)
-        place = settled(replace(settings, model=model_directory(settings.model)), is_open)
+        given = read_node_table(settings_path(), os.environ)
+        settings: NodeSettings = node_settings({"model": str(MODEL_DIRECTORY), **given}, flags, guest_flags)
+        named = settings.model if model is not None or "model" in given else None
+        place = settled(settings, is_open)
 
         bar = ProgressBar()
 
@@ -124,21 +130,38 @@ def node(
             if stage == "fetching" and done_bytes >= total_bytes:
                 bar.stop()
 
+        async def serve() -> None:
+            found = await _node_model(named, place.settings, bar)
+            await serve_until_stopped(replace(place.settings, model=found), announce, show)
+
         with bar:
-            run_coroutine(lambda: serve_until_stopped(place.settings, announce, show))
+            run_coroutine(serve)
         print(_("stopped"), file=sys.stderr)
 
 
+async def _node_model(named: Path | None, settings: "NodeSettings", bar: "ProgressBar") -> Path:
+    """The model that was named, or the token's; of one that is not here, what describes it is fetched first."""
+    from shoal.cli.token_model import Telling, model_by_words, on_stderr
+    from shoal.node.host import throttle_of
+
+    lan_host = settings.host if settings.lan else None
+    telling = Telling(bar, on_stderr)
+    return await model_by_words(named, settings.join, telling, lan_host, False, throttle_of(settings.guest))
+
+
 def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
+    from shoal.cli.reports import size
+
     of_model = f" --model {model}" if model else ""
     of_name = "" if name == "node" else f" --name {name}"
     held = _("holding {experts} experts ({size_mb:.0f} MB) as {peer}")
     print(held.format(experts=info.num_experts, size_mb=info.resident_bytes / 1e6, peer=info.peer))
     if info.num_missing:
         words = _(
-            "fetching {experts} more from peers, and serving each as soon as it is verified; see {program} status"
+            "fetching {experts} experts ({size}) from peers, and serving each as soon as it is verified; "
+            "see {program} status"
         )
-        print(words.format(experts=info.num_missing, program=program()))
+        print(words.format(experts=info.num_missing, size=size(info.missing_bytes), program=program()))
     if info.choice is not None:
         print(_chosen(info.choice))
     if info.is_private:  # its token is a secret: never in what may become a log

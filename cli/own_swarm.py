@@ -12,7 +12,7 @@ from shoal.cli import swarms
 from shoal.node.settings import NodeSettings
 
 if TYPE_CHECKING:
-    from shoal.node.daemon import NodeInfo
+    from shoal.node.node_info import NodeInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,7 +59,6 @@ def run(
 ) -> None:
     """Continue a prompt with a swarm that is already up."""
     with reporting_errors():
-        from shoal.cli.model_words import model_directory
         from shoal.cli.swarms import words_to_join
         from shoal.client.engine.sampler import Sampling
         from shoal.client.settings import SwarmSettings
@@ -79,22 +79,30 @@ def run(
             seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()),
         )  # fmt: skip
         settings = SwarmSettings(
-            model=model_directory(model or MODEL_DIRECTORY), join=words_in, dtype=dtype.value, channel=channel.value,
+            model=model or MODEL_DIRECTORY, join=words_in, dtype=dtype.value, channel=channel.value,
             trunk_format=trunk_format.value, lan=lan.value, speculate=speculate.value, activations=activations.value,
             prefill_ahead=prefill_ahead,
         )  # fmt: skip
         words = ids if ids is not None else prompt or ""
-        run_coroutine(lambda: _run(settings, words, chat, sampling, as_json))
+        run_coroutine(lambda: _run(model, settings, words, chat, sampling, as_json))
 
 
 async def _run(
-    settings: "SwarmSettings", prompt: "str | list[int]", chat: bool, sampling: "Sampling", as_json: bool
+    model: Path | None,
+    settings: "SwarmSettings",
+    prompt: "str | list[int]",
+    chat: bool,
+    sampling: "Sampling",
+    as_json: bool,
 ) -> None:
     from shoal.cli.progress import ProgressBar
     from shoal.cli.tcp_words import warn_of_tcp
+    from shoal.cli.token_model import Telling, client_model, on_stderr
     from shoal.client import Swarm
 
     with ProgressBar() as bar:
+        found = await client_model(model, settings.join, settings.lan, Telling(bar, on_stderr))
+        settings = replace(settings, model=found)
         joining = Swarm.join(settings, progress=partial(bar, _("hashing the model, once")))
         async with joining as swarm:
             bar.stop()

@@ -106,14 +106,27 @@ def serve(
             max_streams=settings.max_running, max_waiting=settings.max_running, speculate=speculate.value,
             activations=activations.value, prefill_ahead=prefill_ahead,
         )  # fmt: skip
-        shown_name = name or (DEMO_NAME if model is None else model.resolve().name)
         with ProgressBar() as bar:
             if context is None:
-                run_coroutine(lambda: _serve(swarm, settings, shown_name, bar))
+                run_coroutine(lambda: _serve_found(model, swarm, settings, name, bar))
             else:
                 nodes = LocalSwarmSettings(swarm.model)
-                run_coroutine(lambda: _serve_demo(context, nodes, swarm, settings, shown_name, bar))
+                run_coroutine(lambda: _serve_demo(context, nodes, swarm, settings, name or _demo_name(model), bar))
         print(_("stopped"), file=sys.stderr)
+
+
+def _demo_name(model: Path | None) -> str:
+    return DEMO_NAME if model is None else model.resolve().name
+
+
+async def _serve_found(
+    model: Path | None, swarm: "SwarmSettings", settings: "ApiSettings", name: str | None, bar: "ProgressBar"
+) -> None:
+    """Serve the model that was named, or the token's, which may have to be fetched first."""
+    from shoal.cli.token_model import Telling, client_model, on_stderr, shown_name
+
+    found = await client_model(model, swarm.join, swarm.lan, Telling(bar, on_stderr))
+    await _serve(replace(swarm, model=found), settings, name or shown_name(model, found, DEMO_NAME), bar)
 
 
 async def _serve(swarm_settings: "SwarmSettings", settings: "ApiSettings", name: str, bar: "ProgressBar") -> None:

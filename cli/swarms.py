@@ -166,7 +166,7 @@ def mint(swarm: str, label: str, made_at_s: float, others: Sequence[str] = ()) -
     member = Founder(founder.secret).member(os.urandom(SERIAL_BYTES))
     founder.tokens.append(MintedToken(token_id(member.token_key), label, made_at_s))
     write_founder(swarm, founder)
-    return Invite(known.model_root, bootstrap_of(known.bootstrap, others), member)
+    return Invite(known.model_root, bootstrap_of(known.bootstrap, others), member, known.files)
 
 
 def minted(swarm: str) -> list[ListedToken]:

@@ -167,6 +167,19 @@ class Checkpoint:
         self._read_into(shard.descriptor, _raw(buffer), shard.data_start + entry.begin, file, name)
         return StoredTensor(name, file, entry.dtype, buffer.view(TORCH_DTYPES[entry.dtype]).view(entry.shape))
 
+    def read_range(self, name: str, begin: int, size: int) -> bytearray:
+        """`size` bytes of a tensor, from its byte `begin` on.
+
+        Raises:
+            CheckpointError: as `read`, or beyond the tensor.
+        """
+        file, entry = self.file_of(name), self.entry(name)
+        if not 0 <= begin <= begin + size <= entry.size_bytes:
+            raise CheckpointError(file, name, f"bytes {begin} to {begin + size} of {entry.size_bytes}")
+        shard, data = self.open_file(file), bytearray(size)
+        self._read_into(shard.descriptor, memoryview(data), shard.data_start + entry.begin + begin, file, name)
+        return data
+
     def read_part(self, name: str, index: int) -> StoredTensor:
         """Read one item along a tensor's first dimension, as a tensor named `name[index]`, and not a byte more.
 

@@ -84,6 +84,11 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
 
 def encode_head(tensor: StoredTensor) -> bytes:
     """What stands before a tensor's bytes in its canonical encoding."""
-    name, dtype, shape = tensor.name.encode("utf-8"), tensor.dtype.encode("ascii"), tensor.shape
-    words = struct.pack(f"<B{len(shape)}QQ", len(shape), *shape, tensor.data.nbytes)
-    return struct.pack("<H", len(name)) + name + struct.pack("<B", len(dtype)) + dtype + words
+    return head_of(tensor.name, tensor.dtype, tensor.shape, tensor.data.nbytes)
+
+
+def head_of(tensor: str, dtype: str, shape: Sequence[int], size_bytes: int) -> bytes:
+    """As `encode_head`, of a tensor that nobody has read."""
+    name, word = tensor.encode("utf-8"), dtype.encode("ascii")
+    words = struct.pack(f"<B{len(shape)}QQ", len(shape), *shape, size_bytes)
+    return struct.pack("<H", len(name)) + name + struct.pack("<B", len(word)) + word + words

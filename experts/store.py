@@ -6,6 +6,7 @@ and no peers.
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -15,10 +16,12 @@ import torch
 
 from shoal.experts.backend import ExpertWeights
 from shoal.experts.checkpoint import Checkpoint
+from shoal.experts.digest import head_of
 from shoal.experts.family import SCALE_SUFFIX, ModelSpec
 from shoal.experts.manifest import Manifest, verify_expert, verify_trunk_tensor
 from shoal.experts.manifest_maker import ModelFiles, Progress, manifest_of
 from shoal.experts.pieces.encoding import encode_piece
+from shoal.experts.pieces.ranged import RangedPiece
 from shoal.experts.pieces.shelf import NOTE_FILE
 from shoal.experts.shard import read_shard
 from shoal.experts.stored_weight import FORMAT_OF_DTYPE, StoredWeight
@@ -63,6 +66,11 @@ class ModelStore:
     def name(self) -> str:
         """What people call the model here."""
         return self._files.directory.name
+
+    @property
+    def directory(self) -> Path:
+        """Where its small files are."""
+        return self._files.directory
 
     @property
     def config(self) -> Mapping[str, object]:
@@ -116,6 +124,20 @@ class ModelStore:
         shard = read_shard(self.checkpoint, self.spec, layer, expert)
         verify_expert(self._manifest, layer, expert, shard.tensors)
         return encode_piece(shard.tensors)
+
+    def trunk_piece(self, name: str) -> RangedPiece | None:
+        """A tensor outside the routed experts as its digest is of it, to be read by ranges, hashed now, step by step;
+        None: it is not here.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it is not the manifest's.
+        """
+        entry, leaf = self.checkpoint.entry(name), self._manifest.trunk[name]
+        head = head_of(name, entry.dtype, entry.shape, entry.size_bytes)
+        piece = RangedPiece(head, entry.size_bytes, partial(self.checkpoint.read_range, name))
+        if piece.digest() != leaf.digest:
+            raise CheckpointError(self.file_of(name), name, "not the bytes of the manifest")
+        return piece
 
     def has_experts(self, layer: LayerId) -> bool:
         """Whether every routed expert of a layer can be read on this machine: a checkpoint has all of its layers."""

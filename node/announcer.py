@@ -48,6 +48,7 @@ class Claim:
     """Experts that it would hold besides."""
     is_anchor: bool = False
     zone: str = ""
+    gives_trunk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ class Announcer:
             room=claim.room,
             is_anchor=claim.is_anchor,
             zone=claim.zone,
+            gives_trunk=claim.gives_trunk,
         )
 
     def _load_to_say(self) -> Load:

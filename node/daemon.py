@@ -8,27 +8,28 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 
 import torch
 
-from shoal.experts.backend import ExpertBackend
 from shoal.experts.choose_backend import choose_backend
 from shoal.experts.locations import default_cache_dir
-from shoal.experts.store import ModelStore, open_store
+from shoal.experts.pieces.model import PieceModel
+from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
-from shoal.node.addresses import announced, for_own_token
+from shoal.node.addresses import announced
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.holdings.assignment import Holding, parse_holding
-from shoal.node.holdings.joining import Choice, Place, find_place
+from shoal.node.holdings.joining import Place, find_place
 from shoal.node.holdings.keeper import Keeper
 from shoal.node.holdings.placement import Shape
 from shoal.node.holdings.survey import Me
 from shoal.node.holdings.tending import fill_and_heal
 from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
+from shoal.node.node_info import NodeInfo, NodeModel, info_of, model_of
 from shoal.node.revocation_watch import RevocationWatch
 from shoal.node.seeding.connecting import connector_of, is_first, peers_of
 from shoal.node.seeding.library import Library
@@ -52,12 +53,10 @@ from shoal.node.weights.loading import (
 )
 from shoal.node.weights.packing import keep_packed, load_one, open_cache
 from shoal.node.weights.space import limit_pieces
+from shoal.node.weights.trunk import TrunkKeeper
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.identity import Identity, load_or_create_identity
-from shoal.protocol.ids import LayerId, PeerId
-from shoal.protocol.invite import Invite, encode_invite
 from shoal.protocol.membership import MemberGate, never_revoked
-from shoal.protocol.messages import WeightFormat
 from shoal.protocol.net.channel import GatedListener, Listener
 from shoal.protocol.net.direct import listen_direct
 from shoal.protocol.net.directory import Directory
@@ -72,41 +71,6 @@ from shoal.protocol.revocations import Revocations
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
     """For those who do not want to know."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """What a running node tells its user. `join`: multiaddrs; `invite`: the same, the model's root and our
-    membership as one token, which is a secret if `is_private`."""
-
-    peer: PeerId
-    model_root: str
-    join: tuple[str, ...]
-    invite: str = field(repr=False)
-    is_private: bool
-    addresses: tuple[str, ...]
-    num_experts: int
-    resident_bytes: int
-    p2pd_pid: int
-    """Our p2pd: it ends by itself within seconds when this process is killed."""
-    choice: Choice | None = None
-    """What it holds and why, if that was left to the node."""
-    num_missing: int = 0
-    """Experts that it is about to hold, and that are on their way from peers."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeModel:
-    """What a node knows of its model. `experts_per_token`: in all its layers together."""
-
-    name: str
-    root: bytes
-    layers: tuple[LayerId, ...]
-    experts_per_layer: int
-    experts_per_token: int
-    expert_bytes: int
-    weight_format: WeightFormat
-    kernel: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +173,7 @@ async def running_node(
         claim = Claim(
             identity.peer, store.manifest.root, {}, store.weight_format, backend.kernel_class, (),
             since_s=int(time.time()), zone=settings.zone, is_anchor=settings.anchor,
+            gives_trunk=not isinstance(store, PieceModel),
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission))
         announcer.set_present(is_open)
@@ -252,7 +217,7 @@ async def running_node(
         stack.push_async_callback(direct.aclose)
         libp2p = await listen_libp2p(identity, entry.p2pd, server.handle, os.urandom, throttle, gate, seeder.handle)
         stack.push_async_callback(libp2p.aclose)
-        model = _model(settings, store, backend)
+        model = model_of(settings, store, backend)
         keeper = Keeper(
             held, announcer, packer(store, backend, worker, cache), place.capacity, model.expert_bytes,
             supply.arriving, anchor,
@@ -264,18 +229,22 @@ async def running_node(
         if settings.join or not await is_first(place, library.root):
             wanted = Wanted(library.root, tuple(place.shape.layers), library.piece_bytes, identity.peer)
             connector = connector_of(identity, entry, throttle)
-            supply.peers = await stack.enter_async_context(peers_of(wanted, entry.directory, connector, _uniform))
+            disk = store.shelf.disk if isinstance(store, PieceModel) else None
+            supply.peers = await stack.enter_async_context(peers_of(wanted, entry.directory, connector, _uniform, disk))
         elif missing:
             await keeper.take(missing)  # nobody is here to ask but the model's own sources: what they say is the end
             missing = {}
         mending = fill_and_heal(settings, place, keeper, pinned, missing)
         tasks = [renewing, asyncio.create_task(mending, name="healer")]
         tasks.append(asyncio.create_task(keep_packed(cache, store, held), name="packed cache"))
+        if settings.seed_trunk and isinstance(store, PieceModel):
+            keeping = TrunkKeeper(store, announcer, supply.peers, settings.name, progress)
+            tasks.append(asyncio.create_task(keeping.run(), name="trunk"))
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:
             yield Node(
-                _info(announcer.claim, entry, keeper, choice, missing), model, keeper, server.metrics,
+                info_of(announcer.claim, entry, keeper, choice, missing, library), model, keeper, server.metrics,
                 admission, work_gate, (direct, libp2p), entry.directory, supply, seeder,
             )  # fmt: skip
         finally:
@@ -339,21 +308,6 @@ def _revocation_watch(entry: Entry, settings: NodeSettings) -> RevocationWatch |
     return RevocationWatch(entry.membership.founder_key, entry.board, local, kept, time.time)
 
 
-def _model(settings: NodeSettings, store: ModelStore, backend: ExpertBackend) -> NodeModel:
-    spec = store.spec
-    num_layers = sum(layer < spec.num_layers for layer in spec.moe_layers)
-    return NodeModel(
-        name=store.name,
-        root=store.manifest.root,
-        layers=spec.moe_layers,
-        experts_per_layer=spec.router.num_experts,
-        experts_per_token=num_layers * spec.router.top_k,
-        expert_bytes=backend.resident_bytes(spec.expert, store.weight_format),
-        weight_format=store.weight_format,
-        kernel=backend.name,
-    )
-
-
 def _identity(settings: NodeSettings) -> Identity:
     entropy = os.urandom(32)
     return load_or_create_identity(settings.identity, entropy) if settings.identity else Identity.from_seed(entropy)
@@ -361,22 +315,6 @@ def _identity(settings: NodeSettings) -> Identity:
 
 def _load_of(admission: Admission) -> Load:
     return Load(min(int(admission.macs_per_s / 1e6), 2**32 - 1), min(int(admission.backlog_s * 1000), 3_600_000))
-
-
-def _info(claim: Claim, entry: Entry, keeper: Keeper, choice: Choice | None, missing: Holding) -> NodeInfo:
-    return NodeInfo(
-        peer=claim.peer,
-        model_root=claim.model_root.hex(),
-        join=entry.p2pd.addresses,
-        invite=encode_invite(Invite(claim.model_root, for_own_token(entry.p2pd.addresses), entry.membership)),
-        is_private=entry.membership is not None,
-        addresses=claim.addresses,
-        num_experts=keeper.num_experts,
-        resident_bytes=keeper.resident_bytes,
-        p2pd_pid=entry.p2pd.pid,
-        choice=choice,
-        num_missing=sum(map(len, missing.values())),
-    )
 
 
 async def _leave(announcer: Announcer, listeners: tuple[Listener, ...], grace_s: float) -> None:

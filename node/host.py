@@ -15,7 +15,7 @@ import psutil
 
 from shoal.experts.locations import default_cache_dir
 from shoal.node.control import NodeControl
-from shoal.node.daemon import NodeInfo, no_progress, running_node, until_stopped
+from shoal.node.daemon import no_progress, running_node, until_stopped
 from shoal.node.guest.guest import Guest, ReadSensors
 from shoal.node.guest.pause_file import PauseFile
 from shoal.node.guest.schedule import month_of, parse_schedule
@@ -23,6 +23,7 @@ from shoal.node.guest.sensors import MachineSensors
 from shoal.node.guest.transfer_meter import TransferMeter
 from shoal.node.log_events import NodeDraining, NodeReady, NodeStopped, TcpIsSlow, TransferNotCounted, log_event
 from shoal.node.logs import log_path, logging_to, state_dir
+from shoal.node.node_info import NodeInfo
 from shoal.node.settings import GuestSettings, NodeSettings
 from shoal.node.telemetry.mqtt_settings import check_mqtt
 from shoal.node.telemetry.telemetry import send_telemetry
@@ -211,6 +212,12 @@ def _throttle(guest: GuestSettings, control: NodeControl) -> Throttle:
     bucket = partial(_bucket, clock=clock)
     up, down = bucket(guest.up_bytes_per_s), bucket(guest.down_bytes_per_s)
     return Throttle(up, down, control.traffic, control.lan_traffic if guest.lan_unlimited else None)
+
+
+def throttle_of(guest: GuestSettings) -> Throttle:
+    """The owner's limits on bytes, for what comes before the node runs; inside a loop. It is not counted."""
+    bucket = partial(_bucket, clock=asyncio.get_running_loop().time)
+    return Throttle(bucket(guest.up_bytes_per_s), bucket(guest.down_bytes_per_s))
 
 
 def _bucket(bytes_per_s: int | None, clock: Callable[[], float]) -> TokenBucket | None:

@@ -234,6 +234,17 @@ class PiecesFetched(LogEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TrunkKept(LogEvent):
+    """The whole trunk is here, and clients are told that they may take it."""
+
+    num_pieces: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"keeps the trunk ({self.num_pieces} tensors, {self.size_bytes / 1e6:.0f} MB) and gives it to clients"
+
+
+@dataclass(frozen=True, slots=True)
 class PieceDamaged(LogEvent):
     """The disk gave other bytes than it was given; the piece was removed."""
 
@@ -371,7 +382,8 @@ class TakeOverFailed(LogEvent):
 AnyLogEvent = (
     NodeStarting | NodeReady | NodePaused | NodeResumed | NodeDraining | NodeStopped | RequestServed | RequestRefused
     | RecordsNotRenewed | RecordsNotWithdrawn | TransferNotCounted | PauseNotKept | RevocationsTaken | TokensExpelled
-    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | PieceDamaged | PieceNotGiven
+    | RevocationsNotFetched | TelemetryConnected | TelemetryLost | PiecesFetched | TrunkKept | PieceDamaged
+    | PieceNotGiven
     | PeerLied | SourcesNotOpened | FillFailed | PackedDamaged | PackedNotKept | SwarmNotSeen | LogNotWritten
     | TcpIsSlow | LibrarySaid | ExpertsChosen | ExpertsTakenOver | TakeOverFailed
 )  # fmt: skip

@@ -95,6 +95,10 @@ class NodeSettings:
     """Be a last resort: announce every expert of the model (or what `experts` names), read each from disk when it is
     asked for, keep the latest within `share_bytes`. Clients come when nobody else has an expert; it is slow."""
 
+    seed_trunk: bool = False
+    """Keep the model's trunk on this disk too (DeepSeek-V3.1: 19 GB) and give it to clients that have only a token. A
+    node whose model is a checkpoint directory has it and gives it anyway."""
+
     heal_after_s: Annotated[float, Meta(ge=0)] = 120.0
     """How long an expert has too few holders before we take it over, if there is room; older nodes first. Default: a
     restart is over by then. 0: never."""

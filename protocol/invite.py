@@ -2,8 +2,10 @@
 
     shoal2 | base64url without padding of the canonical msgpack map
              {1: version, 2: model root, 3: [multiaddr, …], 4: founder key, 5: directory secret, 6: token seed,
-              7: certificate}
-    shoal1 | the same with keys 1-3 alone: an open swarm
+              7: certificate, 8: digest of the list of small files}
+    shoal1 | the same without keys 4-7: an open swarm
+
+Key 8 may be missing: such a token is for those who have the model's small files already.
 
 Sans-IO. A `shoal2` token is a secret: whoever has it is a member until it is revoked. A `shoal1` token holds none: it
 says which model and through whom.
@@ -45,6 +47,7 @@ _MEMBERSHIP = (
     BytesField(6, "token_seed", 32),
     BytesField(7, "certificate", 64),
 )
+_FILES = BytesField(8, "files", 32)
 _OPEN_KEYS = {1, 2, _BOOTSTRAP_KEY}
 _PRIVATE_KEYS = _OPEN_KEYS | {field.key for field in _MEMBERSHIP}
 
@@ -53,12 +56,14 @@ _PRIVATE_KEYS = _OPEN_KEYS | {field.key for field in _MEMBERSHIP}
 class Invite:
     """The way into a swarm. `bootstrap`: 1 to 8 multiaddrs of peers, each ending in `/p2p/<peer id>`.
 
-    `membership`: what lets us into a private swarm; None: the swarm is open.
+    `membership`: what lets us into a private swarm; None: the swarm is open. `files`: BLAKE3 of the list of the model's
+    small files (`model_files.py`), which the inviter vouches for; None: not said.
     """
 
     model_root: bytes
     bootstrap: tuple[str, ...]
     membership: Membership | None = None
+    files: bytes | None = None
 
 
 def is_token(word: str) -> bool:
@@ -110,6 +115,8 @@ def encode_invite(invite: Invite) -> str:
     }
     if member is not None:
         fields |= {field.key: getattr(member, field.name) for field in _MEMBERSHIP}
+    if invite.files is not None:
+        fields[_FILES.key] = invite.files
     prefix = TOKEN_PREFIX if member is None else PRIVATE_PREFIX
     _read(fields, prefix)
     return prefix + base64.urlsafe_b64encode(msgpack.packb(fields)).decode().rstrip("=")
@@ -138,7 +145,7 @@ def _unpack(text: str) -> object:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return msgpack.unpackb(
             data, strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES, max_bin_len=64,
-            max_array_len=limits.MAX_ADDRESSES, max_map_len=len(_PRIVATE_KEYS), max_ext_len=0,
+            max_array_len=limits.MAX_ADDRESSES, max_map_len=len(_PRIVATE_KEYS) + 1, max_ext_len=0,
         )  # fmt: skip
     except (ValueError, binascii.Error) as error:  # msgpack's errors are ValueErrors
         raise InvalidRequest("the invite token is damaged: ask for it again") from error
@@ -146,13 +153,14 @@ def _unpack(text: str) -> object:
 
 def _read(fields: object, prefix: str) -> Invite:
     is_private = prefix == PRIVATE_PREFIX
-    if not isinstance(fields, dict) or fields.keys() != (_PRIVATE_KEYS if is_private else _OPEN_KEYS):
+    if not isinstance(fields, dict) or fields.keys() - {_FILES.key} != (_PRIVATE_KEYS if is_private else _OPEN_KEYS):
         raise InvalidRequest("an invite has a version, a model root and addresses, and a private one its keys")
     try:
         if _VERSION.check(fields[1]) != (2 if is_private else 1):
             raise Malformed("a version that its first word denies")
         member = Membership(*(field.check(fields[field.key]) for field in _MEMBERSHIP)) if is_private else None
-        return Invite(_MODEL_ROOT.check(fields[2]), _addresses(fields[_BOOTSTRAP_KEY]), member)
+        files = _FILES.check(fields[_FILES.key]) if _FILES.key in fields else None
+        return Invite(_MODEL_ROOT.check(fields[2]), _addresses(fields[_BOOTSTRAP_KEY]), member, files)
     except Malformed as error:
         raise InvalidRequest(f"an invite that leads nowhere: {error}") from error
 

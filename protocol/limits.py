@@ -88,8 +88,9 @@ IDLE_S = 60.0
 PONG_TIMEOUT_S = 15.0
 """Who does not answer that PING is gone: a machine that lost power, a cable, a client that only holds places."""
 
-MAX_PIECE_BYTES = 1024 * MIB
-"""A piece of a model: an expert of DeepSeek-V3 has 44 MB, of Mixtral 8x22B in bf16 604 MB."""
+MAX_PIECE_BYTES = 4096 * MIB
+"""A piece of a model: an expert of DeepSeek-V3 has 44 MB, of Mixtral 8x22B in bf16 604 MB; DeepSeek-V3's embedding, the
+largest tensor of its trunk, 1.85 GB."""
 
 MAX_CHUNK_BYTES = 256 * KIB
 """What one CHUNK carries of a piece: 2 ms at 1 Gbit/s, so that a prefill frame on `bulk` waits for little."""

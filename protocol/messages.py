@@ -293,8 +293,8 @@ class Cancel(Message):
 class Fetch(Message):
     """Client, lane bulk: some bytes of a piece of a model, named by its hash (`experts/pieces`).
 
-    `digest`: of an expert, as the manifest has it; `model_root` itself names the manifest, the config's digest the
-    config.
+    `digest`: of an expert or a tensor of the trunk, as the manifest has it; of a small file or of their list
+    (`model_files.py`); `model_root` itself names the manifest, the config's digest the config.
     """
 
     TYPE = 20

@@ -18,8 +18,8 @@ from shoal.protocol.version import DIRECTORY_VERSION, RECORD_CONTEXT
 MAX_BITMAP_BYTES = limits.MAX_EXPERTS_PER_FRAME // 8
 MAX_MS = 2**63 - 1
 MAX_FIELDS = 18
-ANCHOR = 1
-"""Bit of `roles`; the other seven are for roles to come, and mean nothing yet."""
+ANCHOR, GIVES_TRUNK = 1, 2
+"""Bits of `roles`; the other six are for roles to come, and mean nothing yet."""
 
 _SCALARS = (
     IntField(1, "version", DIRECTORY_VERSION, DIRECTORY_VERSION),
@@ -120,7 +120,7 @@ def _fields_of(record: NodeRecord, identity: Identity) -> dict[int, object]:
         _COMING_KEY: _bitmaps(record.coming),
         15: record.since_s,
         16: record.room,
-        17: ANCHOR if record.is_anchor else 0,
+        17: ANCHOR * record.is_anchor | GIVES_TRUNK * record.gives_trunk,
         _ZONE_KEY: record.zone,
     }
     return {key: value for key, value in fields.items() if key not in _OPTIONAL_KEYS or value}
@@ -212,6 +212,7 @@ def _from_fields(fields: dict[int, object], owner: PeerId) -> NodeRecord:
         addresses=tuple(fields[_ADDRESSES_KEY]),  # type: ignore[arg-type]  # checked by _check_fields
         coming=_by_layer(fields.get(_COMING_KEY, {})),
         is_anchor=bool(roles & ANCHOR),  # type: ignore[operator]  # as checked
+        gives_trunk=bool(roles & GIVES_TRUNK),  # type: ignore[operator]  # as checked
         zone=str(fields.get(_ZONE_KEY, "")),
         **values,  # type: ignore[arg-type]  # the scalars that _check_fields has checked, by name
     )

@@ -49,6 +49,8 @@ class NodeRecord:
     """Experts, of any layer, that it would hold besides."""
     is_anchor: bool = False
     """Everything is on its disk and slow: the last resort."""
+    gives_trunk: bool = False
+    """It has the whole trunk on its disk and gives it, by pieces (`node/seeding`)."""
     zone: str = ""
     """A name for its part of the network, chosen by its owner; at most 16 bytes of a-z, 0-9 and -. Empty: not said."""
     issued_ms: int = 0
@@ -80,6 +82,7 @@ class HolderRecord:
     room: int = 0
     is_anchor: bool = False
     zone: str = ""
+    gives_trunk: bool = False
 
 
 def of_layer(record: NodeRecord, layer: LayerId, expires_at_s: float) -> HolderRecord:
@@ -88,7 +91,7 @@ def of_layer(record: NodeRecord, layer: LayerId, expires_at_s: float) -> HolderR
         record.peer, record.model_root, layer, record.experts.get(layer, NOBODY), record.weight_format,
         record.roundings, record.kernel_class, record.capacity_mmacs, record.queue_ms, record.addresses,
         record.issued_ms, expires_at_s, record.coming.get(layer, NOBODY), record.since_s, record.room,
-        record.is_anchor, record.zone,
+        record.is_anchor, record.zone, record.gives_trunk,
     )  # fmt: skip
 
 

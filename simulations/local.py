@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from shoal.node.daemon import NodeInfo
+from shoal.node.node_info import NodeInfo
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest, ShoalError
 from shoal.simulations.node_process import Place, node_main

@@ -14,6 +14,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from shoal.experts.pieces.ranged import RangedPiece
 from shoal.node.daemon import no_progress, run_until
 from shoal.node.guest.sensors import MachineSensors
 from shoal.node.host import host
@@ -111,7 +112,7 @@ def give_wrong_bytes(told: Path) -> None:
             return None
         with told.open("ab") as file:
             file.write(b".")
-        wrong = bytearray(piece)
+        wrong = bytearray(piece.read(0, len(piece)) if isinstance(piece, RangedPiece) else piece)
         wrong[len(wrong) // 2] ^= 1
         return wrong
 

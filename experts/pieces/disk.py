@@ -43,6 +43,9 @@ class Disk(Protocol):
     def read(self, folder: str, name: str) -> bytearray | None:
         """A file's bytes; None if there is none."""
 
+    def read_range(self, folder: str, name: str, begin: int, size: int) -> bytearray | None:
+        """A part of a file; shorter where it ends, None if there is no file."""
+
     def remove(self, folder: str, name: str) -> None:
         """Remove a file if it is there. Not durable."""
 
@@ -101,6 +104,16 @@ class FolderDisk:
         finally:
             os.close(descriptor)
 
+    def read_range(self, folder: str, name: str, begin: int, size: int) -> bytearray | None:
+        try:
+            descriptor = os.open(self.root / folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return _read_from(descriptor, begin, size)
+        finally:
+            os.close(descriptor)
+
     def remove(self, folder: str, name: str) -> None:
         (self.root / folder / name).unlink(missing_ok=True)
 
@@ -135,10 +148,14 @@ class FolderDisk:
 
 
 def _read_all(descriptor: int) -> bytearray:
-    data = bytearray(os.fstat(descriptor).st_size)
+    return _read_from(descriptor, 0, os.fstat(descriptor).st_size)
+
+
+def _read_from(descriptor: int, begin: int, size: int) -> bytearray:
+    data = bytearray(size)
     view, done = memoryview(data), 0
     while done < len(data):
-        count = os.preadv(descriptor, [view[done:]], done)
+        count = os.preadv(descriptor, [view[done:]], begin + done)
         if count == 0:
             return data[:done]  # shorter than it was a moment ago: the hash will say so
         done += count

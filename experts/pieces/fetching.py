@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from shoal.experts.pieces.arriving import Arrival
 from shoal.experts.pieces.pieces import Piece
 from shoal.experts.pieces.sources import PeerSource, PieceSource
 from shoal.experts.pieces.store import PieceStore
@@ -237,15 +238,26 @@ class _Fetch:
     async def _bring(self, state: _Source, piece: Piece, on_bytes: FetchProgress) -> None:
         data = await state.source.fetch(piece, on_bytes)
         try:
-            await asyncio.to_thread(self._store.put, piece.digest, data)
+            size_bytes = await asyncio.to_thread(self._keep, piece, data)
         except CheckpointError as error:
             raise SourceLied(state.source.name, piece.name) from error
         state.failures = 0
         state.account.num_pieces += 1
-        state.account.size_bytes += len(data)
+        state.account.size_bytes += size_bytes
         self.num_stored += 1
-        self.stored_bytes += len(data)
+        self.stored_bytes += size_bytes
         self._on_stored(piece)
+
+    def _keep(self, piece: Piece, data: bytearray | Arrival) -> int:
+        """Blocking. Returns its length."""
+        if isinstance(data, bytearray):
+            self._store.put(piece.digest, data)
+            return len(data)
+        try:
+            self._store.adopt(piece.digest, data.folder, data.name)
+        finally:
+            data.close()
+        return data.size_bytes
 
     def _judge(self, state: _Source, piece: Piece, error: ShoalError) -> float:
         """What becomes of a source after an error; returns the pause that it gets."""

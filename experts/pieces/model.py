@@ -6,19 +6,29 @@ sources: who fills the store is the node's or the verb's business.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
 
 from shoal.experts.backend import ExpertWeights
-from shoal.experts.checkpoint import Checkpoint, StoredTensor
-from shoal.experts.digest import digest_config
+from shoal.experts.checkpoint import TORCH_DTYPES, Checkpoint, StoredTensor
+from shoal.experts.digest import digest_config, digest_tensors
 from shoal.experts.family import CONFIG_FILE, ModelSpec, model_spec, read_config
-from shoal.experts.manifest import Manifest
+from shoal.experts.manifest import Manifest, TrunkLeaf
 from shoal.experts.pieces.encoding import decode_piece
-from shoal.experts.pieces.pieces import ExpertPiece, Piece, TrunkPiece, expert_pieces
+from shoal.experts.pieces.pieces import (
+    ExpertPiece,
+    Piece,
+    TrunkPiece,
+    expert_pieces,
+    trunk_piece,
+    trunk_pieces,
+)
+from shoal.experts.pieces.ranged import RangedPiece
 from shoal.experts.pieces.ranges import parts_of
 from shoal.experts.pieces.shelf import Shelf, ShelfModel, read_note
+from shoal.experts.safetensors_header import ITEM_BYTES
 from shoal.experts.shard import ExpertShard
 from shoal.experts.store import ModelStore
 from shoal.protocol.errors import CheckpointError, InvalidRequest, ModelNotFound
@@ -54,6 +64,10 @@ class PieceModel(ModelStore):
     @property
     def name(self) -> str:
         return self.model.name
+
+    @property
+    def directory(self) -> Path:
+        return self.model.directory
 
     @property
     def config(self) -> Mapping[str, object]:
@@ -105,21 +119,45 @@ class PieceModel(ModelStore):
         leaf = self.manifest.trunk.get(name)
         if leaf is None:
             raise CheckpointError(self.name, name, "not in the manifest")
-        tensors = self._read(TrunkPiece(leaf.digest, name))
-        if [(each.name, each.dtype, each.shape) for each in tensors] != [(name, leaf.dtype, leaf.shape)]:
-            raise CheckpointError(self.name, name, "another name, dtype or shape than the manifest's")
-        return tensors[0].data
+        return self._read_tensor(trunk_piece(name, leaf), leaf).data
+
+    def trunk_piece(self, name: str) -> RangedPiece | None:
+        leaf = self.manifest.trunk.get(name)
+        return None if leaf is None else self.shelf.store.ranged(leaf.digest)
+
+    def has_trunk(self, layers: range | None = None) -> bool:
+        """Whether the pieces of the trunk, or of these layers of it, are in the store."""
+        there = {piece.digest for piece in self.shelf.store.pieces()}
+        return all(piece.digest in there for piece in trunk_pieces(self.manifest, layers))
 
     def close(self) -> None:
         """Nothing is open between calls."""
 
-    def _read(self, piece: Piece) -> tuple[StoredTensor, ...]:
+    def _read(self, piece: ExpertPiece) -> tuple[StoredTensor, ...]:
         data = self.shelf.store.read(piece.digest)
         if data is None:
-            wanted = f"--experts {piece.layer}:{piece.expert}" if isinstance(piece, ExpertPiece) else "--trunk"
-            raise ModelNotFound(f"{piece.name} of {self.name} is not here; try: shoal models pull {self.name} {wanted}")
+            raise self._missing(piece)
         self._bytes_read += len(data)
         return decode_piece(data, self.file_of(piece.name))
+
+    def _read_tensor(self, piece: TrunkPiece, leaf: TrunkLeaf) -> StoredTensor:
+        """A tensor of the trunk: read into its own memory and no other, then hashed."""
+        size_bytes = prod(leaf.shape) * ITEM_BYTES[leaf.dtype]
+        raw = self.shelf.store.read_range(piece.digest, piece.size_bytes - size_bytes, size_bytes)
+        if raw is None:
+            raise self._missing(piece)
+        data = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        typed = data.view(TORCH_DTYPES[leaf.dtype]).view(leaf.shape)
+        tensor = StoredTensor(piece.name, self.file_of(piece.name), leaf.dtype, typed)
+        if digest_tensors([tensor]) != leaf.digest:
+            self.shelf.store.verify([piece.digest])  # removes what is damaged
+            raise self._missing(piece)
+        self._bytes_read += size_bytes
+        return tensor
+
+    def _missing(self, piece: Piece) -> ModelNotFound:
+        wanted = f"--experts {piece.layer}:{piece.expert}" if isinstance(piece, ExpertPiece) else "--trunk"
+        return ModelNotFound(f"{piece.name} of {self.name} is not here; try: shoal models pull {self.name} {wanted}")
 
 
 def spec_of(config: Mapping[str, object], manifest: Manifest) -> ModelSpec:

@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 
 from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest import MANIFEST_FILE, Manifest, load_manifest, write_manifest
+from shoal.experts.pieces.arriving import forget
 from shoal.experts.pieces.disk import FolderDisk
 from shoal.experts.pieces.pins import pinned_in
 from shoal.experts.pieces.store import EvictionOrder, PieceStore, StorePolicy
@@ -136,6 +137,7 @@ class Shelf:
             is_used = bool(going & pinned_in(self.root))
         if is_used:
             raise InvalidRequest(f"a node on this machine serves {model.name}; try: shoal stop")
+        forget(self.disk, sorted(going))
         (model.directory / NOTE_FILE).unlink()  # from here on it is not on the shelf any more
         shutil.rmtree(model.directory)
         return self.store.remove(sorted(going))

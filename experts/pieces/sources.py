@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from shoal.experts.pieces.arriving import Arrival
 from shoal.experts.pieces.pieces import Piece
 from shoal.protocol.errors import ModelNotFound, SourceFailed
 
@@ -32,8 +33,8 @@ class PieceSource(Protocol):
     async def size(self, piece: Piece) -> int:
         """Bytes that fetching this piece will take. Raises as `fetch`."""
 
-    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
-        """A piece's bytes, unverified.
+    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray | Arrival:
+        """A piece's bytes, unverified; a large one as a file of the store's disk, which the caller closes.
 
         Raises:
             ModelNotFound: it does not have this piece. SourceFailed: unreachable, stalled, broke off. SourceBusy: come

@@ -7,6 +7,7 @@ writers wait for each other, readers for nobody.
 
     pieces/<64 hex digits>   a verified piece
     arriving/…               what is being written; garbage after a crash, and removed by the next writer's start
+    partial/…                pieces that come in parts (`arriving.py`); they outlive a program, and are never read
 
 Blocking; any thread. Knows digests; knows no models, no sources and no network.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from shoal.experts.digest import digest_bytes
 from shoal.experts.pieces.disk import Disk
+from shoal.experts.pieces.ranged import RangedPiece
 from shoal.protocol.errors import CheckpointError, DiskFull
 
 PIECES, ARRIVING = "pieces", "arriving"
@@ -110,6 +112,41 @@ class PieceStore:
             self._disk.mark_used(PIECES, digest.hex())
         return data
 
+    def adopt(self, digest: bytes, folder: str, name: str) -> None:
+        """As `put`, of a file of this disk that nobody writes any more; it is no longer there then.
+
+        Raises:
+            As `put`; where there is no room the file stays.
+        """
+        found = self._ranged(folder, name)
+        if found is None or found.digest() != digest:
+            raise CheckpointError(digest.hex()[:16], None, "not the bytes of this piece")
+        with self._disk.locked():
+            if not self.has(digest):
+                self._make_room(len(found))
+                self._disk.sync_file(folder, name)
+                self._disk.rename(folder, name, PIECES, digest.hex())
+                self._disk.sync_folder(PIECES)
+            else:
+                self._disk.remove(folder, name)
+
+    def ranged(self, digest: bytes) -> RangedPiece | None:
+        """A piece to be read by ranges, hashed now, step by step; None: it is not here, or was damaged and is here no
+        more.
+        """
+        found = self._ranged(PIECES, digest.hex())
+        if found is not None and found.digest() != digest:
+            self._remove_damaged(digest)
+            return None
+        self._disk.mark_used(PIECES, digest.hex())
+        return found
+
+    def read_range(self, digest: bytes, begin: int, size: int) -> bytearray | None:
+        """A part of a piece, NOT verified: whoever asks hashes what he makes of it. None: not here, or not so long."""
+        data = self._disk.read_range(PIECES, digest.hex(), begin, size)
+        self._disk.mark_used(PIECES, digest.hex())
+        return data if data is not None and len(data) == size else None
+
     def has(self, digest: bytes) -> bool:
         """Whether a piece is there by name; whether it is whole, `read` says."""
         return self._disk.find(PIECES, digest.hex()) is not None
@@ -141,7 +178,18 @@ class PieceStore:
     def verify(self, digests: Iterable[bytes]) -> list[bytes]:
         """Read and hash pieces; returns those that were damaged, which are gone now. Missing ones are not damaged."""
         there = {piece.digest for piece in self.pieces()}
-        return [digest for digest in digests if digest in there and self.read(digest) is None]
+        return [digest for digest in digests if digest in there and self.ranged(digest) is None]
+
+    def _ranged(self, folder: str, name: str) -> RangedPiece | None:
+        file = self._disk.find(folder, name)
+
+        def read(begin: int, size: int) -> bytearray:
+            data = self._disk.read_range(folder, name, begin, size)
+            if data is None or len(data) != size:
+                raise FileNotFoundError(errno.ENOENT, "evicted, or cut short, meanwhile", name)
+            return data
+
+        return None if file is None else RangedPiece(b"", file.size_bytes, read)
 
     def _verified(self, digest: bytes) -> bytearray | None:
         data = self._disk.read(PIECES, digest.hex())
@@ -151,7 +199,8 @@ class PieceStore:
         if not self.has(digest):
             return
         with self._disk.locked():  # and looks again: a writer may have put a good one in its place meanwhile
-            if self._verified(digest) is None:
+            found = self._ranged(PIECES, digest.hex())
+            if found is not None and found.digest() != digest:
                 self._disk.remove(PIECES, digest.hex())
 
     def _write(self, name: str, data: bytes | bytearray) -> None:

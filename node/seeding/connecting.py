@@ -6,8 +6,9 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from shoal.experts.pieces.disk import FolderDisk
 from shoal.node.holdings.joining import Place
-from shoal.node.seeding.peers import Peers, Wanted
+from shoal.node.seeding.peers import LOOK_S, Peers, Wanted
 from shoal.protocol.errors import ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
@@ -59,10 +60,15 @@ async def is_first(place: Place, model_root: bytes) -> bool:
 
 @asynccontextmanager
 async def peers_of(
-    wanted: Wanted, directory: Directory, connector: PieceConnector, draw: Callable[[], float]
+    wanted: Wanted,
+    directory: Directory,
+    connector: PieceConnector,
+    draw: Callable[[], float],
+    disk: FolderDisk | None = None,
+    look_s: float = LOOK_S,
 ) -> AsyncIterator[Peers]:
-    """The swarm as a source of pieces. Closes the connector too."""
-    peers = Peers(wanted, directory, connector, draw)
+    """The swarm as a source of pieces. disk, look_s: as `Peers` has them. Closes the connector too."""
+    peers = Peers(wanted, directory, connector, draw, look_s=look_s, disk=disk)
     try:
         yield peers
     finally:

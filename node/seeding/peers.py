@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from shoal.experts.digest import digest_bytes
-from shoal.experts.pieces.pieces import ExpertPiece, Piece
+from shoal.experts.pieces.arriving import Arrival
+from shoal.experts.pieces.disk import FolderDisk
+from shoal.experts.pieces.pieces import ExpertPiece, Piece, TrunkPiece
 from shoal.experts.pieces.sources import OnBytes
 from shoal.node.log_events import PeerLied, log_event
 from shoal.node.seeding.standing import Standing
@@ -76,6 +77,8 @@ class _View:
     holders: dict[Place, set[PeerId]] = field(default_factory=dict)
     coming: dict[Place, set[PeerId]] = field(default_factory=dict)
     addresses: dict[PeerId, tuple[str, ...]] = field(default_factory=dict)
+    trunk: set[PeerId] = field(default_factory=set)
+    """Who gives the trunk."""
 
 
 class Peers:
@@ -86,9 +89,11 @@ class Peers:
 
     def __init__(
         self, wanted: Wanted, directory: Directory, connector: PieceConnector, draw: Callable[[], float],
-        patience_s: float = PATIENCE_S, look_s: float = LOOK_S,
+        patience_s: float = PATIENCE_S, look_s: float = LOOK_S, disk: FolderDisk | None = None,
     ) -> None:  # fmt: skip
-        """draw: a number in 0..1, for jitter."""
+        """draw: a number in 0..1, for jitter. disk: the store's, where the trunk comes to part by part; None: nothing
+        of the trunk is asked for."""
+        self._disk = disk
         self._wanted = wanted
         self._directory = directory
         self._connector = connector
@@ -102,7 +107,11 @@ class Peers:
         self._partials: OrderedDict[bytes, Partial] = OrderedDict()
         self._gave_s = self._clock()
         self.bytes_taken = 0
-        """Of pieces, from all peers."""
+        """Of experts, from all peers."""
+        self.failure: ShoalError | None = None
+        """What went wrong last."""
+        self.lie: SourceLied | None = None
+        """The last wrong piece."""
 
     @property
     def name(self) -> str:
@@ -115,6 +124,11 @@ class Peers:
     @property
     def num_streams(self) -> int:
         return NUM_STREAMS
+
+    @property
+    def num_trunk_givers(self) -> int:
+        """Peers that say they give the trunk."""
+        return len(self._view.trunk)
 
     def standing(self, peer: PeerId) -> Standing:
         """What is known of a peer."""
@@ -157,6 +171,10 @@ class Peers:
         for found in await asyncio.gather(*channels, return_exceptions=True):
             if not isinstance(found, BaseException):
                 await found.aclose()
+        for partial in self._partials.values():
+            await asyncio.to_thread(partial.note)
+            partial.close()
+        self._partials.clear()
 
     def has_now(self, piece: Piece) -> bool:
         now_s = self._clock()
@@ -179,12 +197,12 @@ class Peers:
 
     async def size(self, piece: Piece) -> int:
         """The most that it can have: what it has exactly, its first chunk says."""
-        return self._wanted.max_piece_bytes
+        return self._wanted.max_piece_bytes if isinstance(piece, ExpertPiece) else piece.size_bytes
 
-    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
+    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray | Arrival:
         """A piece, verified. Raises as `PieceSource.fetch`; whoever did not give it is not free for a while.
 
-        *Cancellation:* what has come stays in memory for the next call.
+        *Cancellation:* what has come stays for the next call, in memory, or, of the trunk, on disk.
         """
         peer = self._fastest(piece)
         if peer is None:
@@ -193,14 +211,19 @@ class Peers:
         standing.num_taking += 1
         try:
             await self._take(peer, piece, partial, on_bytes)
-            self._check(peer, piece, partial)
+            await self._check(peer, piece, partial)
         except ShoalError as error:
+            self._keep(piece, partial)
+            self.failure = error
             standing.failed(error, piece.digest, self._clock(), self._draw())
             raise error if isinstance(error, SourceLied) else SourceFailed(f"peer {peer}", str(error)) from error
+        except BaseException:
+            self._keep(piece, partial)
+            raise
         finally:
             standing.num_taking -= 1
         standing.succeeded()
-        return partial.data
+        return partial.data if partial.file is None else partial.file
 
     async def _take(self, peer: PeerId, piece: Piece, partial: Partial, on_bytes: OnBytes) -> None:
         begun_s, taken = self._clock(), 0
@@ -208,7 +231,7 @@ class Peers:
         def count(size_bytes: int) -> None:
             nonlocal taken
             taken += size_bytes
-            self.bytes_taken += size_bytes
+            self.bytes_taken += size_bytes if isinstance(piece, ExpertPiece) else 0
             self._gave_s = self._clock()
             on_bytes(size_bytes)
             if self._is_too_slow(peer, piece, taken, self._gave_s - begun_s):
@@ -216,31 +239,35 @@ class Peers:
 
         channel = await self._channel(peer)
         try:
-            await Taking(channel, self._wanted.model_root, piece.digest, self._wanted.max_piece_bytes, count).run(
-                partial
-            )
+            most_bytes = await self.size(piece)
+            await Taking(channel, self._wanted.model_root, piece.digest, most_bytes, count).run(partial)
         except BaseExceptionGroup as group:
-            self._keep(piece, partial)
             raise _first_error(group) from None
-        except BaseException:
-            self._keep(piece, partial)
-            raise
         finally:
             if taken:
                 self.standing(peer).gave(taken, self._clock() - begun_s)
 
-    def _check(self, peer: PeerId, piece: Piece, partial: Partial) -> None:
-        if digest_bytes(partial.data) == piece.digest:
+    async def _check(self, peer: PeerId, piece: Piece, partial: Partial) -> None:
+        is_small = partial.file is None
+        if (partial.digest() if is_small else await asyncio.to_thread(partial.digest)) == piece.digest:
             return
-        if partial.givers == {peer}:
+        givers = set(partial.givers)
+        partial.forget()
+        if givers == {peer}:
             log_event(PeerLied(peer, piece.name))
-            raise SourceLied(f"peer {peer}", piece.name)
-        for giver in partial.givers:  # one of them: it will show when each gives a whole one
+            self.lie = SourceLied(f"peer {peer}", piece.name)
+            raise self.lie
+        for giver in givers:  # one of them: it will show when each gives a whole one
             self.standing(giver).is_doubted = True
         raise SourceFailed(f"peer {peer}", f"{piece.name} was put together from several, and one gave wrong bytes")
 
     def _holders(self, piece: Piece) -> set[PeerId]:
-        return self._view.holders.get(_place(piece), set()) if isinstance(piece, ExpertPiece) else set()
+        match piece:
+            case ExpertPiece():
+                return self._view.holders.get(_place(piece), set())
+            case TrunkPiece():
+                return self._view.trunk if self._disk is not None else set()
+        return set(self._view.addresses)  # a small file: everybody may have it, and says so
 
     def _is_free(self, peer: PeerId, piece: Piece, now_s: float) -> bool:
         standing = self.standing(peer)
@@ -273,17 +300,28 @@ class Peers:
 
     def _partial_for(self, piece: Piece, peer: PeerId) -> Partial:
         """What others left of it; nothing, if one of them or this one is doubted."""
-        found = self._partials.pop(piece.digest, None)
-        if found is None or found.givers == {peer}:
-            return found or Partial()
+        found = self._partials.pop(piece.digest, None) or self._begun(piece)
+        if found.givers <= {peer}:
+            return found
         standings = [self.standing(each) for each in (*found.givers, peer)]
-        return Partial() if any(each.is_doubted or each.is_dropped for each in standings) else found
+        if not any(each.is_doubted or each.is_dropped for each in standings):
+            return found
+        found.forget()
+        return found
+
+    def _begun(self, piece: Piece) -> Partial:
+        """What an earlier run left of it, if that is on disk."""
+        if self._disk is not None and isinstance(piece, TrunkPiece):
+            return Partial.into(Arrival(self._disk, piece.digest))
+        return Partial()
 
     def _keep(self, piece: Piece, partial: Partial) -> None:
-        if partial.is_begun:
-            self._partials[piece.digest] = partial
-            while len(self._partials) > MAX_PARTIALS:
-                self._partials.popitem(last=False)
+        if not partial.is_begun:
+            partial.close()
+            return
+        self._partials[piece.digest] = partial
+        while len(self._partials) > MAX_PARTIALS:
+            self._partials.popitem(last=False)[1].close()
 
     async def _channel(self, peer: PeerId) -> PieceChannel:
         """The connection to a peer, opened if need be."""
@@ -316,6 +354,8 @@ def _is_of_use(opening: "asyncio.Future[PieceChannel]") -> bool:
 
 def _add(view: _View, record: HolderRecord) -> None:
     view.addresses[record.peer] = record.addresses
+    if record.gives_trunk:
+        view.trunk.add(record.peer)
     for expert in record.experts:
         view.holders.setdefault((record.layer, expert), set()).add(record.peer)
     for expert in record.coming:

@@ -10,12 +10,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
+from shoal.experts.pieces.ranged import RangedPiece
 from shoal.node.log_events import PieceNotGiven, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.seeding.choke import NUM_TURNS, Choke
 from shoal.node.seeding.library import PieceLibrary
 from shoal.node.serving.admission import Admission, Wire
-from shoal.protocol.errors import Busy, Draining, Malformed, NotHeld, ShoalError, WrongModel
+from shoal.protocol.errors import Busy, CheckpointError, Draining, Malformed, NotHeld, ShoalError, WrongModel
+from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Chunk
 from shoal.protocol.net.channel import PieceReply, PieceRequest
@@ -38,6 +40,8 @@ MAX_ASKED_AT_ONCE = 16
 ASKED_TOO_MUCH_RETRY_S = 0.5
 """Its next chunk leaves before."""
 
+Content = bytes | bytearray | RangedPiece
+
 OPEN_IDLE_S = 30.0
 """A piece stays in memory so long after the last chunk of it: its taker may have had a short break."""
 
@@ -57,7 +61,7 @@ class Seeder:
         self.choke = Choke(library.piece_bytes)
         self._is_open = True
         self._asked: Counter[PeerId] = Counter()
-        self._pieces: OrderedDict[bytes, asyncio.Task[bytes | bytearray | None]] = OrderedDict()
+        self._pieces: OrderedDict[bytes, asyncio.Task[Content | None]] = OrderedDict()
         self._leaving = asyncio.Lock()
         """Chunks leave one at a time, in the order in which they were asked for."""
         self._timer: asyncio.TimerHandle | None = None
@@ -118,11 +122,20 @@ class Seeder:
             self._check_open()
             size = min(message.size, len(piece) - message.begin, self._chunk_bytes)
             self._count(request.peer, message.begin + size == len(piece), size)
-        body = memoryview(piece)[message.begin : message.begin + size]
+        body = await self._part(piece, message.begin, size)
         return PieceReply(Chunk(request.request_hash, len(piece), size), body)
 
-    async def _open(self, digest: bytes) -> bytes | bytearray:
-        """A piece in memory; read and hashed once for all who take it.
+    async def _part(self, piece: Content, begin: int, size: int) -> Buffer:
+        if not isinstance(piece, RangedPiece):
+            return memoryview(piece)[begin : begin + size]
+        try:
+            return await asyncio.to_thread(piece.read, begin, size)
+        except (OSError, CheckpointError) as error:
+            log_event(PieceNotGiven(type(error).__name__))
+            raise NotHeld("this piece is not here any more") from error
+
+    async def _open(self, digest: bytes) -> Content:
+        """A piece in memory, or, of the trunk, where it lies; read and hashed once for all who take it.
 
         Raises:
             NotHeld: it is not on this machine, or damaged.
@@ -139,7 +152,7 @@ class Seeder:
             raise NotHeld("this piece is not here")
         return piece
 
-    async def _read(self, digest: bytes) -> bytes | bytearray | None:
+    async def _read(self, digest: bytes) -> Content | None:
         try:
             return await asyncio.to_thread(self._library.read, digest)
         except OSError as error:

@@ -98,6 +98,10 @@ class MemoryDisk:
         data = self._files.get((folder, name))
         return None if data is None else bytearray(data)
 
+    def read_range(self, folder: str, name: str, begin: int, size: int) -> bytearray | None:
+        data = self.read(folder, name)
+        return None if data is None else data[begin : begin + size]
+
     def remove(self, folder: str, name: str) -> None:
         self._files.pop((folder, name), None)
 

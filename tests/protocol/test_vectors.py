@@ -13,9 +13,11 @@ from shoal.protocol.dtypes import DType, row_bytes
 from shoal.protocol.errors import WireCode
 from shoal.protocol.frames import FrameDecoder
 from shoal.protocol.handshake import ServerHandshake, signed_bytes
+from shoal.protocol.invite import decode_invite
 from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import MemberGate
 from shoal.protocol.messages import MESSAGE_TYPES, BytesField, Dispatch, Field, IntField, IntsField, Message, Partial
+from shoal.protocol.model_files import decode_files, list_digest
 from shoal.protocol.net.refusals import ERROR_TYPES
 from shoal.protocol.pulses import earlier
 from shoal.protocol.record_book import RecordBook
@@ -78,13 +80,24 @@ def test_every_block_of_bytes_in_the_document_is_a_vector():
         "revocation_list",
         "sync_request",
         "sync_reply",
+        "file_list",
     }
     for name, text in BLOCKS.items():
         assert text == VECTORS[name], name
 
 
 @pytest.mark.parametrize(
-    "name", ["server_public_key", "client_public_key", "request_hash", "fetch_hash", "roster_name", *PRIVATE]
+    "name",
+    [
+        "server_public_key",
+        "client_public_key",
+        "request_hash",
+        "fetch_hash",
+        "roster_name",
+        "file_list_digest",
+        "invite",
+        *PRIVATE,
+    ],
 )
 def test_every_value_in_the_documents_prose_is_a_vector(name):
     assert f"`{VECTORS[name]}`" in DOCUMENT
@@ -194,6 +207,13 @@ def test_the_documents_pulses_lead_to_its_record():
 def test_the_documents_sync_is_read_as_what_it_says():
     assert decode_request(bytes.fromhex(BLOCKS["sync_request"])) == examples.SYNC_REQUEST
     assert decode_reply(bytes.fromhex(BLOCKS["sync_reply"])) == examples.SYNC_REPLY
+
+
+def test_the_documents_token_leads_to_its_list_of_files():
+    assert decode_invite(VECTORS["invite"]) == examples.INVITE
+    encoded = bytes.fromhex(BLOCKS["file_list"])
+    assert list_digest(encoded) == examples.INVITE.files
+    assert decode_files(encoded) == examples.FILES
 
 
 @pytest.mark.parametrize("message", MESSAGE_TYPES.values(), ids=lambda message: message.__name__)

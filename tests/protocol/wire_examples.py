@@ -14,6 +14,7 @@ from shoal.protocol.handshake import ClientHandshake
 from shoal.protocol.herald import Herald
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.invite import Invite, encode_invite
 from shoal.protocol.lan import LanSwarm
 from shoal.protocol.membership import Founder, token_id
 from shoal.protocol.messages import (
@@ -33,6 +34,7 @@ from shoal.protocol.messages import (
     WeightFormat,
     Welcome,
 )
+from shoal.protocol.model_files import ListedFile, encode_files, list_digest
 from shoal.protocol.pulses import PulseChain
 from shoal.protocol.record_book import tag_of
 from shoal.protocol.record_seal import RecordSeal
@@ -121,11 +123,18 @@ CONTENT = NodeRecord(
 )  # fmt: skip
 FULL_CONTENT = replace(
     CONTENT, coming={LayerId(3): frozenset(map(ExpertId, (2, 3)))}, since_s=1_799_900_000, room=40, is_anchor=True,
-    zone="za-cpt",
+    gives_trunk=True, zone="za-cpt",
 )  # fmt: skip
 SAID, FULL_SAID = (Herald(SERVER, lambda: NOW_S).say(content) for content in (CONTENT, FULL_CONTENT))
 CHAIN = PulseChain(SERVER, MODEL_ROOT, round(NOW_S * 1000))
 PULSE_INDEX = 8
+FILES = (
+    ListedFile("config.json", 1353, b"\xaa" * 32),
+    ListedFile("shoal.manifest.json", 100_000, b"\xbb" * 32),
+    ListedFile("tokenizer.json", 80_000, b"\xcc" * 32),
+)
+FILE_LIST = encode_files(FILES)
+INVITE = Invite(MODEL_ROOT, (f"/ip4/192.0.2.7/tcp/4001/p2p/{SERVER.peer}",), files=list_digest(FILE_LIST))
 SYNC_REQUEST = SyncRequest(
     roster_name(MODEL_ROOT), index=PULSE_INDEX, pulse=CHAIN[PULSE_INDEX], is_summary_wanted=True,
     tags=(tag_of(SAID.data),),
@@ -162,6 +171,9 @@ def vectors() -> dict[str, str]:
         .announce(SERVER.public_key, LAN_PORT, LAN_NONCE)["s"]
         .hex(),
         "revocation_list": REVOCATIONS.encoded.hex(),
+        "file_list": FILE_LIST.hex(),
+        "file_list_digest": list_digest(FILE_LIST).hex(),
+        "invite": encode_invite(INVITE),
         "sealed_record": SEAL.seal(SAID.data, SERVER.peer).hex(),
     }
 

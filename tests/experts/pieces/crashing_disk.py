@@ -81,6 +81,10 @@ class CrashingDisk:
         inode = self.names.get((folder, name))
         return None if inode is None else bytearray(inode.cached)
 
+    def read_range(self, folder: str, name: str, begin: int, size: int) -> bytearray | None:
+        data = self.read(folder, name)
+        return None if data is None else data[begin : begin + size]
+
     def remove(self, folder: str, name: str) -> None:
         self._step()
         if (folder, name) in self.names:
