@@ -13,6 +13,7 @@ import pytest
 from shoal.experts.family import model_spec, read_config
 from shoal.experts.manifest import Manifest
 from shoal.experts.manifest_maker import Making, make_manifest
+from shoal.experts.pieces.arriving import Arrival
 from shoal.experts.pieces.disk import FolderDisk
 from shoal.experts.pieces.encoding import decode_piece
 from shoal.experts.pieces.fetching import Fetched, FetchSettings, fetch_pieces
@@ -361,7 +362,7 @@ def test_a_fetch_that_is_cancelled_goes_on_where_it_was(model: Path, manifest: M
         async def size(self, piece: Piece) -> int:
             return await self.source.size(piece)
 
-        async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
+        async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray | Arrival:
             if self.given == 3:
                 self.is_stuck.set()
                 await asyncio.Event().wait()
