@@ -11,8 +11,9 @@ import pytest
 from shoal.experts.digest import digest_bytes, digest_config
 from shoal.experts.manifest import MANIFEST_FILE, decode_manifest, write_manifest
 from shoal.experts.manifest_maker import make_manifest
-from shoal.experts.pieces.pieces import all_experts
+from shoal.experts.pieces.pieces import all_experts, trunk_pieces
 from shoal.experts.pieces.shelf import Shelf
+from shoal.experts.small_files import SmallFiles
 from shoal.experts.store import ModelStore
 from shoal.node.metrics import NodeMetrics
 from shoal.node.seeding.choke import NUM_TURNS
@@ -24,6 +25,7 @@ from shoal.protocol import limits
 from shoal.protocol.errors import Busy, Draining, Malformed, NotHeld, WrongModel
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Fetch
+from shoal.protocol.model_files import decode_files
 from shoal.protocol.net.channel import PieceReply, PieceRequest
 from tests.checkpoints import SHAPES, write_checkpoint
 
@@ -98,6 +100,57 @@ def test_every_expert_is_given_with_the_bytes_of_its_digest(layout: str, request
         assert metrics.bytes_given >= metrics.pieces_given * 1000
 
     with_seeder(request.getfixturevalue(layout), test)
+
+
+def test_every_tensor_of_the_trunk_is_given_with_the_bytes_of_its_digest(model: Path) -> None:
+    shelf = Shelf(model.parent / "whole")
+
+    async def pull() -> Path:
+        async with planned(Wish("tiny", (str(model),), "none"), shelf) as pulled:
+            await pulled.run(lambda done, total: None)
+        return shelf.find("tiny").directory
+
+    async def test(store: ModelStore, seeder: Seeder, metrics: NodeMetrics) -> None:
+        for piece in trunk_pieces(store.manifest):
+            data = await whole(seeder, fetch(store.manifest.root, piece.digest, size=1000))
+            assert (digest_bytes(data), len(data)) == (piece.digest, piece.size_bytes)
+
+    with_seeder(model, test)
+    with_seeder(asyncio.run(pull()), test)
+
+
+def test_a_tensor_that_is_damaged_or_cut_short_is_not_given(model: Path) -> None:
+    damaged = next(iter(sorted(model.glob("*.safetensors"))))
+    data = bytearray(damaged.read_bytes())
+
+    async def test(store: ModelStore, seeder: Seeder, metrics: NodeMetrics) -> None:
+        pieces = [piece for piece in trunk_pieces(store.manifest) if store.file_of(piece.name) == damaged.name]
+        for piece in pieces:
+            with pytest.raises(NotHeld):
+                await ask(seeder, fetch(store.manifest.root, piece.digest))
+        assert pieces
+
+    header_bytes = int.from_bytes(data[:8], "little")
+    for at in range(8 + header_bytes, len(data)):
+        data[at] ^= 1
+    damaged.write_bytes(data)
+    with_seeder(model, test)
+
+
+def test_small_files_and_their_list_are_given_by_hash(model: Path) -> None:
+    (model / "tokenizer.json").write_text("{}")
+
+    async def test(store: ModelStore, seeder: Seeder, metrics: NodeMetrics) -> None:
+        root, files = store.manifest.root, SmallFiles(store)
+        listed = decode_files(await whole(seeder, fetch(root, files.list_digest)))
+        assert {file.name for file in listed} >= {"config.json", MANIFEST_FILE, "tokenizer.json"}
+        for file in listed:
+            data = await whole(seeder, fetch(root, file.digest))
+            assert (digest_bytes(data), len(data)) == (file.digest, file.size_bytes)
+        (model / "tokenizer.json").write_text("[]")  # another one meanwhile
+        assert files.read(digest_bytes(b"{}")) is None
+
+    with_seeder(model, test)
 
 
 def test_whoever_knows_only_the_root_is_given_the_manifest_and_the_config(model: Path) -> None:
