@@ -157,6 +157,14 @@ def test_an_invite_names_other_members_and_no_more_than_a_token_holds() -> None:
     assert swarms.mint("default", "ben", 1.0, others).bootstrap == tuple(others[:8])
 
 
+def test_an_invite_vouches_for_the_files_that_the_founders_own_token_does() -> None:
+    founder = founded()
+    for files in (None, b"f" * 32):
+        own = Invite(ROOT, (ADDRESS,), swarms.own_membership(founder), files)
+        swarms.keep_token("default", encode_invite(own))
+        assert swarms.mint("default", "ana", 1.0).files == files
+
+
 def test_the_list_of_invites_is_what_its_schema_says() -> None:
     founded()
     swarms.mint("default", "ana", 1.0)
