@@ -73,15 +73,16 @@ def encode_rows(x: torch.Tensor, dtype: DType) -> torch.Tensor:
 
 
 def decode_rows(data: Buffer, dtype: DType, num_rows: int, hidden: int) -> torch.Tensor:
-    """The inverse of `encode_rows`: f32[T, H], or bf16[T, H] of bf16. `data`: exactly the rows' bytes; it is copied.
+    """The inverse of `encode_rows`: f32[T, H], or bf16[T, H] of bf16. `data`: exactly the rows' bytes; if they can be
+    written to, the tensor may lie on them.
 
     Raises:
         Malformed: a scale or value that no encoder writes. NonFinite: NaN or infinity.
     """
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # torch wants a writable buffer of its own
     if dtype in TORCH_DTYPES:
-        x = raw.view(TORCH_DTYPES[dtype]).view(num_rows, hidden)
+        x = torch.frombuffer(_writable(data), dtype=TORCH_DTYPES[dtype]).view(num_rows, hidden)
     else:
+        raw = torch.frombuffer(_writable(data), dtype=torch.uint8)
         decode = _from_fp8 if dtype is DType.FP8 else _from_int8
         rows = torch.split(raw.view(num_rows, row_bytes(dtype, hidden)), ROWS_IN_CACHE)
         parts = [
@@ -109,7 +110,7 @@ def read_dispatch_body(message: Dispatch, body: Buffer) -> Rows:
         raise Malformed(f"a body of {len(body)} bytes instead of {message.body_size()}")
     num_pairs = message.num_pairs
     weights_at = message.num_tokens * row_bytes(message.dtype, message.hidden)
-    x = decode_rows(body[:weights_at], DType(message.dtype), message.num_tokens, message.hidden)
+    x = decode_rows(memoryview(body)[:weights_at], DType(message.dtype), message.num_tokens, message.hidden)
     pairs = bytearray(body[weights_at:])
     topk_weights = torch.frombuffer(pairs, dtype=torch.float32, count=num_pairs)
     row_idx = torch.frombuffer(pairs, dtype=torch.uint16, count=num_pairs, offset=4 * num_pairs).to(torch.int64)
@@ -216,8 +217,19 @@ def _offsets(num_rows: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(offsets)
 
 
-def _check_finite(tensor: torch.Tensor) -> None:
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether there is no NaN and no infinity in it. Costs 2 us for a row of 7,168, an eighth of looking at each."""
     # a sum is finite only if (nearly always) every term is; the exact check runs when it is not
-    # (math's isfinite: 1.5 us where torch's takes 8, four times an exchange)
-    if not math.isfinite(tensor.float().sum()) and not bool(torch.isfinite(tensor).all()):
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all())
+
+
+def _check_finite(tensor: torch.Tensor) -> None:
+    if not is_finite(tensor):
         raise NonFinite("NaN or infinity in a tensor")
+
+
+def _writable(data: Buffer) -> memoryview:
+    """Bytes that torch takes: it wants to be able to write to them. A frame that came in parts lies in a buffer of its
+    own already, one that came whole is a view of what the socket gave."""
+    view = memoryview(data)
+    return memoryview(bytearray(view)) if view.readonly else view

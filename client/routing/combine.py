@@ -14,7 +14,8 @@ from shoal.protocol.ids import ExpertId
 
 @dataclass(frozen=True, slots=True)
 class PartialSum:
-    """One holder's answer. experts: ascending · token_idx: i64[N] into the layer's T tokens · values: f32[N, H]."""
+    """One holder's answer. experts: ascending · token_idx: i64[N] into the layer's T tokens, ascending · values:
+    f32[N, H]."""
 
     experts: tuple[ExpertId, ...]
     token_idx: torch.Tensor
@@ -25,5 +26,8 @@ def combine(partials: Iterable[PartialSum], num_tokens: int, hidden: int) -> tor
     """Sum the answers of all holders of a layer: f32[T, H]. Every needed expert must be in exactly one of them."""
     total = torch.zeros(num_tokens, hidden)
     for partial in sorted(partials, key=lambda part: part.experts[0]):
-        total.index_add_(0, partial.token_idx, partial.values)
+        if len(partial.token_idx) == num_tokens:  # all of them, ascending
+            total.add_(partial.values)
+        else:
+            total.index_add_(0, partial.token_idx, partial.values)
     return total

@@ -26,6 +26,7 @@ from shoal.protocol.errors import Busy, CoverageGap, DeadlineExceeded, Integrity
 from shoal.protocol.events import FailedOver, Hedged, Observer
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.messages import Rounding
+from shoal.protocol.tensors import is_finite
 
 MAX_WAIT_S = 30.0
 """How long a layer waits for holders that are all busy or gone before its error: most restarts are shorter."""
@@ -89,7 +90,7 @@ class SwarmExperts:
 
         *Cancellation:* requests in flight are cancelled at their holders.
         """
-        if not bool(torch.isfinite(x).all()):
+        if not is_finite(x):
             # said here, or every holder would refuse and be taken for a liar
             raise IntegrityError(f"the hidden states of layer {layer} are not finite: the trunk's weights are damaged")
         started = self._clock()
@@ -116,8 +117,9 @@ class SwarmExperts:
         started = self._clock()
         self._hedges.earn()
         self._retries.earn()
+        patience = self._patience(request)
         try:
-            raced = await race(self._ask_one(request), partial(self._when_late, request))
+            raced = await race(self._ask_one(request), patience.first_s, partial(self._when_late, request, patience))
         except ShoalError as error:
             self._note_failure(request, error)
             if not error.retry_elsewhere:
@@ -138,24 +140,27 @@ class SwarmExperts:
         finally:
             request.call.awaited.remove(asked)
 
-    async def _when_late(self, request: "_Request") -> Coroutine[None, None, list[PartialSum]]:
-        """Another way to the same answer, when it is time for one and there is one; else this waits on.
+    def _patience(self, request: "_Request") -> "_Patience":
+        health, macs = self._holders.holder(request.peer).health, self._exchange.macs(request.call, request.experts)
+        return _Patience(
+            health, health.hedge_after_s(macs), health.rto_s(macs), health.num_in_flight + 1, health.num_answered
+        )
+
+    async def _when_late(self, request: "_Request", patience: "_Patience") -> Coroutine[None, None, list[PartialSum]]:
+        """Another way to the same answer, when it is time for one and there is one; else this waits on. To be called
+        when `patience.first_s` have passed.
 
         Later than most of its answers: within the budget of hedges. Later than it ever was: of retries. A replica that
         is busy, or a budget that is spent, may be otherwise a timeout later; the holder's own deadline is much longer.
         """
-        health, macs = self._holders.holder(request.peer).health, self._exchange.macs(request.call, request.experts)
-        rto_s = health.rto_s(macs)
-        hedge_after_s = health.hedge_after_s(macs)
-        if hedge_after_s < rto_s:
-            await _until_late(health, hedge_after_s)
+        rto_s = patience.rto_s
+        await _until_late(patience)
+        if patience.hedge_after_s < rto_s:
             plan = self._elsewhere(request, (Standing.USABLE,))
             if not plan.uncovered and self._hedges.take():
                 request.is_hedged = True
                 return self._carry_out(request.call, plan, request.tried)
-            await asyncio.sleep(rto_s - hedge_after_s)
-        else:
-            await _until_late(health, rto_s)
+            await asyncio.sleep(rto_s - patience.hedge_after_s)
         while True:
             plan = self._elsewhere(request, ASKED)
             if not plan.uncovered and self._retries.take():
@@ -225,7 +230,7 @@ class SwarmExperts:
         """
         while True:
             awaited = call.awaited_for(experts)
-            if self._cover(call, experts, (*ASKED, Standing.BUSY), awaited).uncovered:
+            if awaited and self._cover(call, experts, (*ASKED, Standing.BUSY), awaited).uncovered:
                 awaited = ()
             plan = self._last_resort(call, experts, self._cover(call, experts, ASKED, awaited))
             if not plan.uncovered:
@@ -268,6 +273,8 @@ class SwarmExperts:
         An anchor is asked for an expert only when every other holder of it is gone, has its breaker open, or has failed
         this request or let its deadline pass; who is busy is waited for as long as the layer may wait.
         """
+        if not (plan.uncovered or self._holders.doubtful(plan.shares)):
+            return plan
         awaited = call.awaited_for(experts)
         failed = [peer for peer in tried if peer not in awaited]
         return self._ask_anchors(call, plan, self._holders.hoped_for(call.layer, failed), (*tried, *awaited))
@@ -306,14 +313,33 @@ class _Request:
     """Others were asked before the holder could be called stalled."""
 
 
-async def _until_late(health: Health, after_s: float) -> None:
-    """Wait until the request that was just sent is late. While a holder answers those that were sent before it, the
-    time begins anew with each (RFC 6298 §5.3): chunks of a prompt stand in line behind one another on a slow link."""
-    for _ in range(max(1, health.num_in_flight)):
-        num_answered = health.num_answered
-        await asyncio.sleep(after_s)
-        if health.num_answered == num_answered:
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How long a holder is waited for, as it was when the request was sent."""
+
+    health: Health
+    hedge_after_s: float
+    rto_s: float
+    num_in_flight: int
+    """Requests to it, this one included."""
+    num_answered: int
+
+    @property
+    def first_s(self) -> float:
+        """Before this nobody looks."""
+        return min(self.hedge_after_s, self.rto_s)
+
+
+async def _until_late(patience: _Patience) -> None:
+    """Wait until a request is late; it was sent `patience.first_s` ago. While a holder answers those that were sent
+    before it, the time begins anew with each (RFC 6298 §5.3): chunks of a prompt stand in line behind one another on a
+    slow link."""
+    num_answered = patience.num_answered
+    for _ in range(patience.num_in_flight - 1):
+        if patience.health.num_answered == num_answered:
             return
+        num_answered = patience.health.num_answered
+        await asyncio.sleep(patience.first_s)
 
 
 async def _all(parts: Sequence[Coroutine[None, None, list[PartialSum]]]) -> list[list[PartialSum]]:

@@ -51,12 +51,19 @@ class LayerCall:
     num_pauses: int = 0
     """How often all holders of some expert had failed."""
     _encoded: dict[DType, torch.Tensor] = field(default_factory=dict)
+    _selected: dict[tuple[ExpertId, ...], ExpertRows] = field(default_factory=dict)
 
     def encoded(self, dtype: DType) -> torch.Tensor:
         """The hidden states of all tokens in a format, a row each; made once, whoever is asked."""
         if dtype not in self._encoded:
             self._encoded[dtype] = encode_rows(self.x, dtype)
         return self._encoded[dtype]
+
+    def selected(self, experts: tuple[ExpertId, ...]) -> ExpertRows:
+        """The rows of some experts; cut out once, whoever is asked."""
+        if experts not in self._selected:
+            self._selected[experts] = self.rows.select(experts)
+        return self._selected[experts]
 
     def awaited_for(self, experts: Collection[ExpertId]) -> tuple[PeerId, ...]:
         """Holders whose answer for some of these is still awaited."""
@@ -82,7 +89,7 @@ class Exchange:
 
     def macs(self, call: LayerCall, experts: tuple[ExpertId, ...]) -> int:
         """Multiply-accumulates of some experts of a call."""
-        return sum(call.rows.select(experts).num_rows) * self._model.macs_per_row
+        return call.selected(experts).num_pairs * self._model.macs_per_row
 
     async def ask(self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...], now: float) -> PartialSum:
         """Have a holder compute some experts of a call. now: loop time.
@@ -92,16 +99,17 @@ class Exchange:
 
         *Cancellation:* the holder is told.
         """
-        rows = call.rows.select(experts)
-        token_idx, row_idx = torch.unique(rows.row_idx, return_inverse=True)  # only the tokens this holder needs
+        rows = call.selected(experts)
+        token_idx, row_idx = rows.own_tokens(len(call.x))  # only the tokens this holder needs
         holder = self._holders.holder(peer)
         macs = len(row_idx) * self._model.macs_per_row
         if holder.channel is None:
             raise ChannelClosed(f"{peer} is gone")
         formats = self._format(holder.channel, holder.health)
         message = self._message(call, rows, len(token_idx), holder.health.deadline_s(macs), formats)
+        encoded = call.encoded(formats.up)
         body = (
-            tensor_bytes(call.encoded(formats.up)[token_idx]),
+            tensor_bytes(encoded if len(token_idx) == len(encoded) else encoded[token_idx]),
             tensor_bytes(rows.topk_weights),
             tensor_bytes(row_idx.to(torch.int32).to(torch.uint16)),
         )

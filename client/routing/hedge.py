@@ -45,19 +45,33 @@ class Raced(Generic[Result]):
 
 async def race(
     primary: Work[Result],
+    after_s: float,
     when_to_back_up: Callable[[], Awaitable[Work[Result] | None]],
 ) -> Raced[Result]:
     """Run `primary`; when `when_to_back_up` returns another way to the same answer, that too: the first success wins.
 
-    `when_to_back_up` waits for as long as the primary deserves, and returns None if there is no other way.
+    Nothing but a timer stands beside the primary for `after_s` (most answers come sooner, and a task that waits would
+    cost each of them two turns of the loop). Then `when_to_back_up` waits for as long as the primary deserves beyond
+    that, and returns None if there is no other way.
 
     Raises:
         ShoalError: the primary failed and no backup ran, or both failed; the primary's error.
 
     *Cancellation:* both are cancelled. They have ended when this returns, whatever the outcome.
     """
-    backup = _Backup(when_to_back_up)
-    first, second = asyncio.create_task(primary), asyncio.create_task(backup.run())
+    first = asyncio.create_task(primary)
+    try:
+        done, _ = await asyncio.wait({first}, timeout=after_s)
+    except asyncio.CancelledError:
+        await _end(first)
+        raise
+    if done:
+        return Raced(first.result(), is_backup=False)
+    return await _race_late(first, _Backup(when_to_back_up))
+
+
+async def _race_late(first: asyncio.Task[Result], backup: "_Backup[Result]") -> Raced[Result]:
+    second = asyncio.create_task(backup.run())
     try:
         await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
         if first.done():

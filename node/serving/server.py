@@ -24,7 +24,7 @@ from shoal.protocol.errors import Draining, Malformed, NotHeld, PeerFailed, Shoa
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Dispatch, DType, Partial, Rounding, WeightFormat
 from shoal.protocol.net.channel import Reply, Request
-from shoal.protocol.tensors import encode_rows, read_dispatch_body, tensor_bytes
+from shoal.protocol.tensors import encode_rows, is_finite, read_dispatch_body, tensor_bytes
 
 DTYPES_OF_ROUNDING = {Rounding.FP32: frozenset(DType), Rounding.BF16: frozenset(DType) - {DType.F32}}
 
@@ -99,7 +99,7 @@ class ExpertServer:
             computed = await self._batcher.run(Job(request.peer, call, request.deadline))
             elapsed_s = self._clock() - arrived
         self._count(request, computed)
-        if not bool(torch.isfinite(computed.result).all()):
+        if not is_finite(computed.result):
             raise PeerFailed("the result of a kernel is not finite")
         reply = Partial(
             request.request_hash, message.num_tokens, message.hidden,

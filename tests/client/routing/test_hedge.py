@@ -29,7 +29,7 @@ def raced(primary: Work[str], backup: Work[str] | None, is_late: bool = True) ->
         return backup
 
     async def main() -> Raced[str]:
-        result = await race(primary, when)
+        result = await race(primary, 0.0, when)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return result
 
@@ -44,6 +44,49 @@ def test_a_backup_overtakes_a_late_answer() -> None:
     assert raced(answer("first", asyncio.Event()), answer("second")) == Raced("second", is_backup=True)
 
 
+@pytest.mark.parametrize("error", [None, ChannelClosed()])
+def test_what_comes_before_its_time_asks_for_no_backup(error: ShoalError | None) -> None:
+    async def when() -> Work[str] | None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        primary = fail(error) if error else answer("first")
+        assert await race(primary, 3600.0, when) == Raced("first", is_backup=False)
+
+    if error:
+        with pytest.raises(ChannelClosed):
+            asyncio.run(main())
+    else:
+        asyncio.run(main())
+
+
+def test_a_race_that_is_cancelled_before_its_time_ends_its_primary() -> None:
+    async def main() -> None:
+        ended: list[str] = []
+        begun = asyncio.Event()
+
+        async def primary() -> str:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("first")
+            raise ShoalError
+
+        async def when() -> Work[str] | None:
+            raise ZeroDivisionError
+
+        racing = asyncio.create_task(race(primary(), 3600.0, when))
+        await begun.wait()
+        racing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await racing
+        assert ended == ["first"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
 def test_a_late_answer_without_another_way_is_waited_for() -> None:
     async def main() -> Raced[str]:
         late = asyncio.Event()
@@ -52,7 +95,7 @@ def test_a_late_answer_without_another_way_is_waited_for() -> None:
             asyncio.get_running_loop().call_soon(late.set)
             return None
 
-        return await race(answer("first", late), when)
+        return await race(answer("first", late), 0.0, when)
 
     assert asyncio.run(main()) == Raced("first", is_backup=False)
 
@@ -79,7 +122,7 @@ def test_a_failure_while_a_backup_runs_leaves_the_answer_to_the_backup() -> None
         async def when() -> Work[str] | None:
             return backup()
 
-        return await race(primary(), when)
+        return await race(primary(), 0.0, when)
 
     assert asyncio.run(main()) == Raced("second", is_backup=True)
 
@@ -95,7 +138,7 @@ def test_a_backup_that_fails_leaves_the_answer_to_the_holder() -> None:
         async def when() -> Work[str] | None:
             return backup()
 
-        return await race(answer("first", late), when)
+        return await race(answer("first", late), 0.0, when)
 
     assert asyncio.run(main()) == Raced("first", is_backup=False)
 
@@ -111,7 +154,7 @@ def test_when_both_fail_the_holders_own_error_is_told() -> None:
         async def when() -> Work[str] | None:
             return backup()
 
-        await race(fail(ChannelClosed(), failed), when)
+        await race(fail(ChannelClosed(), failed), 0.0, when)
 
     with pytest.raises(ChannelClosed):
         asyncio.run(main())
@@ -139,7 +182,7 @@ def test_cancelling_a_race_ends_both() -> None:
             asyncio.get_running_loop().call_later(0, started.set)
             return run("second")
 
-        racing = asyncio.create_task(race(run("first"), when))
+        racing = asyncio.create_task(race(run("first"), 0.0, when))
         await started.wait()
         racing.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from shoal.client.routing.dispatch import _until_late
+from shoal.client.routing.dispatch import _Patience, _until_late
 from shoal.client.routing.health import MAX_DEADLINE_S, MIN_DEADLINE_S, Health
 from shoal.simulations.virtual.loop import run_virtual
 
@@ -20,11 +20,11 @@ def late_after_s(num_ahead: int, answers_at: Sequence[float]) -> float:
     async def measure() -> float:
         loop, health = asyncio.get_running_loop(), Health()
         started = loop.time()
-        for _ in range(num_ahead + 1):
-            health.asked(1, started)
+        patience = _Patience(health, 1.0, 2.0, num_ahead + 1, health.num_answered)
         for at in answers_at:
             loop.call_later(at, health.answered, 0.1, 0.0, 1)
-        await _until_late(health, 1.0)
+        await asyncio.sleep(patience.first_s)
+        await _until_late(patience)
         return loop.time() - started
 
     return run_virtual(measure, random.Random(0), 60.0)
