@@ -7,6 +7,7 @@ in each format: docs/adr/0029. Every row is encoded by itself, so the rows of a 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from blake3 import blake3
 
@@ -111,15 +112,15 @@ def read_dispatch_body(message: Dispatch, body: Buffer) -> Rows:
     num_pairs = message.num_pairs
     weights_at = message.num_tokens * row_bytes(message.dtype, message.hidden)
     x = decode_rows(memoryview(body)[:weights_at], DType(message.dtype), message.num_tokens, message.hidden)
-    pairs = bytearray(body[weights_at:])
-    topk_weights = torch.frombuffer(pairs, dtype=torch.float32, count=num_pairs)
-    row_idx = torch.frombuffer(pairs, dtype=torch.uint16, count=num_pairs, offset=4 * num_pairs).to(torch.int64)
-    if int(row_idx.max()) >= message.num_tokens:
+    topk_weights = np.frombuffer(body, dtype="<f4", count=num_pairs, offset=weights_at).copy()
+    row_idx = np.frombuffer(body, dtype="<u2", count=num_pairs, offset=weights_at + 4 * num_pairs).astype(np.int64)
+    if row_idx.max() >= message.num_tokens:
         raise Malformed("a row index beyond the tokens of the frame")
-    _check_finite(topk_weights)
+    if not np.isfinite(topk_weights).all():
+        raise NonFinite("NaN or infinity in a tensor")
     if message.dtype != DType.F32:
         x = x.to(torch.bfloat16 if message.rounding == Rounding.BF16 else torch.float32)
-    return Rows(x, row_idx, topk_weights, _offsets(message.num_rows))
+    return Rows(x, torch.from_numpy(row_idx), torch.from_numpy(topk_weights), _offsets(message.num_rows))
 
 
 def read_partial_body(message: Partial, body: Buffer) -> torch.Tensor:

@@ -111,7 +111,7 @@ class Exchange:
         body = (
             tensor_bytes(encoded if len(token_idx) == len(encoded) else encoded[token_idx]),
             tensor_bytes(rows.topk_weights),
-            tensor_bytes(row_idx.to(torch.int32).to(torch.uint16)),
+            row_idx.numpy().astype("<u2").data,
         )
         self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx), experts))
         started = self._clock()
