@@ -6,6 +6,7 @@ Between dispatch, which decides whom to ask, and the channel. Knows nothing of r
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from shoal.client.routing.activations import Activations, WireFormat, wire_format
@@ -111,7 +112,7 @@ class Exchange:
         body = (
             tensor_bytes(encoded if len(token_idx) == len(encoded) else encoded[token_idx]),
             tensor_bytes(rows.topk_weights),
-            row_idx.numpy().astype("<u2").data,
+            row_idx.numpy().astype("<u2").view(np.uint8).data,
         )
         self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx), experts))
         started = self._clock()
