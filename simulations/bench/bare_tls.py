@@ -78,7 +78,7 @@ class BareChannel:
 
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """Send as many bytes and read as many zeros as a channel would."""
-        answer = Partial(bytes(32), message.num_tokens, message.hidden, 0, 0)
+        answer = Partial(bytes(32), message.num_tokens, message.hidden, 0, 0, message.reply_dtype)
         self._writer.write(b"".join((LENGTHS.pack(message.body_size(), answer.body_size()), *body)))
         await self._writer.drain()
         return Reply(answer, await self._reader.readexactly(answer.body_size()))

@@ -26,12 +26,16 @@ from shoal.protocol.net.libp2p import Libp2pConnector, listen_libp2p
 from shoal.protocol.net.p2pd import P2pdSettings, start_p2pd
 from shoal.simulations.bench.bare_tls import bare_connector, bare_listener
 from shoal.simulations.bench.machine import congestion_control, describe_machine, git_commit, has_idle_restart
+from shoal.simulations.bench.tls_floor import floor_connector, floor_listener
 
 NUM_WARM_UP = 50
 """Exchanges before the clock counts: sockets, allocator and branch predictors settle."""
 
 BASELINE = "bare tls"
 """Against what the table's last column compares."""
+
+FLOOR = "tls floor"
+"""OpenSSL on blocking sockets: what no channel with TLS can be faster than."""
 
 READY_TIMEOUT_S = 60.0
 """A child imports torch (2 s) and may start a p2pd (0.4 s); a busy machine takes long."""
@@ -55,8 +59,8 @@ class Shape:
         return self.num_tokens * self.hidden * 2
 
 
-SHAPES = (Shape(1, 32), Shape(1, 7168), Shape(4, 8192), Shape(16, 8192))
-"""64 bytes; one row of DeepSeek-V3 (14,336); 64 KiB; 256 KiB."""
+SHAPES = (Shape(1, 32), Shape(1, 7168), Shape(4, 8192), Shape(16, 8192), Shape(64, 8192))
+"""64 bytes; one row of DeepSeek-V3 (14,336); 64 KiB; 256 KiB; 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ async def _libp2p_connector(identity: Identity) -> AsyncIterator[Connector]:
 KINDS = {
     kind.name: kind
     for kind in (
+        ChannelKind(FLOOR, floor_listener, floor_connector),
         ChannelKind(BASELINE, bare_listener, bare_connector),
         ChannelKind("direct", _direct_listener, _direct_connector),
         ChannelKind("libp2p", _libp2p_listener, _libp2p_connector),
@@ -173,21 +178,25 @@ def table(result: dict[str, object]) -> str:
     if not isinstance(rows, list):
         raise TypeError("not a result of bench_wire")
     lines = [f"{result['machine']}, commit {result['commit']}, {result['congestion_control']}, {result['event_loop']}"]
-    lines.append(f"{'channel':8} {'bytes':>8} {'reply':>8} {'min ms':>8} {'p50 ms':>8} {'p99 ms':>8}   x bare")
+    lines.append(f"{'channel':9} {'bytes':>8} {'reply':>8} {'min ms':>8} {'p50 ms':>8} {'p99 ms':>8}   x bare")
     bare = {row["bytes"]: row["overhead_ms_p50"] for row in rows if row["channel"] == BASELINE}
     for row in rows:
         ratio = f"{row['overhead_ms_p50'] / bare[row['bytes']]:.1f}" if row["bytes"] in bare else "-"
         lines.append(
-            f"{row['channel']:8} {row['bytes']:8} {row['reply_bytes']:8} {row['overhead_ms_min']:8.3f}"
+            f"{row['channel']:9} {row['bytes']:8} {row['reply_bytes']:8} {row['overhead_ms_min']:8.3f}"
             f" {row['overhead_ms_p50']:8.3f} {row['overhead_ms_p99']:8.3f}   {ratio:>6}"
         )
     return "\n".join(lines)
 
 
-async def exchange_times(channel: Channel, shape: Shape, num_exchanges: int) -> list[tuple[float, float]]:
-    """Seconds of exchanges one after another, and of each what its holder computed for."""
+async def exchange_times(
+    channel: Channel, shape: Shape, num_exchanges: int, reply_dtype: int = 0
+) -> list[tuple[float, float]]:
+    """Seconds of exchanges one after another, and of each what its holder computed for. reply_dtype: 0: f32."""
     num_tokens, hidden = shape.num_tokens, shape.hidden
-    message = Dispatch(bytes(32), 3, 1, 1, DType.BF16, num_tokens, hidden, (0,), (num_tokens,), DEADLINE_MS)
+    message = Dispatch(
+        bytes(32), 3, 1, 1, DType.BF16, num_tokens, hidden, (0,), (num_tokens,), DEADLINE_MS, reply_dtype
+    )
     body = [bytes(message.body_size())]
     times: list[tuple[float, float]] = []
     for _ in range(num_exchanges):
@@ -219,9 +228,10 @@ async def _answer(request: Request) -> Reply:
     """Zeros of the right shape, and how long it took to make them."""
     started_ns = perf_counter_ns()
     message = request.message
-    body = bytes(4 * message.num_tokens * message.hidden)
+    body = bytes(message.reply_size())
     compute_us = (perf_counter_ns() - started_ns) // 1000
-    return Reply(Partial(request.request_hash, message.num_tokens, message.hidden, 0, compute_us), body)
+    partial = Partial(request.request_hash, message.num_tokens, message.hidden, 0, compute_us, message.reply_dtype)
+    return Reply(partial, body)
 
 
 class _ServerProcess:

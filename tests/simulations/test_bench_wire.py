@@ -11,7 +11,7 @@ from shoal.simulations.bench.wire import SHAPES, Shape, bench_wire, table
 
 
 def test_the_shapes_are_the_sizes_that_the_design_names():
-    assert [shape.num_bytes for shape in SHAPES] == [64, 14_336, 65_536, 262_144]
+    assert [shape.num_bytes for shape in SHAPES] == [64, 14_336, 65_536, 262_144, 2**20]
 
 
 def test_the_machine_is_described_without_guessing():
@@ -23,10 +23,10 @@ def test_the_machine_is_described_without_guessing():
 
 @pytest.mark.socket
 def test_a_run_gives_a_row_per_shape_and_is_json():
-    result = asyncio.run(bench_wire(20, kinds=("bare tls", "direct"), shapes=(Shape(1, 32), Shape(2, 64))))
+    result = asyncio.run(bench_wire(20, kinds=("tls floor", "bare tls", "direct"), shapes=(Shape(1, 32), Shape(2, 64))))
     rows: Any = result["rows"]
     assert [(row["channel"], row["bytes"]) for row in rows] == [
-        ("bare tls", 64), ("bare tls", 256), ("direct", 64), ("direct", 256),
+        ("tls floor", 64), ("tls floor", 256), ("bare tls", 64), ("bare tls", 256), ("direct", 64), ("direct", 256),
     ]  # fmt: skip
     for row in rows:
         assert row["num_exchanges"] == 20

@@ -1,6 +1,7 @@
 """One call of an expert that computes nothing, over loopback and encrypted: our exchange and hivemind's, in turns.
 
-The same bytes go out; ours brings back twice as many, because a holder answers bf16 with fp32.
+The same bytes go out; ours brings back twice as many, because a holder answers bf16 with fp32, or as many where bf16 is
+asked for. Beside them the floor: as many bytes over blocking TLS (`tls_floor.py`), which no encrypted channel beats.
 Run: python -m shoal.simulations.bench.peers.calls     (part of `make bench-peers`)
 """
 
@@ -12,14 +13,33 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.protocol.dtypes import DType
 from shoal.simulations.bench.machine import congestion_control, describe_machine, git_commit
 from shoal.simulations.bench.peers.environments import environment
 from shoal.simulations.bench.peers.members import HERE
 from shoal.simulations.bench.peers.program import Program
+from shoal.simulations.bench.wire import FLOOR
 
 ROUNDS = 10
 WARM_UP, CALLS = 20, 40
-OURS = ("direct", "libp2p")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of ours. `reply_dtype`: 0 is f32."""
+
+    name: str
+    channel: str
+    reply_dtype: int = 0
+
+
+OURS = (
+    Side("shoal, direct", "direct"),
+    Side("shoal, direct, bf16", "direct", DType.BF16),
+    Side("shoal, libp2p", "libp2p"),
+    Side("floor", FLOOR),
+    Side("floor, bf16", FLOOR, DType.BF16),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +101,9 @@ def _compare(payload: Payload, rounds: int) -> list[dict[str, object]]:
         shape = (str(payload.num_tokens), str(payload.hidden))
         sides = {"hivemind": Program(here, "call_hivemind", str(payload.floats), folder=folder)}
         stack.enter_context(sides["hivemind"])
-        for kind in OURS:
-            sides[kind] = stack.enter_context(Program(here, "call_ours", kind, *shape, folder=folder))
+        for each in OURS:
+            words = (each.channel, *shape, str(int(each.reply_dtype)))
+            sides[each.name] = stack.enter_context(Program(here, "call_ours", *words, folder=folder))
         for side in sides.values():
             side.ask({"calls": WARM_UP})
         times: dict[str, list[float]] = {name: [] for name in sides}
@@ -95,7 +116,7 @@ def _compare(payload: Payload, rounds: int) -> list[dict[str, object]]:
 def _row(name: str, payload: Payload, times: dict[str, list[float]]) -> dict[str, object]:
     multiples = [theirs / own for own, theirs in zip(times[name], times["hivemind"], strict=True)]
     return {
-        "system": name if name == "hivemind" else f"shoal, {name}",
+        "system": name,
         "bytes": payload.num_bytes,
         "ms": statistics.median(times[name]),
         "times": statistics.median(multiples),
