@@ -61,29 +61,50 @@ def start(
 
 @bench_app.command()
 def throughput(
-    streams: Annotated[str, typer.Option(help="Answers at a time, e.g. 1,8,32.")] = "1,2,4,8,16",
+    streams: Annotated[str, typer.Option(help="Answers at a time, e.g. 1,8,32.")] = "1,8,32",
+    rtt: Annotated[float, typer.Option(help="Round trip between any two, in milliseconds.", min=0)] = 0.0,
+    loss: Annotated[float, typer.Option(help="Packets lost each way, in percent.", min=0, max=90)] = 0.0,
+    rate: Annotated[
+        float | None, typer.Option(help="Mbit/s of every machine, each direction. Default: no limit.", min=0.01)
+    ] = None,
+    groups: Annotated[
+        str, typer.Option(help="Groups of streams that overlap, each measured: numbers or auto, e.g. 1,2,auto.")
+    ] = "auto",
+    clients: Annotated[int, typer.Option(help="Clients that share the streams, in one process.", min=1, max=32)] = 1,
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 64,
     rounds: Annotated[int, typer.Option(help="Rounds; each measures every number of streams.", min=1)] = 5,
     nodes: Annotated[int, typer.Option(help="Node processes.", min=1, max=64)] = 4,
     replicas: Annotated[int, typer.Option(help="Holders of every expert.", min=1)] = 2,
+    prompt: Annotated[int, typer.Option(help="Tokens of each prompt, of held-out stories.", min=1, max=1024)] = 16,
     dtype: Annotated[DTypeOption, typer.Option(help="Arithmetic.")] = DTypeOption.FP32,
     trunk_format: Annotated[
         TrunkFormatOption, typer.Option(help="How the trunk's linears are held.")
     ] = TrunkFormatOption.DENSE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What many answers at a time get in all, through a swarm of processes on this machine."""
+    """What many answers at a time get in all, through a swarm of processes on this machine; and where time goes."""
     with reporting_errors():
         from shoal.simulations.fork_server import start_fork_server
 
         context = start_fork_server()  # it imports while we do
-        from shoal.simulations.bench.throughput import ThroughputSettings, bench_throughput, table
+        from shoal.simulations.bench.throughput import ThroughputSettings, bench_throughput
+        from shoal.simulations.bench.throughput_table import table
         from shoal.simulations.demo_model import MODEL_DIRECTORY
         from shoal.simulations.local import LocalSwarmSettings
+        from shoal.simulations.wan.link import Link
 
-        swarm = LocalSwarmSettings(MODEL_DIRECTORY, nodes, replicas)
-        counts = parse_ids(streams) or []
-        settings = ThroughputSettings(swarm, counts, tokens, rounds, dtype.value, trunk_format.value)
+        settings = ThroughputSettings(
+            LocalSwarmSettings(MODEL_DIRECTORY, nodes, replicas),
+            parse_ids(streams) or [],
+            tokens,
+            rounds,
+            dtype.value,
+            trunk_format.value,
+            Link(rtt, loss / 100, rate * 1e6 / 8 if rate else None),
+            clients=clients,
+            prompt_tokens=prompt,
+            groups=[None if word == "auto" else (parse_ids(word) or [0])[0] for word in groups.split(",")],
+        )
 
         async def measure() -> None:
             result = await bench_throughput(context, settings)

@@ -7,7 +7,7 @@ them, else delays in the client's channels.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from multiprocessing.context import ForkServerContext
@@ -16,6 +16,7 @@ from pathlib import Path
 from shoal.client import Sampling, Swarm, SwarmSettings, Token
 from shoal.client.single_process import single_process_engine
 from shoal.client.swarm import ROUNDINGS, unwrapped
+from shoal.client.tally import Observers
 from shoal.client.trunk.linear_maker import TrunkFormat
 from shoal.experts.family import CONFIG_FILE
 from shoal.experts.locations import default_cache_dir
@@ -24,6 +25,7 @@ from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.store import open_store
 from shoal.experts.worker import ComputeWorker
 from shoal.protocol.errors import InvalidRequest, ShoalError
+from shoal.protocol.events import Observer, ignore
 from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Connector
 from shoal.simulations.chronicle import Chronicle, Fault
@@ -64,6 +66,7 @@ class ArenaSettings:
     activations: str = "exact"
     congestion_control: str = ""
     """TCP's, in namespaces; empty: as the kernel has it."""
+    trunk_format: str = "dense"
     places: tuple[Place, ...] = ()
     """What is wrong at the first nodes; addresses and namespaces are filled in. Others have nothing wrong."""
 
@@ -142,6 +145,11 @@ class Arena:
             if host.address in {node.place.address for node in nodes}:
                 self.network.set_link(host.index, link)
 
+    def join_another(self, observe: Observer) -> AbstractAsyncContextManager[Swarm]:
+        """One more client, in this process as the first one; it may find holders that are still to be connected."""
+        settings = self.settings
+        return Swarm.join(_join(settings, self.nodes[0]), observe, wrap=_wrap(settings, self.chance))
+
     async def answer(self, prompt_ids: Sequence[int], sampling: Sampling, on_token: Callable[[Token], None]) -> None:
         """One answer, token by token, into the chronicle and to `on_token`. Raises as `Swarm.stream`."""
         self.chronicle.begin_answer()
@@ -153,9 +161,14 @@ class Arena:
 
 @asynccontextmanager
 async def open_arena(
-    context: ForkServerContext, settings: ArenaSettings, num_experts: int, on_nodes: Callable[[list[LocalNode]], None]
+    context: ForkServerContext,
+    settings: ArenaSettings,
+    num_experts: int,
+    on_nodes: Callable[[list[LocalNode]], None],
+    observe: Observer = ignore,
 ) -> AsyncIterator[Arena]:
     """Start network and nodes, join them; all of it has ended after the `with`. on_nodes: told when nodes serve.
+    observe: told of the client's events, as the chronicle is.
 
     Raises:
         ShoalError: what network, nodes or swarm raise.
@@ -173,7 +186,9 @@ async def open_arena(
         stack.enter_context(temporary_files_in(launch.scratch))
         if network is not None:
             stack.enter_context(inside_network(network.hosts[-1].namespace))
-        joining = Swarm.join(_join(settings, nodes[0]), chronicle, wrap=_wrap(settings, chance))
+        observers = Observers(chronicle)
+        observers.add(observe)
+        joining = Swarm.join(_join(settings, nodes[0]), observers, wrap=_wrap(settings, chance))
         swarm = await stack.enter_async_context(joining)
         await _until_connected(swarm, chronicle, nodes)
         yield Arena(settings, nodes, swarm, chronicle, chance, network, launch)
@@ -252,6 +267,7 @@ def _join(settings: ArenaSettings, node: LocalNode) -> SwarmSettings:
         threads=swarm.threads,
         requires_coverage=False,
         activations=settings.activations,
+        trunk_format=settings.trunk_format,
     )
 
 

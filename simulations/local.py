@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from shoal.node.metrics import NodeMetrics
 from shoal.node.node_info import NodeInfo
 from shoal.node.settings import NodeSettings
 from shoal.protocol.errors import InvalidRequest, ShoalError
@@ -51,6 +52,8 @@ class LocalNode:
     experts: str
     """What it holds, as `--experts` words."""
     place: Place
+    connection: Connection = field(repr=False)
+    """What it says. One listener at a time."""
 
     @property
     def pid(self) -> int:
@@ -71,6 +74,18 @@ class LocalNode:
     def set_clock_wrong(self) -> None:
         """Its wall clock jumps by what its place says."""
         os.kill(self.pid, signal.SIGUSR1)
+
+    async def metrics(self) -> NodeMetrics:
+        """Its counters, of a node without a disk of its own.
+
+        Raises:
+            NodeFailed: it says nothing, or is gone.
+        """
+        os.kill(self.pid, signal.SIGUSR2)
+        said = await asyncio.to_thread(_receive, self.connection)
+        if not isinstance(said, NodeMetrics):
+            raise NodeFailed(f"its counters are {said!r}", 1)
+        return said
 
     async def leave(self) -> None:
         """SIGTERM, and wait until it has drained."""
@@ -188,7 +203,7 @@ class Launcher:
         theirs.close()
         said = await asyncio.to_thread(_receive, ours)
         if isinstance(said, NodeInfo):
-            child.node = LocalNode(process, said, psutil.Process(said.p2pd_pid), experts, place)
+            child.node = LocalNode(process, said, psutil.Process(said.p2pd_pid), experts, place, ours)
             return child.node
         if isinstance(said, tuple):
             raise NodeFailed(*said)

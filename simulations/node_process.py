@@ -9,13 +9,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from shoal.experts.pieces.ranged import RangedPiece
-from shoal.node.daemon import no_progress, run_until
+from shoal.node.daemon import no_progress, running_node, until_stopped
 from shoal.node.guest.sensors import MachineSensors
 from shoal.node.host import host
 from shoal.node.seeding.library import Library
@@ -125,7 +126,7 @@ async def _node(settings: NodeSettings, place: Place, connection: Connection) ->
     loop.add_signal_handler(signal.SIGUSR1, shift_clock, place.clock_offset_s)
     loop.add_reader(connection.fileno(), stop.set)  # the launcher never writes: readable means gone
     is_hosted = place.disk_bytes is not None
-    run = partial(host, progress=no_progress, read=MachineSensors(settings.guest)) if is_hosted else run_until
+    run = partial(host, progress=no_progress, read=MachineSensors(settings.guest)) if is_hosted else _run_bare
     try:
         await run(settings, stop, connection.send)
     except ShoalError as error:
@@ -134,3 +135,17 @@ async def _node(settings: NodeSettings, place: Place, connection: Connection) ->
         connection.send((str(error), 1))
     finally:
         loop.remove_reader(connection.fileno())
+
+
+async def _run_bare(settings: NodeSettings, stop: asyncio.Event, send: Callable[[object], None]) -> None:
+    """As `run_until`; SIGUSR2 asks for the node's counters."""
+    loop = asyncio.get_running_loop()
+
+    async def serve(is_ready: asyncio.Event) -> None:
+        async with running_node(settings) as node:
+            loop.add_signal_handler(signal.SIGUSR2, lambda: send(replace(node.metrics)))
+            is_ready.set()
+            send(node.info)
+            await stop.wait()
+
+    await until_stopped(serve, stop)

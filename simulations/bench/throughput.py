@@ -1,33 +1,39 @@
-"""What many streams get in all from one client: tokens per second of 1, 2, 4, … concurrent answers through a swarm.
+"""What many streams get in all from one client: tokens per second of 1, 8, 32, … concurrent answers through a swarm.
 
-Real node processes on this machine and one client, as in the demonstration; the answers differ in prompt and seed.
-Every round measures every number of streams, so that a busy machine slows all of them alike and the ratio to one stream
-of the same round holds.
+Real node processes and one client, or several, on loopback or on an emulated network (namespaces and the relay where
+root allows, else delay in the client's channels); the answers continue held-out stories and differ in seed. Every round
+measures every number of streams, so that a busy machine slows all of them alike and the ratio to one stream of the same
+round holds. Beside the rates stand how busy the cores were and where a pass's time went.
 """
 
 import asyncio
 import statistics
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing.context import ForkServerContext
 from time import perf_counter
-from typing import Any, cast
 
-from shoal.client import Sampling, Swarm, SwarmSettings
-from shoal.experts.locations import default_cache_dir
-from shoal.experts.store import open_store
+from shoal.client import Sampling, Swarm
+from shoal.client.engine.engine_settings import EngineSettings
+from shoal.client.engine.generate import Engine
+from shoal.client.trunk.model import Timing
 from shoal.protocol.errors import InvalidRequest
-from shoal.protocol.events import DispatchSent, Event, PassTaken
+from shoal.simulations.arena import Arena, ArenaSettings, NetworkKind, num_experts_of, open_arena
+from shoal.simulations.bench.cpu_shares import CpuMeter, CpuShares
 from shoal.simulations.bench.machine import congestion_control, describe_machine, git_commit
-from shoal.simulations.local import LocalSwarmSettings, local_swarm
+from shoal.simulations.bench.pass_budget import Budget, PassBudget
+from shoal.simulations.demo_model.held_out import held_out_stories
+from shoal.simulations.local import LocalSwarmSettings
+from shoal.simulations.trial import network_for
+from shoal.simulations.wan.link import Link
 
 MAX_STREAMS = 256
 """As many rows as a pass has room for beside a chunk of a prompt."""
 
-NUM_PROMPT_TOKENS = 16
-"""Short: decoding is what is measured, and a prompt's chunk delays the streams that have begun."""
+WARM_TOKENS = 8
+"""Unmeasured, of as many answers as the most that are measured: connections, deadlines, windows, packed experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +41,35 @@ class ThroughputSettings:
     """What is measured."""
 
     swarm: LocalSwarmSettings
-    streams: Sequence[int] = (1, 2, 4, 8, 16)
+    streams: Sequence[int] = (1, 8, 32)
     tokens: int = 64
     """Per answer."""
     rounds: int = 5
     dtype: str = "fp32"
     trunk_format: str = "dense"
+    link: Link = Link()  # noqa: RUF009  # frozen
+    """Of every machine, the client's too."""
+    congestion_control: str = "reno"
+    """TCP's, in namespaces."""
+    clients: int = 1
+    """Who share the streams, all in this process."""
+    prompt_tokens: int = 16
+    """Short: decoding is what is measured, and a prompt's chunk delays the streams that have begun."""
+    groups: Sequence[int | None] = (None,)
+    """Of streams that overlap (`EngineSettings.decode_groups`), each number measured in turn; None: as an engine finds
+    by itself. Its trials are part of the measurement."""
+
+    def cells(self) -> "list[Cell]":
+        """Everything that a round measures, in its order."""
+        return [Cell(streams, groups) for streams in self.streams for groups in self.groups]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Some streams at a time, in so many groups."""
+
+    streams: int
+    groups: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,130 +81,197 @@ class Round:
     token_ms: float
     """Median time between two tokens of an answer."""
     token_ms_p99: float
+    slowest_stream_ms: float
+    """The median time between two tokens of the stream that had the longest."""
     rows_per_pass: float
+    waves_per_pass: float
     dispatches_per_token: float
-
-
-@dataclass(slots=True)
-class Counter:
-    """Counts what the client sends."""
-
-    num_dispatches: int = 0
-    num_passes: int = 0
-    num_rows: int = 0
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, DispatchSent):
-            self.num_dispatches += 1
-        elif isinstance(event, PassTaken):
-            self.num_passes += 1
-            self.num_rows += event.num_decoding + event.num_prefilled
+    client_cores: float
+    """Cores that were busy, on average."""
+    nodes_cores: float
+    """Of all nodes together."""
+    other_cores: float
+    """The relay, p2pd, the kernel's part of the traffic, and whatever the machine does besides."""
+    requests_per_call: float
+    """Requests that share a call of a holder's kernel, of one client or several."""
+    budget_ms: dict[str, float]
+    """Of a pass; see `Budget`."""
 
 
 async def bench_throughput(context: ForkServerContext, settings: ThroughputSettings) -> dict[str, object]:
     """Measure every number of streams, `rounds` times in turn.
 
     Raises:
-        InvalidRequest: numbers of streams out of 1..256. ShoalError: whatever nodes, swarm or model raise.
+        InvalidRequest: numbers of streams out of 1..256, or what this machine cannot do. ShoalError: whatever nodes,
+        swarm or model raise.
     """
     if not settings.streams or not 1 <= min(settings.streams) <= max(settings.streams) <= MAX_STREAMS:
         raise InvalidRequest(f"streams are {list(settings.streams)}, expected numbers in 1..{MAX_STREAMS}")
-    counter, rounds = Counter(), list[dict[int, Round]]()
-    async with _swarm(context, settings, counter) as swarm:
-        await _round(swarm, counter, 1, settings.tokens)  # warm: connections, deadlines, packed experts
+    if settings.tokens < 2 or min(settings.rounds, settings.clients, settings.prompt_tokens) < 1 or not settings.groups:
+        raise InvalidRequest("expected two tokens or more, a round, a client and a prompt's token")
+    network, reason = network_for(settings.link)
+    rounds: list[dict[Cell, Round]] = []
+    async with _bench(context, settings, network) as bench:
+        for groups in settings.groups:
+            await bench.answers(Cell(max(settings.streams), groups), WARM_TOKENS)
         for _ in range(settings.rounds):
-            rounds.append({count: await _round(swarm, counter, count, settings.tokens) for count in settings.streams})
+            rounds.append({cell: await bench.round(cell) for cell in settings.cells()})
     return {
         "machine": describe_machine(),
         "commit": git_commit(),
-        "congestion_control": congestion_control(),
+        "congestion_control": settings.congestion_control
+        if network is NetworkKind.NAMESPACES
+        else congestion_control(),
+        "network": network.value,
+        "network_reason": reason,
+        "link": asdict(settings.link),
         "dtype": settings.dtype,
         "trunk_format": settings.trunk_format,
         "num_nodes": settings.swarm.num_nodes,
+        "replicas": settings.swarm.replicas,
+        "clients": settings.clients,
         "tokens": settings.tokens,
+        "prompt_tokens": settings.prompt_tokens,
         "rounds": settings.rounds,
-        "streams": [_summary(count, rounds, min(settings.streams)) for count in settings.streams],
+        "streams": [summary(cell, rounds) for cell in settings.cells()],
     }
 
 
-@asynccontextmanager
-async def _swarm(context: ForkServerContext, settings: ThroughputSettings, counter: Counter) -> AsyncIterator[Swarm]:
-    local = settings.swarm
-    with await open_store(local.model, local.cache_dir or default_cache_dir(), None) as store:
-        num_experts = store.spec.router.num_experts
-    async with AsyncExitStack() as stack:
-        nodes = await stack.enter_async_context(local_swarm(context, local, num_experts))
-        join = SwarmSettings(
-            local.model,
-            (nodes[0].info.invite,),
-            settings.dtype,
-            cache_dir=local.cache_dir,
-            threads=local.threads,
-            trunk_format=settings.trunk_format,
-            max_streams=max(settings.streams),
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """A swarm and its clients, the prompts, and who counts."""
+
+    arena: Arena
+    engines: Mapping[int | None, Sequence[Engine]]
+    """Of every client, by the number of groups."""
+    budget: PassBudget
+    prompts: Sequence[Sequence[int]]
+    tokens: int
+
+    async def round(self, cell: Cell) -> Round:
+        """One measurement, the streams dealt to the clients in turn."""
+        requests, calls = await self._served()
+        before, meter = self.budget.now(), CpuMeter([node.pid for node in self.arena.nodes])
+        started = perf_counter()
+        times = await self.answers(cell, self.tokens)
+        seconds, shares, budget = perf_counter() - started, meter.shares(), self.budget.now().since(before)
+        requests_after, calls_after = await self._served()
+        per_call = (requests_after - requests) / max(1, calls_after - calls)
+        return _round(times, seconds, self.tokens, budget, shares, per_call)
+
+    async def answers(self, cell: Cell, num_tokens: int) -> list[list[float]]:
+        """Seconds between the tokens of each answer."""
+        engines = self.engines[cell.groups]
+        return await asyncio.gather(
+            *(
+                _answer(engines[place % len(engines)], self.prompts[place], place, num_tokens)
+                for place in range(cell.streams)
+            )
         )
-        yield await stack.enter_async_context(Swarm.join(join, counter))
+
+    async def _served(self) -> tuple[int, int]:
+        """Requests that all nodes have answered so far, and calls of their kernels."""
+        metrics = [await node.metrics() for node in self.arena.nodes]
+        return sum(each.requests_served for each in metrics), sum(each.kernel_calls for each in metrics)
 
 
-async def _round(swarm: Swarm, counter: Counter, num_streams: int, num_tokens: int) -> Round:
-    before, started = Counter(counter.num_dispatches, counter.num_passes, counter.num_rows), perf_counter()
-    times = await asyncio.gather(*(_answer(swarm, place, num_tokens) for place in range(num_streams)))
-    total_s = perf_counter() - started
-    gaps_ms = sorted(gap * 1000 for each in times for gap in each)
-    return Round(
-        tokens_per_s=num_streams * num_tokens / total_s,
-        token_ms=statistics.median(gaps_ms),
-        token_ms_p99=gaps_ms[min(len(gaps_ms) - 1, len(gaps_ms) * 99 // 100)],
-        rows_per_pass=(counter.num_rows - before.num_rows) / max(1, counter.num_passes - before.num_passes),
-        dispatches_per_token=(counter.num_dispatches - before.num_dispatches) / (num_streams * num_tokens),
+@asynccontextmanager
+async def _bench(
+    context: ForkServerContext, settings: ThroughputSettings, network: NetworkKind
+) -> AsyncIterator[_Bench]:
+    budget = PassBudget()
+    arena_settings = ArenaSettings(
+        settings.swarm,
+        settings.link,
+        network,
+        dtype=settings.dtype,
+        congestion_control=_congestion_control(settings, network),
+        trunk_format=settings.trunk_format,
     )
+    num_experts = await num_experts_of(settings.swarm, None)
+    async with AsyncExitStack() as stack:
+        opening = open_arena(context, arena_settings, num_experts, lambda _: None, budget)
+        arena = await stack.enter_async_context(opening)
+        swarms = [arena.swarm]
+        for _ in range(settings.clients - 1):
+            swarms.append(await stack.enter_async_context(arena.join_another(budget)))
+        engines: dict[int | None, list[Engine]] = {}
+        for groups in settings.groups:
+            engines[groups] = [_engine(swarm.engine, settings, groups, budget) for swarm in swarms]
+            for engine in engines[groups]:
+                stack.push_async_callback(engine.aclose)
+        prompts = _prompts(arena.swarm, max(settings.streams), settings.prompt_tokens)
+        yield _Bench(arena, engines, budget, prompts, settings.tokens)
 
 
-async def _answer(swarm: Swarm, place: int, num_tokens: int) -> list[float]:
-    """Seconds between the tokens of one answer."""
-    vocab_size = swarm.engine.trunk.config.vocab_size
-    prompt = [(place * 7919 + i * 104_729) % vocab_size for i in range(NUM_PROMPT_TOKENS)]
-    sampling = Sampling(temperature=1.0, seed=place, max_tokens=num_tokens, ignore_eos=True)
+def _engine(shared: Engine, settings: ThroughputSettings, groups: int | None, budget: PassBudget) -> Engine:
+    """An engine on a client's trunk and experts, of so many groups."""
+    limits = EngineSettings(max_running=max(settings.streams), decode_groups=groups)
+    timing = Timing(0, perf_counter, budget)
+    return Engine(shared.trunk, shared.routed_experts, shared.tokenizer, settings=limits, timing=timing)
+
+
+def _congestion_control(settings: ThroughputSettings, network: NetworkKind) -> str:
+    """What is set; empty: nothing, for it would be the whole machine's."""
+    return settings.congestion_control if network is NetworkKind.NAMESPACES else ""
+
+
+def _prompts(swarm: Swarm, count: int, num_tokens: int) -> list[list[int]]:
+    """Beginnings of held-out stories; where there are more answers than stories, what comes next in them."""
+    if swarm.tokenizer is None:
+        raise InvalidRequest("the model has no tokenizer")
+    stories = [swarm.tokenizer.encode(story.plain) for story in held_out_stories()]
+    parts = [story[at : at + num_tokens] for at in range(0, max(map(len, stories)), num_tokens) for story in stories]
+    whole = [part for part in parts if len(part) == num_tokens]
+    if len(whole) < count:
+        raise InvalidRequest(f"the held-out stories have {len(whole)} prompts of {num_tokens} tokens, not {count}")
+    return whole[:count]
+
+
+async def _answer(engine: Engine, prompt: Sequence[int], seed: int, num_tokens: int) -> list[float]:
+    sampling = Sampling(temperature=1.0, seed=seed, max_tokens=num_tokens, ignore_eos=True)
     times: list[float] = []
-    async with aclosing(swarm.stream(prompt, sampling)) as tokens:
+    async with aclosing(engine.stream(prompt, sampling)) as tokens:
         async for _ in tokens:
             times.append(perf_counter())
     return [later - earlier for earlier, later in pairwise(times)]
 
 
-def _summary(count: int, rounds: Sequence[dict[int, Round]], baseline: int) -> dict[str, object]:
-    """Medians over the rounds, with the least and the most of what the benchmark is about."""
-    mine = [each[count] for each in rounds]
+def _round(
+    times: Sequence[Sequence[float]], seconds: float, tokens: int, budget: Budget, cpu: CpuShares, per_call: float
+) -> Round:
+    gaps_ms = sorted(gap * 1000 for each in times for gap in each)
+    num_tokens = len(times) * tokens
+    return Round(
+        tokens_per_s=num_tokens / seconds,
+        token_ms=statistics.median(gaps_ms),
+        token_ms_p99=gaps_ms[min(len(gaps_ms) - 1, len(gaps_ms) * 99 // 100)],
+        slowest_stream_ms=max(statistics.median(each) * 1000 for each in times),
+        rows_per_pass=budget.num_rows / max(1, budget.num_passes),
+        waves_per_pass=budget.waves_per_pass,
+        dispatches_per_token=budget.num_dispatches / num_tokens,
+        client_cores=cpu.client,
+        nodes_cores=cpu.nodes,
+        other_cores=cpu.others,
+        requests_per_call=per_call,
+        budget_ms=budget.per_pass(),
+    )
+
+
+def summary(cell: Cell, rounds: Sequence[dict[Cell, Round]]) -> dict[str, object]:
+    """Medians over the rounds, with the least and the most of what the benchmark is about. Ratios are to the first cell
+    of the same round."""
+    mine = [each[cell] for each in rounds]
     rates = sorted(each.tokens_per_s for each in mine)
-    ratios = sorted(each[count].tokens_per_s / each[baseline].tokens_per_s for each in rounds)
-    medians = {name: statistics.median(asdict(each)[name] for each in mine) for name in asdict(mine[0])}
+    ratios = sorted(each[cell].tokens_per_s / next(iter(each.values())).tokens_per_s for each in rounds)
+    fields = [asdict(each) for each in mine]
+    budgets = [each.pop("budget_ms") for each in fields]
     return {
-        "streams": count,
-        **medians,
+        "streams": cell.streams,
+        "groups": cell.groups,
+        **{name: statistics.median(each[name] for each in fields) for name in fields[0]},
+        "budget_ms": {name: statistics.median(each.get(name, 0.0) for each in budgets) for name in budgets[0]},
         "tokens_per_s_range": [rates[0], rates[-1]],
-        f"ratio_to_{baseline}": statistics.median(ratios),
-        f"ratio_to_{baseline}_range": [ratios[0], ratios[-1]],
+        "ratio": statistics.median(ratios),
+        "ratio_range": [ratios[0], ratios[-1]],
     }
-
-
-def table(result: dict[str, object]) -> str:
-    """The result as Markdown."""
-    rows = cast(list[dict[str, Any]], result["streams"])
-    baseline = rows[0]["streams"]
-    lines = [
-        f"{result['dtype']}, trunk {result['trunk_format']}, {result['num_nodes']} nodes, {result['tokens']} tokens,"
-        f" {result['rounds']} rounds, commit {result['commit']}, {result['machine']}",
-        "",
-        f"| streams | tokens/s in all (range) | ratio to {baseline} (range) | ms per token | p99 | rows a pass"
-        " | frames a token |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        low, high = row["tokens_per_s_range"]
-        least, most = row[f"ratio_to_{baseline}_range"]
-        lines.append(
-            f"| {row['streams']} | {row['tokens_per_s']:.0f} ({low:.0f}-{high:.0f})"
-            f" | {row[f'ratio_to_{baseline}']:.2f} ({least:.2f}-{most:.2f}) | {row['token_ms']:.1f}"
-            f" | {row['token_ms_p99']:.1f} | {row['rows_per_pass']:.1f} | {row['dispatches_per_token']:.2f} |"
-        )
-    return "\n".join(lines)
