@@ -14,7 +14,6 @@ from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.messages import DType, Rounding
 from shoal.simulations.bench.activations import FORMATS, ActivationsSettings, bench_activations, table
 from shoal.simulations.bench.lossy_experts import LossyExperts
-from shoal.simulations.bench.wan import QUICK, WanSettings, parse
 from shoal.simulations.virtual.model import load_model
 from tests.checkpoints import SHAPES, write_checkpoint
 from tests.swarm.world import memory_swarm
@@ -72,15 +71,3 @@ def test_what_cannot_be_measured_is_refused(settings: ActivationsSettings) -> No
 
 def test_formats_of_the_benchmark_are_those_of_the_wire() -> None:
     assert {formats.down for formats in FORMATS.values()} == {DType.F32, DType.BF16, DType.FP8, DType.INT8}
-
-
-def test_the_wan_benchmark_measures_what_it_is_told_to() -> None:
-    assert parse([]) == (WanSettings(), False)
-    assert parse(["--quick", "--json"]) == (QUICK, True)
-    settings, _ = parse(
-        ["--rtt", "5", "--loss", "0,1", "--streams", "2", "--mbit", "20", "--activations", "exact,int8"]
-    )
-    cells = list(settings.cells())
-    assert [(cell.rtt_ms, cell.loss, cell.streams) for cell in cells] == [(5, 0, 2), (5, 0.01, 2)]
-    assert cells[0].link.rate_bytes_per_s == 2.5e6
-    assert settings.activations == ("exact", "int8")
