@@ -109,6 +109,8 @@ async def bench_throughput(context: ForkServerContext, settings: ThroughputSetti
         raise InvalidRequest(f"streams are {list(settings.streams)}, expected numbers in 1..{MAX_STREAMS}")
     if settings.tokens < 2 or min(settings.rounds, settings.clients, settings.prompt_tokens) < 1 or not settings.groups:
         raise InvalidRequest("expected two tokens or more, a round, a client and a prompt's token")
+    for groups in settings.groups:
+        EngineSettings(decode_groups=groups)  # refuses what cannot be
     network, reason = network_for(settings.link)
     rounds: list[dict[Cell, Round]] = []
     async with _bench(context, settings, network) as bench:

@@ -76,6 +76,12 @@ def test_numbers_of_streams_out_of_range_are_refused_before_any_process_starts(s
         asyncio.run(bench_throughput(multiprocessing.get_context("forkserver"), settings))
 
 
+def test_a_number_of_groups_out_of_range_is_refused_before_any_process_starts() -> None:
+    settings = ThroughputSettings(LocalSwarmSettings(Path("no such model")), groups=(None, 9))
+    with pytest.raises(InvalidRequest, match="decode_groups"):
+        asyncio.run(bench_throughput(multiprocessing.get_context("forkserver"), settings))
+
+
 def test_a_budget_is_of_the_passes_between_two_looks_and_counts_their_waves() -> None:
     budget, peer = PassBudget(), PeerId("peer")
 
