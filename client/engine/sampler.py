@@ -130,13 +130,13 @@ class Sampler:
             NoTokenAllowed: the constraint has come to a dead end. Whatever the constraint raises.
         """
         log_total = logits.logsumexp(dim=-1)
-        if not bool(log_total.isfinite()):
+        if not math.isfinite(log_total.item()):
             raise NonFinite("the model's logits are not finite")
         allowed = self._constraint.allowed() if self._constraint else None
         token_id = self._choose(filtered_logits(logits, self.sampling, self._seen, self._counts, allowed))
         self._remember(token_id)
         likeliest = top_logprobs(logits, log_total, self.sampling.top_logprobs)
-        return Sampled(token_id, float(logits[token_id] - log_total), likeliest)
+        return Sampled(token_id, (logits[token_id] - log_total).item(), likeliest)
 
     def _choose(self, logits: Tensor) -> int:
         if self.sampling.temperature == 0:
@@ -171,7 +171,8 @@ def filtered_logits(
     logits = _penalize_repetition(logits, sampling.repetition_penalty, seen)
     if sampling.temperature == 0:
         return logits
-    logits = logits / sampling.temperature
+    if sampling.temperature != 1:  # the commonest, and a pass over the vocabulary for every stream
+        logits = logits / sampling.temperature
     logits = _keep_top_k(logits, sampling.top_k)
     logits = _keep_top_p(logits, sampling.top_p)
     return _keep_min_p(logits, sampling.min_p)

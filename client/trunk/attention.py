@@ -102,7 +102,9 @@ class Attention:
     def _attend(self, queries: Tensor, rows: Tensor) -> Tensor:
         """queries: [heads, T, W], the last T of the S tokens in rows: [S, W] -> latents [heads, T, rank]."""
         num_heads, num_queries, _ = queries.shape
-        slice_len = max(1, MAX_SCORES // (num_heads * len(rows)))
+        slice_len = max(1, MAX_SCORES // (num_heads * rows.shape[0]))
+        if num_queries <= slice_len:
+            return self._attend_slice(queries, rows)
         attended = []
         for start in range(0, num_queries, slice_len):
             some = queries[:, start : start + slice_len]
