@@ -46,10 +46,44 @@ class Calibration:
     """The same per KiB of request and answer."""
     dispatch_us: float
     """Ours per layer at the client: tokens to holders and back, futures, the combined sum."""
+    holder_share: float = 0.5
+    """Of what an exchange costs: the holder's."""
+    holder_share_of_kib: float = 0.5
+    """The same of what its bytes cost."""
+    layer_us: float = 150.0
+    """Of a trunk's layer beside its matrices: norms, softmax, routing, starting kernels (a guess for all machines where
+    it was not measured)."""
+    stream_us: float = 0.0
+    """Of a pass, for each stream that decodes in it: sampling, its own attention."""
+    row_us: float = 0.0
+    """Of a pass, for each row of a prompt, beside arithmetic at the machine's limit."""
+    context_factor: float = 1.0
+    """How many times longer attention to the context takes than the machine's limits have it."""
+    after_wait: tuple["AfterWait", ...] = ()
+    """What waiting costs beside its own time; nothing where it was not measured."""
 
     def rates(self) -> "Rates":
         """This machine."""
-        return Rates(self.read_gb_per_s * 1e9, self.multiply_tflop_per_s * 1e12 / 2)
+        layer_s = self.layer_us / 1e6
+        return Rates(self.read_gb_per_s * 1e9, self.multiply_tflop_per_s * 1e12 / 2, layer_s, self.context_factor)
+
+    def after_wait_s(self, wait_s: float) -> tuple[float, float]:
+        """What a layer takes longer at the client, and a request at its holder, after so long a wait."""
+        waits = [0.0, *(each.wait_ms / 1000 for each in self.after_wait)]
+        layers = [0.0, *(each.layer_us / 1e6 for each in self.after_wait)]
+        calls = [0.0, *(each.call_us / 1e6 for each in self.after_wait)]
+        return float(np.interp(wait_s, waits, layers)), float(np.interp(wait_s, waits, calls))
+
+
+@dataclass(frozen=True, slots=True)
+class AfterWait:
+    """Processes that have waited find cold caches and a core that sleeps: the same work takes longer."""
+
+    wait_ms: float
+    layer_us: float
+    """Longer, of a layer at the client, the trunk's part included."""
+    call_us: float
+    """Longer, of a request at its holder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +93,9 @@ class Rates:
     read_bytes_per_s: float
     macs_per_s: float
     layer_s: float = 0.00015
-    """Of a trunk's layer beside its matrices: norms, softmax, routing, starting kernels (a guess for all machines)."""
+    """See `Calibration.layer_us`."""
+    context_factor: float = 1.0
+    """See there."""
 
 
 def shipped_calibration() -> Calibration:
@@ -110,7 +146,7 @@ def context_s(rates: Rates, model: ModelShape, num_rows: int, context: int) -> f
     """Attention of a pass to what is in the caches: every row has `context` tokens of its own stream."""
     read = num_rows * context * model.kv_bytes_per_token
     macs = num_rows * context * model.attention_macs_per_context_token * model.num_layers
-    return max(read / rates.read_bytes_per_s, macs / rates.macs_per_s)
+    return max(read / rates.read_bytes_per_s, macs / rates.macs_per_s) * rates.context_factor
 
 
 def _roofline(rates: Rates, size_bytes: int, macs: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Times:

@@ -15,30 +15,31 @@ from shoal.simulations.forecast.compute import Calibration, context_s
 from shoal.simulations.forecast.layer_time import (
     DEATHS,
     DOWNLINK,
-    EXPERTS,
-    HOLDER_CALL,
-    HOLDER_QUEUE,
-    HOLDER_UPLINK,
-    OVERHEAD,
+    SHARED_CORES,
     TRUNK,
     UPLINK,
     Choose,
     Conditions,
     LayerClock,
+    MeanTraffic,
     Parts,
 )
 from shoal.simulations.forecast.peers import LayerView, Peer, TrunkHost
 from shoal.simulations.forecast.routing import Routes
+from shoal.simulations.forecast.schedule import ENDLESS, LayerWork, wavefront_s
 from shoal.simulations.forecast.shape import ModelShape
 
 MIN_PASSES, SAMPLED_ROWS = 4, 24
 """Passes that are drawn for a number of streams: this many, or until so many rows were seen."""
 
+TRAFFIC_PASSES = 16
+"""That a mean of traffic is taken of."""
+
 CONTEXT = 1024
 """Tokens in the cache of each stream: about the mean prompt of a recorded conversation (azure_llm_2023_conv: 1,155)."""
 
-ONE_AT_A_TIME = ((TRUNK, OVERHEAD), (UPLINK,), (DOWNLINK,), (EXPERTS, HOLDER_QUEUE, HOLDER_CALL), (HOLDER_UPLINK,))
-"""Parts of a chunk's time that no two chunks can spend at once."""
+MOSTLY = 0.6
+"""Of a prompt's time: what is busy for so long is its limit."""
 
 SILENT_DEATH_RTTS = 1.23
 """What a token pays for a holder that goes silent (`shoal simulate recovery`, median); a reset costs 0.1."""
@@ -106,9 +107,11 @@ def forecast_streams(swarm: Swarm, streams: int, seed: int, tally: Tally) -> Str
     """Average passes of `streams` rows."""
     rng, clock = np.random.default_rng((seed, streams)), swarm.clock()
     num_passes = max(MIN_PASSES, -(-SAMPLED_ROWS // streams))
+    clock.windows.is_grown, own_s = True, streams * swarm.calibration.stream_us / 1e6
     parts = Parts()
     for _ in range(num_passes):
         _pass(swarm, clock, streams, swarm.context, rng, parts)
+        parts.add(TRUNK, own_s)
     _add_deaths(swarm, clock, parts)
     tally.num_calls += clock.traffic.num_calls
     pass_s, num_tokens = parts.total_s / num_passes, num_passes * streams
@@ -129,37 +132,53 @@ def forecast_streams(swarm: Swarm, streams: int, seed: int, tally: Tally) -> Str
 def forecast_prefill(swarm: Swarm, num_tokens: int, seed: int, tally: Tally) -> PrefillForecast:
     """A prompt in chunks of `PREFILL_CHUNK`, up to `PREFILL_AHEAD` of them under way (docs/adr/0028)."""
     rng, clock = np.random.default_rng((seed, num_tokens)), swarm.clock()
-    chunks = list[Parts]()
+    chunks, parts = list[list[LayerWork]](), list[Parts]()
     for start in range(0, num_tokens, PREFILL_CHUNK):
-        rows = min(PREFILL_CHUNK, num_tokens - start)
-        chunks.append(Parts())
-        _pass(swarm, clock, rows, start + rows // 2, rng, chunks[-1])
+        parts.append(Parts())
+        chunks.append(_chunk(swarm, clock, start, min(PREFILL_CHUNK, num_tokens - start), rng, parts[-1]))
     tally.num_calls += clock.traffic.num_calls
-    time_s, limit = _overlapped(chunks, swarm.model.num_moe_layers)
-    return PrefillForecast(num_tokens, time_s, num_tokens / time_s, limit)
+    end_s = swarm.calibration.stream_us / 1e6
+    shared = swarm.conditions.shared
+    time_s = wavefront_s(chunks, PREFILL_AHEAD, ENDLESS if shared is None else shared.cores) + end_s
+    return PrefillForecast(num_tokens, time_s, num_tokens / time_s, _limit(swarm, clock, parts, time_s))
 
 
-def _overlapped(chunks: Sequence[Parts], num_layers: int) -> tuple[float, str]:
-    """Seconds of chunks that overlap, and what they wait for most.
+def _chunk(
+    swarm: Swarm, clock: LayerClock, start: int, rows: int, rng: np.random.Generator, parts: Parts
+) -> list[LayerWork]:
+    """A chunk of a prompt as work: what its trunk computes is spread over the MoE layers."""
+    trunk_s = clock.trunk_s(rows) + context_s(swarm.trunk.rates, swarm.model, rows, start + rows // 2)
+    layer_s = (trunk_s + rows * swarm.calibration.row_us / 1e6) / len(swarm.layers)
+    return [
+        clock.chunk_layer(view, swarm.routes.draw(layer, rows, rng), rng, parts, layer_s)
+        for layer, view in enumerate(swarm.layers)
+    ]
 
-    What one chunk at a time can use (a link's direction, the trunk, the holders) is busy for the sum of all chunks'
-    times, but for the rest of the first or last layer. A chunk follows the one ahead of it by one layer's time there at
-    least, and begins when the one `PREFILL_AHEAD` before it has ended.
-    """
-    names = {name for chunk in chunks for name in chunk.seconds}
-    totals = {name: sum(chunk.seconds.get(name, 0.0) for chunk in chunks) for name in names}
-    longest_s = max(chunk.total_s for chunk in chunks)
-    limit = max(totals, key=lambda name: totals[name])
-    time_s = max(longest_s, sum(chunk.total_s for chunk in chunks[::PREFILL_AHEAD]))
-    for shared in ONE_AT_A_TIME:
-        busy_s = sum(totals.get(name, 0.0) for name in shared)
-        of_one_s = busy_s / len(chunks)
-        bound_s = max(
-            busy_s + (longest_s - of_one_s) / num_layers, longest_s + (len(chunks) - 1) * of_one_s / num_layers
-        )
-        if bound_s > time_s:
-            time_s, limit = bound_s, max(shared, key=lambda name: totals.get(name, 0.0))
-    return time_s, limit
+
+def _limit(swarm: Swarm, clock: LayerClock, parts: Sequence[Parts], time_s: float) -> str:
+    """What is busy for most of a prompt's time; if nothing is for `MOSTLY` of it, what a chunk waits for most."""
+    busy = _busy(swarm, clock, sum(each.seconds[TRUNK] for each in parts))
+    busiest = max(busy, key=lambda name: busy[name])
+    longest = max(parts, key=lambda each: each.total_s).seconds
+    return busiest if busy[busiest] >= MOSTLY * time_s else max(longest, key=lambda name: longest[name])
+
+
+def pass_traffic(swarm: Swarm, num_rows: int, seed: int) -> MeanTraffic:
+    """What a pass sends: mean of some."""
+    rng, clock = np.random.default_rng((seed, num_rows)), swarm.clock()
+    for _ in range(TRAFFIC_PASSES):
+        _pass(swarm, clock, num_rows, 0, rng, Parts())
+    return clock.traffic.per(TRAFFIC_PASSES)
+
+
+def _busy(swarm: Swarm, clock: LayerClock, trunk_s: float) -> dict[str, float]:
+    """Seconds for which there is work for whatever can do one thing at a time."""
+    shared, traffic, link = swarm.conditions.shared, clock.traffic, swarm.trunk.link
+    busy = {TRUNK: trunk_s, UPLINK: traffic.up_bytes / link.up, DOWNLINK: traffic.down_bytes / link.down}
+    if shared is not None:
+        on_cores_s = trunk_s + traffic.client_s + traffic.relay_s + traffic.holders_s
+        busy[SHARED_CORES] = on_cores_s / shared.cores
+    return busy
 
 
 def _pass(swarm: Swarm, clock: LayerClock, num_rows: int, context: int, rng: np.random.Generator, parts: Parts) -> None:

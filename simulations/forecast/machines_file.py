@@ -1,5 +1,6 @@
 """The machines that a user names for `shoal plan`: one JSON file, checked to its last key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -98,7 +99,8 @@ def _link(up: float | None, down: float | None) -> Link:
 
 
 def _rates(usual: Rates, read: float | None, multiply: float | None) -> Rates:
-    return Rates(
-        usual.read_bytes_per_s if read is None else read * 1e9,
-        usual.macs_per_s if multiply is None else multiply * 1e12 / 2,
+    return replace(
+        usual,
+        read_bytes_per_s=usual.read_bytes_per_s if read is None else read * 1e9,
+        macs_per_s=usual.macs_per_s if multiply is None else multiply * 1e12 / 2,
     )

@@ -24,6 +24,7 @@ from shoal.simulations.forecast.shape import ModelShape
 from shoal.simulations.forecast.words import share_lines
 
 PROMPT = 256
+PLAIN = Conditions()
 GB = 1e9
 
 
@@ -82,6 +83,9 @@ class PlanSettings:
     holdings: Sequence[Held] | None = None
     """What the machines hold already. None: what they would choose, one after another."""
     seed: int = 0
+    conditions: Conditions = PLAIN
+    """What the network does beside round trips and rates."""
+    prompt: int = PROMPT
 
 
 def make_plan(settings: PlanSettings) -> PlanReport:
@@ -102,7 +106,7 @@ def make_plan(settings: PlanSettings) -> PlanReport:
         missing_experts=int((counts < 1).sum()),
         copies=float(counts.mean()),
         streams=streams,
-        prefill=forecast_prefill(swarm, PROMPT, settings.seed, Tally()) if swarm else None,
+        prefill=forecast_prefill(swarm, settings.prompt, settings.seed, Tally()) if swarm else None,
         up_mb_per_1000_tokens=streams[0].up_bytes_per_token / 1000 if streams else None,
         down_mb_per_1000_tokens=streams[0].down_bytes_per_token / 1000 if streams else None,
         one_more=_one_more(settings, placement, counts, holdings),
@@ -141,7 +145,7 @@ def _swarm(settings: PlanSettings, peers: Sequence[Peer], holdings: Sequence[Hel
         views(peers, holdings, counts),
         draw_routes(model.router, model.num_moe_layers, rng),
         settings.calibration,
-        Conditions(),
+        settings.conditions,
     )
 
 
@@ -165,7 +169,7 @@ def _alone(settings: PlanSettings) -> Alone:
     itself = Peer(PeerId("itself"), 0.0, inside, trunk.rates, trunk.memory_bytes)
     nothing = replace(settings.calibration, exchange_us=0.0, exchange_us_per_kib=0.0, dispatch_us=0.0)
     everything = [np.arange(model.num_experts)]
-    free = replace(settings, calibration=nothing, trunk=replace(trunk, link=inside))
+    free = replace(settings, conditions=Conditions(), calibration=nothing, trunk=replace(trunk, link=inside))
     swarm = _swarm(free, [itself], everything, np.ones((model.num_moe_layers, model.router.num_experts), np.int64))
     rate = forecast_streams(swarm, 1, settings.seed, Tally()).tokens_per_s
     return Alone(needed / GB, trunk.memory_bytes / GB, True, rate)

@@ -275,7 +275,7 @@ def _swarm(model: SimulatedModel, setting: Setting, routes: Routes) -> Swarm:
         [view] * len(model.layers),
         routes,
         _nothing_of_ours(),
-        Conditions(setting.jitter, setting.stall_share),
+        Conditions(setting.jitter, setting.stall_share, is_tcp=False),
         context=0,
         choose=choose,
     )

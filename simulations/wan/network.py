@@ -30,8 +30,9 @@ class Host:
 class Network:
     """Hosts and their links. Made by `open_network`."""
 
-    def __init__(self, hosts: Sequence[Host], links: Sequence[Link], connection: Connection) -> None:
+    def __init__(self, hosts: Sequence[Host], links: Sequence[Link], connection: Connection, relay_pid: int) -> None:
         self.hosts = tuple(hosts)
+        self.relay_pid = relay_pid
         self._links = list(links)
         self._connection = connection
 
@@ -65,7 +66,7 @@ async def open_network(context: ForkServerContext, links: Sequence[Link], seed: 
         hosts = [
             Host(index, address_of(index), f"/proc/{said.pid}/fd/{file}") for index, file in enumerate(said.namespaces)
         ]
-        yield Network(hosts, links, ours)
+        yield Network(hosts, links, ours, said.pid)
     finally:
         ours.close()  # the relay's word to end
         await asyncio.shield(asyncio.to_thread(_end, process))

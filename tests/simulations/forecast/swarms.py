@@ -45,7 +45,7 @@ def parts_swarm(peers: Sequence[Peer], trunk: TrunkHost | None = None, context: 
         [view] * model.num_moe_layers,
         draw_routes(model.router, model.num_moe_layers, np.random.default_rng(0), pool=64),
         free_calibration(),
-        Conditions(),
+        Conditions(is_tcp=False),
         context,
     )
 

@@ -110,7 +110,7 @@ def test_round_trips_of_up_to_four_chunks_of_a_prompt_overlap() -> None:
 
 
 def test_hedges_cut_what_stalls_cost() -> None:
-    stalling = Conditions(stall_share=0.5, stall_factor=10)
+    stalling = Conditions(stall_share=0.5, stall_factor=10, is_tcp=False)
     swarm = parts_swarm([peer(0, 0.02)])
     hedged = one_stream_s(replace(swarm, conditions=stalling))
     patient = one_stream_s(replace(swarm, conditions=replace(stalling, is_hedged=False)))
