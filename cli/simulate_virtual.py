@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from shoal.cli.boundary import reporting_errors
+from shoal.cli.boundary import reporting_errors, run_coroutine
 from shoal.cli.options import JsonOption
 
 
@@ -53,16 +53,49 @@ def virtual(
                 print(path)
 
 
-def validate(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """What measured runs took and what the model says of them, under a virtual clock; docs/SIMULATE.md."""
+def validate(
+    real: Annotated[
+        bool, typer.Option("--real", help="Real processes in network namespaces and real time; needs root.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With --real: fewer settings.")] = False,
+    rounds: Annotated[int, typer.Option(help="With --real: how often each setting is measured.", min=1, max=20)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What measured runs took and what the model says of them: under a virtual clock, or real; docs/SIMULATE.md."""
     with reporting_errors():
-        from shoal.cli.progress import StepBar
-        from shoal.simulations.forecast import validate as validation
-
-        with StepBar() as bar:
-            rows = validation.validate_all(bar)
-        if as_json:
-            columns = ("setting", "measured_ms", "predicted_ms", "error")
-            print(json.dumps({"rows": [{name: getattr(row, name) for name in columns} for row in rows]}))
+        if real:
+            _validate_real(quick, rounds, as_json)
         else:
-            print(validation.table(rows))
+            _validate_virtual(as_json)
+
+
+def _validate_virtual(as_json: bool) -> None:
+    from shoal.cli.progress import StepBar
+    from shoal.simulations.forecast import validate as validation
+
+    with StepBar() as bar:
+        rows = validation.validate_all(bar)
+    if as_json:
+        columns = ("setting", "measured_ms", "predicted_ms", "error")
+        print(json.dumps({"rows": [{name: getattr(row, name) for name in columns} for row in rows]}))
+    else:
+        print(validation.table(rows))
+
+
+def _validate_real(quick: bool, rounds: int, as_json: bool) -> None:
+    from shoal.simulations.fork_server import start_fork_server
+
+    context = start_fork_server()  # it imports while we do
+    import msgspec
+
+    from shoal.cli.progress import StepBar
+    from shoal.simulations.forecast.real.networks import QUICK, SETTINGS
+    from shoal.simulations.forecast.real.run import RealSettings, demo_model_for_forecasts, validate_real
+    from shoal.simulations.forecast.real.verdict import report_lines
+
+    model, settings = demo_model_for_forecasts(), RealSettings(QUICK if quick else SETTINGS, rounds)
+    with StepBar() as bar:
+        report = run_coroutine(lambda: validate_real(context, model, settings, bar))
+    print(json.dumps(msgspec.to_builtins(report)) if as_json else "\n".join(report_lines(report)))
+    if report.misses:
+        raise SystemExit(1)

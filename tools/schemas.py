@@ -20,6 +20,7 @@ from shoal.protocol.control import Coverage, LogLine, NodeStatus, Peers
 from shoal.simulations.chaos.run import ChaosReport
 from shoal.simulations.demo import DemoResult
 from shoal.simulations.forecast.plan import PlanReport
+from shoal.simulations.forecast.real.verdict import RealReport
 from shoal.simulations.forecast.report import SimulationReport
 from shoal.simulations.trial import TrialResult
 
@@ -63,6 +64,7 @@ VERBS: dict[str, tuple[str, object]] = {
     "demo": ("shoal demo", Flat((Generation, Answer, DemoResult))),
     "simulate-virtual": ("shoal simulate --virtual", SimulationReport),
     "simulate-local": ("shoal simulate --local", TrialResult),
+    "simulate-validate-real": ("shoal simulate validate --real", RealReport),
     "simulate-chaos": ("shoal simulate chaos", ChaosReport),
     "invite-list": ("shoal invite --list", list[ListedToken]),
     "version": ("shoal version", Versions),

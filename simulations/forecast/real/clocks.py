@@ -5,7 +5,7 @@ Knows engines, not whether their experts are here or in a swarm.
 
 import asyncio
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -131,8 +131,3 @@ class CpuMeter:
         used = {name: now[name] - self._last[name] for name in now}
         self._last = now
         return used
-
-
-def median(values: Sequence[float]) -> float:
-    """Of a few rounds."""
-    return statistics.median(values)

@@ -47,7 +47,7 @@ def fit(
 def _with_trunk(base: Calibration, model: ModelShape, trunk: TrunkTimes) -> Calibration:
     """The trunk's own part, from passes of one stream and of many, a short prompt and a long one."""
     matrices = trunk_times(base, replace(base.rates(), layer_s=0.0), model)
-    one_s, many_s = trunk.pass_s[0.0] - matrices[1], trunk.many_s - matrices[MANY]
+    one_s, many_s = trunk.pass_s[0.0] - float(matrices[1]), trunk.many_s - float(matrices[MANY])
     stream_s = max(0.0, (many_s - one_s) / (MANY - 1))
     layers_s = max(0.0, one_s - stream_s)
     rates, chunks = replace(base.rates(), context_factor=1.0), LONG // CHUNK
