@@ -44,6 +44,11 @@ bench-tcp: $(VENV)/.installed
 bench-idle: $(VENV)/.installed
 	unshare --net --map-root-user sh -c 'ip link set lo up; $(BIN)/python -m shoal.simulations.bench.idle_directory --peers 20'
 
+# The forecast and the planner against real processes on sixteen networks of namespaces: needs root and a quiet machine;
+# some minutes. Fails if a row misses. FORECAST="--quick" is half of it.
+validate-forecast: $(VENV)/.installed
+	$(BIN)/shoal simulate validate --real $(FORECAST)
+
 # Calls beside hivemind's, decoding beside transformers', kernels beside kt-kernel's, ggml's and torch's own. Peers get
 # environments of their own (made once: some minutes, 2.5 GB).
 bench-peers: $(VENV)/.installed

@@ -18,19 +18,22 @@ MIN_REPAIR_S = 0.2
 trip and no less than this beyond it (Linux's TCP_RTO_MIN; RFC 6298 has a second)."""
 
 
-def num_packets(size_bytes: int) -> int:
-    """Of a frame."""
-    return -(-size_bytes // SEGMENT_BYTES)
+PACKET_BYTES = SEGMENT_BYTES + HEADER_BYTES
 
 
 def wire_bytes(size_bytes: int) -> int:
     """A frame with its packets' headers."""
-    return size_bytes + num_packets(size_bytes) * HEADER_BYTES
+    return size_bytes + -(-size_bytes // SEGMENT_BYTES) * HEADER_BYTES
 
 
-def last_packet_bytes(size_bytes: int) -> int:
-    """What passes a second link after it has passed the first: links hand packets on whole."""
-    return min(size_bytes, SEGMENT_BYTES) + HEADER_BYTES
+def num_packets(on_wire: int) -> int:
+    """Of a frame with its headers."""
+    return -(-on_wire // PACKET_BYTES)
+
+
+def last_packet_bytes(on_wire: int) -> int:
+    """What of a frame passes a second link after it has passed the first: links hand packets on whole."""
+    return min(on_wire, PACKET_BYTES)
 
 
 def repair_s(rtt_s: float, num_losses: int) -> float:

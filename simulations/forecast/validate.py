@@ -2,7 +2,8 @@
 
 A virtual clock counts what the network, the queues and the kernels (a constant a call here) take, to the microsecond,
 and nothing else: it tests the model's structure (who waits for whom, what shares a link, how many holders are touched)
-without this machine's noise. It cannot test what our own code costs; that is measured by `shoal bench`.
+without this machine's noise. It cannot test what our own code costs, nor TCP, whose part of the model is left out here;
+`shoal simulate validate --real` (`real/`) does.
 """
 
 import asyncio

@@ -12,7 +12,14 @@ from shoal.simulations.forecast.forecast import Tally, forecast_prefill, forecas
 from shoal.simulations.forecast.layer_time import LOSSES, SHARED_CORES, Conditions
 from shoal.simulations.forecast.peers import Link, TrunkHost
 from shoal.simulations.forecast.shared_cores import SharedMachine
-from shoal.simulations.forecast.tcp import INITIAL_WINDOW_BYTES, Windows, last_packet_bytes, repair_s, wire_bytes
+from shoal.simulations.forecast.tcp import (
+    INITIAL_WINDOW_BYTES,
+    Windows,
+    last_packet_bytes,
+    num_packets,
+    repair_s,
+    wire_bytes,
+)
 from tests.simulations.forecast.swarms import ENDLESS, FREE, parts_swarm, peer
 
 HOLDER, LAYERS = PeerId("holder"), 58
@@ -22,7 +29,8 @@ def test_every_packet_has_headers() -> None:
     assert wire_bytes(1) == 53
     assert wire_bytes(1448) == 1500
     assert wire_bytes(1449) == 1449 + 104
-    assert last_packet_bytes(100) == 152
+    assert [num_packets(wire_bytes(size)) for size in (1, 1448, 1449)] == [1, 1, 2]
+    assert last_packet_bytes(152) == 152
     assert last_packet_bytes(100_000) == 1500
 
 

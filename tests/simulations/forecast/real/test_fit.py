@@ -112,7 +112,7 @@ def test_a_token_over_a_network_takes_its_round_trips_and_the_time_of_its_bytes(
     network_s = 4 * (0.020 + 2 * (1280 + 1256) / 62_500)
     for say in (predict, plan):
         assert say(MODEL, there, fitted).seconds - say(MODEL, here, fitted).seconds == pytest.approx(network_s)
-    assert predict(MODEL, there, fitted).limit == "RTT"
+    assert predict(MODEL, there, fitted).limit == "uplink"
 
 
 def test_the_planner_and_the_cost_model_say_of_a_prompt_what_its_link_says() -> None:
