@@ -91,7 +91,7 @@ def report_lines(report: RealReport) -> Iterator[str]:
     """The whole report, as Markdown."""
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     yield (
-        f"Commit {report.commit}, {machine}, TCP {report.congestion_control}, {report.rounds} rounds, all of it in"
+        f"Commit {report.commit}, {machine}; {report.congestion_control} in the namespaces, {report.rounds} rounds, all of it in"
         f" {report.took_s:.0f} s."
     )
     yield ""
