@@ -91,8 +91,8 @@ def report_lines(report: RealReport) -> Iterator[str]:
     """The whole report, as Markdown."""
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     yield (
-        f"Commit {report.commit}, {machine}; {report.congestion_control} in the namespaces, {report.rounds} rounds, all of it in"
-        f" {report.took_s:.0f} s."
+        f"Commit {report.commit}, {machine}; {report.congestion_control} in the namespaces, {report.rounds} rounds,"
+        f" all of it in {report.took_s:.0f} s."
     )
     yield ""
     yield table(report.rows)
