@@ -1,8 +1,9 @@
 """What speculation brings to one stream at some round-trip times: tokens per pass, tokens per second with and without.
 
 Nodes' servers and a client in one process, joined by memory channels that delay messages by half a round trip: real
-arithmetic, real clock, no sockets. Every round continues every held-out story without and with drafts, one after the
-other, so that a busy machine slows both alike; the ratio is taken story by story. Answers are compared, too.
+arithmetic, real clock, no sockets. Every round continues every held-out story without drafts, with one pass of them at
+a time, and with as many passes following one another as pay or as was said, one after the other, so that a busy machine
+slows all alike; ratios are taken story by story. Answers are compared, too.
 """
 
 import random
@@ -23,7 +24,7 @@ from shoal.client.speculation.choice import Speculation, choose_drafter
 from shoal.client.speculation.mtp_drafter import MtpDrafter
 from shoal.client.trunk.checkpoint import load_mtp
 from shoal.client.trunk.local_experts import LocalExperts
-from shoal.client.trunk.model import Timing
+from shoal.client.trunk.model import UNTIMED, Timing
 from shoal.experts.choose_backend import KernelChoice, choose_backend
 from shoal.experts.worker import ComputeWorker
 from shoal.node.holdings.assignment import parse_holding
@@ -81,6 +82,9 @@ class Row:
     tokens_per_s_with: float
     ratio: float
     ratio_range: tuple[float, float]
+    ratio_over_depth_one: float
+    """Tokens per second by those of the same drafting where a pass of drafts begins when the last one has ended."""
+    ratio_over_depth_one_range: tuple[float, float]
     answers_differ: int
 
 
@@ -127,18 +131,20 @@ async def bench_decode(settings: DecodeSettings, cache_dir: Path | None = None) 
 async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -> Row:
     prompts = _prompts(model, settings.stories, settings.repeats)
     passes = list[PassTaken]()
-    async with _engines(model, settings, rtt_ms, passes) as (plain, drafting):
-        for engine in (plain, drafting):  # connections, deadlines, packed experts, and how many drafts pay
+    async with _engines(model, settings, rtt_ms, passes) as engines:
+        for engine in engines:  # connections, deadlines, packed experts, and how many drafts pay
             await _answer(engine, prompts[-1], settings, seed=len(prompts))
         passes.clear()
-        pairs = [
-            (await _answer(plain, prompt, settings, seed), await _answer(drafting, prompt, settings, seed))
+        runs = [
+            [await _answer(engine, prompt, settings, seed) for engine in engines]
             for seed, prompt in enumerate(prompts[: settings.stories])
         ]
+    pairs = [(base, run) for base, _, run in runs]
     tokens = [token for _, run in pairs for token in run.tokens]
     num_passes = sum(not token.was_drafted for token in tokens)
     num_drafted, num_accepted = sum(t.num_drafted for t in tokens), sum(t.was_drafted for t in tokens)
     ratios = sorted(run.tokens_per_s / base.tokens_per_s for base, run in pairs)
+    over_one = sorted(run.tokens_per_s / one.tokens_per_s for _, one, run in runs)
     return Row(
         rtt_ms=rtt_ms,
         tokens_per_pass=len(tokens) / num_passes,
@@ -151,6 +157,8 @@ async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -
         tokens_per_s_with=statistics.median(run.tokens_per_s for _, run in pairs),
         ratio=statistics.median(ratios),
         ratio_range=(ratios[0], ratios[-1]),
+        ratio_over_depth_one=statistics.median(over_one),
+        ratio_over_depth_one_range=(over_one[0], over_one[-1]),
         answers_differ=sum([t.id for t in a.tokens] != [t.id for t in b.tokens] for a, b in pairs),
     )
 
@@ -158,8 +166,9 @@ async def _row(model: SimulatedModel, settings: DecodeSettings, rtt_ms: float) -
 @asynccontextmanager
 async def _engines(
     model: SimulatedModel, settings: DecodeSettings, rtt_ms: float, passes: list[PassTaken]
-) -> AsyncIterator[tuple[Engine, Engine]]:
-    """A swarm, and two engines on it that take turns: without drafts and with, whose passes of answers are kept."""
+) -> AsyncIterator[tuple[Engine, Engine, Engine]]:
+    """A swarm, and engines on it that take turns: without drafts, with one pass of them at a time, and as the settings
+    say, whose passes are kept."""
     num_experts = model.store.spec.router.num_experts
     held = [
         parse_holding(words, model.store.spec) for words in holdings(settings.nodes, settings.replicas, num_experts)
@@ -179,14 +188,18 @@ async def _engines(
             experts = LocalExperts(model.store, choose_backend(KernelChoice.AUTO, 1), model.rounding, worker)
             mtp = load_mtp(model.store, model.opened.trunk)
             drafter = choose_drafter(settings.speculate, MtpDrafter(mtp, experts) if mtp else None)
-            limits = EngineSettings(draft_width=settings.width, draft_depth=settings.depth)
-            timing = Timing(0, perf_counter, lambda event: _keep(event, passes))
-            drafting = Engine(
-                plain.trunk, plain.routed_experts, plain.tokenizer, settings=limits, timing=timing, drafter=drafter
-            )
+            kept = Timing(0, perf_counter, lambda event: _keep(event, passes))
+            one, drafting = (
+                Engine(
+                    plain.trunk, plain.routed_experts, plain.tokenizer, timing=timing, drafter=drafter,
+                    settings=EngineSettings(draft_width=settings.width, draft_depth=depth),
+                )
+                for depth, timing in ((1, UNTIMED), (settings.depth, kept))
+            )  # fmt: skip
             try:
-                yield plain, drafting
+                yield plain, one, drafting
             finally:
+                await one.aclose()
                 await drafting.aclose()
     finally:
         await worker.aclose()
@@ -220,23 +233,29 @@ async def _answer(engine: Engine, prompt: list[int], settings: DecodeSettings, s
     return _Run(tokens, times[-1] - times[0])
 
 
+def _chosen(value: object) -> str:
+    return "as many as pay" if value is None else str(value)
+
+
 def table(result: dict[str, object]) -> str:
     """The result as Markdown."""
     lines = [
         f"drafts by {result['speculate']}, temperature {result['temperature']}, {result['nodes']} nodes,"
-        f" width {result['width'] or 'auto'}, depth {result['depth'] or 'auto'},"
+        f" width {_chosen(result['width'])}, depth {_chosen(result['depth'])},"
+        f"{' prompts that repeat themselves,' if result['repeats'] else ''}"
         f" {result['stories']} held-out stories of {result['tokens']} tokens, commit {result['commit']},"
         f" {result['machine']}",
         "",
-        "| RTT ms | tokens/s without | with | ratio (range over stories) | tokens a run | drafts a run | right |"
-        " rows a token | of them void | passes a token | answers that differ |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| RTT ms | tokens/s without | with | ratio (range over stories) | over one pass at a time | tokens a run |"
+        " drafts a run | right | rows a token | of them void | passes a token | answers that differ |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in cast(list[dict[str, Any]], result["rows"]):
-        least, most = row["ratio_range"]
+        (least, most), (least_over, most_over) = row["ratio_range"], row["ratio_over_depth_one_range"]
         lines.append(
             f"| {row['rtt_ms']:g} | {row['tokens_per_s_without']:.1f} | {row['tokens_per_s_with']:.1f}"
-            f" | {row['ratio']:.2f} ({least:.2f}-{most:.2f}) | {row['tokens_per_pass']:.2f}"
+            f" | {row['ratio']:.2f} ({least:.2f}-{most:.2f})"
+            f" | {row['ratio_over_depth_one']:.2f} ({least_over:.2f}-{most_over:.2f}) | {row['tokens_per_pass']:.2f}"
             f" | {row['drafted_per_pass']:.2f} | {100 * row['accepted_share']:.0f} %"
             f" | {row['rows_per_token']:.2f} | {100 * row['void_share']:.0f} % | {row['passes_per_token']:.2f}"
             f" | {row['answers_differ']} |"
