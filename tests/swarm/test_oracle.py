@@ -159,6 +159,22 @@ def test_streams_that_speculate_get_the_tokens_of_transformers_alone_together_an
     assert num_drafted
 
 
+@pytest.mark.parametrize("kill_after", [2, 9])
+def test_passes_that_follow_one_another_give_the_tokens_of_transformers_through_a_death(
+    published: Path, tmp_path: Path, kill_after: int
+) -> None:
+    dequantized_copy(published, tmp_path / "copy")
+
+    async def main() -> list[int]:
+        words, following = holdings(4, 2, num_experts_of(published)), EngineSettings(draft_width=2, draft_depth=4)
+        async with memory_swarm(
+            published, words, tmp_path / "cache", settings=following, speculation=Speculation.AUTO
+        ) as world:
+            return await tokens_of(world, kill_after)
+
+    assert asyncio.run(main()) == their_tokens(tmp_path / "copy", PROMPT)
+
+
 def test_a_pass_of_one_group_of_streams_is_one_frame_per_layer_and_holder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", SHAPES["plain"], seed=4)
 
