@@ -48,6 +48,7 @@ class Metrics:
         self._draft_passes = Counter("shoal:spec_decode_num_drafts", "Passes that verified drafts.", registry=registry)
         self._drafted = Counter("shoal:spec_decode_num_draft_tokens", "Tokens drafted.", registry=registry)
         self._accepted = Counter("shoal:spec_decode_num_accepted_tokens", "Drafts that were right.", registry=registry)
+        self._void = Counter("shoal:spec_decode_num_void_tokens", "Drafts thrown away unjudged.", registry=registry)
         self._failovers = Counter("shoal:failovers", "Calls that a replica had to answer.", registry=registry)
 
     def observe(self, event: Event) -> None:
@@ -60,6 +61,7 @@ class Metrics:
             self._draft_passes.inc()
             self._drafted.inc(event.num_drafted)
             self._accepted.inc(event.num_accepted)
+            self._void.inc(event.num_void)
 
     def watch(self, model: Model, line: Line, version: str) -> None:
         """Read these when asked: they are states, not events."""

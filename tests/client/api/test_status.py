@@ -53,8 +53,8 @@ def test_metrics_follow_vllms_names_and_count() -> None:
         peer = PeerId("12D3")
         door.services.metrics.observe(ReplyReceived(peer, LayerId(1), 0.002, 0.0, 0.001))
         door.services.metrics.observe(FailedOver(peer, LayerId(1), (ExpertId(3),), "ChannelClosed", 0.1))
-        for num_drafted, num_accepted in ((3, 2), (0, 0), (4, 0)):
-            pass_taken = PassTaken(1, 1, 0, 1, 0, 0.0, 0.0, 0.1, num_drafted, num_accepted)
+        for num_drafted, num_accepted, num_void in ((3, 2, 0), (0, 0, 0), (4, 0, 3)):
+            pass_taken = PassTaken(1, 1, 0, 1, 0, 0.0, 0.0, 0.1, num_drafted, num_accepted, num_void=num_void)
             door.services.metrics.observe(pass_taken)
         return (await door.get("/metrics")).text
 
@@ -75,6 +75,7 @@ def test_metrics_follow_vllms_names_and_count() -> None:
     assert samples["shoal:spec_decode_num_drafts_total",] == 2
     assert samples["shoal:spec_decode_num_draft_tokens_total",] == 7
     assert samples["shoal:spec_decode_num_accepted_tokens_total",] == 2
+    assert samples["shoal:spec_decode_num_void_tokens_total",] == 3
     assert samples["shoal:coverage_ratio",] == 1
     assert samples["shoal:num_requests_running",] == 0
     assert len(samples) < 300

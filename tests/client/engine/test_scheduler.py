@@ -10,7 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.engine.engine_settings import CHUNKS_PER_PASS, MAX_RUNNING, PREFILL_CHUNK, EngineSettings
+from shoal.client.engine.engine_settings import (
+    CHUNKS_PER_PASS,
+    MAX_DRAFT_DEPTH,
+    MAX_RUNNING,
+    PREFILL_CHUNK,
+    EngineSettings,
+)
 from shoal.client.engine.generation import FinishReason, Token
 from shoal.client.engine.sampler import Sampled, Sampler, Sampling
 from shoal.client.engine.scheduler import Scheduler, Share
@@ -208,6 +214,8 @@ def test_the_youngest_gives_up_its_memory_and_keeps_its_place_in_the_queue() -> 
         {"kv_cache_bytes": 0},
         {"prefill_ahead": 0},
         {"prefill_ahead": CHUNKS_PER_PASS + 1},
+        {"draft_depth": 0},
+        {"draft_depth": MAX_DRAFT_DEPTH + 1},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: dict[str, int]) -> None:
