@@ -60,6 +60,7 @@ class LaneStream:
         self._throttle = throttle or Throttle()
         self._writer = writer = self._throttle.paced(reader, writer)
         self._decoder = FrameDecoder(expected, limits.MAX_HANDSHAKE_BYTES)
+        self._is_given_up = False
         writer.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_WATER_BYTES)
 
     def refuse_early_bytes(self) -> None:
@@ -181,12 +182,19 @@ class LaneStream:
         self._writer.transport.abort()
 
     async def wait_closed(self) -> None:
-        """Wait for the end of a `close`, cutting the stream after a second."""
+        """Wait for the end of a `close`, cutting the stream after a second. Not again if that was in vain: the writer's
+        own future is cancelled with whoever gave up, and would cancel the next one."""
+        if self._is_given_up:
+            return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
         except (TimeoutError, OSError):
+            self._is_given_up = True
             self.abort()
+        except asyncio.CancelledError:
+            self._is_given_up = True
+            raise
 
 
 class _Patience:

@@ -1,5 +1,6 @@
 """A lane writes what its messages say: small frames in one piece, large bodies in pieces that make the body."""
 
+import asyncio
 from typing import Any, cast
 
 import pytest
@@ -64,3 +65,45 @@ def test_a_large_body_goes_in_pieces_that_make_it(num_tokens: int) -> None:
     assert max(map(len, pieces)) <= SLICE_BYTES
     frame = decoded(pieces)
     assert (frame.request_id, frame.message, bytes(frame.body)) == (7, message, body)
+
+
+class Endless(Pieces):
+    """A writer whose end does not come: as a `StreamWriter`, it has one future for all who wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = asyncio.get_running_loop().create_future()
+        self.num_aborts = 0
+
+    def abort(self) -> None:
+        self.num_aborts += 1
+
+    async def wait_closed(self) -> None:
+        await self.end
+
+
+def test_a_close_that_takes_too_long_is_cut_and_may_be_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.protocol.net.lane.CLOSE_TIMEOUT_S", 0.0)
+
+    async def main() -> None:
+        writer = Endless()
+        lane = LaneStream(cast(Any, None), cast(Any, writer), frozenset())
+        await lane.wait_closed()
+        await lane.wait_closed()
+        assert writer.num_aborts == 1
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_while_it_waits_for_a_close_cancels_nobody_else() -> None:
+    async def main() -> None:
+        writer = Endless()
+        lane = LaneStream(cast(Any, None), cast(Any, writer), frozenset())
+        waiting = asyncio.create_task(lane.wait_closed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+        await lane.wait_closed()
+
+    asyncio.run(main())
