@@ -41,7 +41,16 @@ def node(
         bool | None,
         typer.Option(help="Keep the rest of the model too, and give it to clients that have only a token."),
     ] = None,
-    share: Annotated[str | None, typer.Option(help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")] = None,
+    share: Annotated[
+        str | None, typer.Option("--share", "--ram", help="Memory for experts, e.g. 2GB.", envvar="SHOAL_SHARE")
+    ] = None,
+    cold: Annotated[
+        str | None,
+        typer.Option(
+            help="Disk for experts beside those in memory, e.g. 40GB: each is read when it is asked for, as a last "
+            "resort."
+        ),
+    ] = None,
     vram: Annotated[str | None, typer.Option(help="Most memory of a CUDA device, in all, e.g. 6GB.")] = None,
     join: Annotated[list[str] | None, typer.Option(help="A peer's address or an invite token; repeatable.")] = None,
     host: Annotated[
@@ -99,7 +108,8 @@ def node(
 
         flags = {
             "model": model, "experts": experts, "anchor": anchor, "seed_trunk": seed_trunk,
-            "share_bytes": parse_size(share), "vram_bytes": parse_size(vram), "join": join or None, "host": host,
+            "share_bytes": parse_size(share), "cold_bytes": parse_size(cold),
+            "vram_bytes": parse_size(vram), "join": join or None, "host": host,
             "port": port, "p2p_port": p2p_port, "lan": lan, "identity": identity, "threads": threads,
             "kernel": kernel.value if kernel else None, "name": name, "log_level": log_level,
         }  # fmt: skip
@@ -156,6 +166,9 @@ def _announce(info: "NodeInfo", model: Path | None, name: str) -> None:
     of_name = "" if name == "node" else f" --name {name}"
     held = _("holding {experts} experts ({size_mb:.0f} MB) as {peer}")
     print(held.format(experts=info.num_experts, size_mb=info.resident_bytes / 1e6, peer=info.peer))
+    if info.num_cold:
+        words = _("and {experts} more on disk, read when nobody else has them (about {read_ms} ms each)")
+        print(words.format(experts=info.num_cold, read_ms=info.read_ms))
     if info.num_missing:
         words = _(
             "fetching {experts} experts ({size}) from peers, and serving each as soon as it is verified; "

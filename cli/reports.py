@@ -56,6 +56,7 @@ def status_lines(status: NodeStatus) -> list[str]:
         _("holding:   {experts} experts in {layers} layers, {size}").format(
             experts=status.num_experts, layers=len(status.holding), size=size(status.resident_bytes)
         ),
+        *_disk_lines(status),
         _(
             "given:     {tokens:.1f} tokens' worth ({rows} rows, {compute_s:.2f} s of kernel) in {requests} requests"
         ).format(
@@ -79,6 +80,13 @@ def status_lines(status: NodeStatus) -> list[str]:
         *_weight_lines(status.weights),
         _("threads:   {number}").format(number=limits.threads),
     ]
+
+
+def _disk_lines(status: NodeStatus) -> list[str]:
+    if not status.num_cold:
+        return []
+    words = _("on disk:   {experts} experts more, read when nobody else has them, {read_ms} ms each")
+    return [words.format(experts=status.num_cold, read_ms=status.read_ms)]
 
 
 def _lan_lines(status: NodeStatus) -> list[str]:
@@ -196,9 +204,10 @@ def _peer_line(peer: Peer) -> str:
     words = N_("{peer} holder (this node), {experts} experts in {layers} layers, {address}") if is_ours else N_(
         "{peer} holder, {experts} experts in {layers} layers, {address}"
     )  # fmt: skip
-    return _(words).format(
+    line = _(words).format(
         peer=peer.peer, experts=peer.num_experts, layers=len(peer.holding), address=peer.addresses[0]
     )
+    return line + ("; " + _("on disk: {experts}").format(experts=peer.num_cold) if peer.num_cold else "")
 
 
 def _rarity_lines(coverage: Coverage) -> list[str]:
@@ -206,7 +215,7 @@ def _rarity_lines(coverage: Coverage) -> list[str]:
     if not coverage.num_rare:
         return []
     lines = [
-        _("fewer than {target} replicas: {rare} experts; coming: {coming}; only at anchors: {anchored}").format(
+        _("fewer than {target} replicas: {rare} experts; coming: {coming}; only on disk: {anchored}").format(
             target=coverage.target_replicas, rare=coverage.num_rare, coming=coverage.num_coming,
             anchored=coverage.num_anchor_only,
         )
@@ -221,7 +230,7 @@ def _layer_line(layer: LayerCoverage, target: int) -> str:
     said = [
         _("below {target}: {number}").format(target=target, number=layer.num_rare) if layer.num_rare else "",
         _("coming: {experts}").format(experts=layer.coming) if layer.coming else "",
-        _("only at anchors: {experts}").format(experts=layer.anchor_only) if layer.anchor_only else "",
+        _("only on disk: {experts}").format(experts=layer.anchor_only) if layer.anchor_only else "",
     ]
     line = _("layer {layer:>3}  {signs}").format(layer=layer.layer, signs=signs)
     return "; ".join([line, *filter(None, said)])

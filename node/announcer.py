@@ -7,7 +7,7 @@ the record dies.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.node.holdings.assignment import Holding
 from shoal.node.log_events import RecordsNotRenewed, log_event
@@ -16,7 +16,7 @@ from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.limits import PULSE_PERIOD_S
 from shoal.protocol.messages import Rounding
 from shoal.protocol.net.directory import Directory
-from shoal.protocol.records import NodeRecord
+from shoal.protocol.records import Experts, NodeRecord
 
 RETRY_S = PULSE_PERIOD_S / 4
 """After a renewal that failed: three more before the record dies."""
@@ -46,9 +46,12 @@ class Claim:
     """Unix time at which it became a holder."""
     room: int = 0
     """Experts that it would hold besides."""
-    is_anchor: bool = False
     zone: str = ""
     gives_trunk: bool = False
+    cold: dict[LayerId, tuple[ExpertId, ...]] = field(default_factory=dict)
+    """What it reads from disk when it is asked for it."""
+    read_ms: int = 0
+    """What reading one of these takes; 0: not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Announcer:
 
     async def announce(self) -> None:
         """Say what we hold, or renew it."""
-        await self._say(self._claim.holding, self._claim.coming)
+        await self._say(self._claim)
 
     async def run(self) -> None:
         """Renew, or withdraw, for ever. Cancellation: the record stays until it expires; call `withdraw`."""
@@ -129,32 +132,33 @@ class Announcer:
 
     async def withdraw(self) -> None:
         """Tell the directory that we hold nothing any more."""
-        await self._say({}, {})
+        await self._say(replace(self._claim, holding={}, coming={}, cold={}, read_ms=0))
 
-    async def _say(self, holding: Holding, coming: Holding) -> None:
+    async def _say(self, claim: Claim) -> None:
         async with self._publishing:
-            if self._is_known or holding or coming:  # who never said anything need not take it back
+            if self._is_known or claim.holding or claim.coming or claim.cold:  # else there is nothing to take back
                 self._is_known = True
-                await self._directory.publish(self._record(holding, coming))
+                await self._directory.publish(self._record(claim))
 
-    def _record(self, holding: Holding, coming: Holding) -> NodeRecord:
-        claim, load = self._claim, self._load_to_say()
+    def _record(self, claim: Claim) -> NodeRecord:
+        load = self._load_to_say()
         return NodeRecord(
             peer=claim.peer,
             model_root=claim.model_root,
-            experts={layer: frozenset(experts) for layer, experts in holding.items() if experts},
+            experts=_by_layer(claim.holding),
             weight_format=claim.weight_format,
             roundings=SERVED_ROUNDINGS,
             kernel_class=claim.kernel_class,
             capacity_mmacs=load.capacity_mmacs,
             queue_ms=load.queue_ms,
             addresses=claim.addresses,
-            coming={layer: frozenset(experts) for layer, experts in coming.items() if experts},
+            coming=_by_layer(claim.coming),
             since_s=claim.since_s,
             room=claim.room,
-            is_anchor=claim.is_anchor,
             zone=claim.zone,
             gives_trunk=claim.gives_trunk,
+            cold=_by_layer(claim.cold),
+            read_ms=claim.read_ms,
         )
 
     def _load_to_say(self) -> Load:
@@ -164,3 +168,7 @@ class Announcer:
         if high > SAME_CAPACITY * low or abs(now.queue_ms - said.queue_ms) > SAME_QUEUE_MS:
             self._said_load = now
         return self._said_load
+
+
+def _by_layer(holding: Holding) -> Experts:
+    return {layer: frozenset(experts) for layer, experts in holding.items() if experts}

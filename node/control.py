@@ -13,6 +13,7 @@ from importlib.metadata import version as installed_version
 from shoal.node.daemon import Node
 from shoal.node.guest.guest import Guest
 from shoal.node.guest.transfer_meter import TransferMeter
+from shoal.node.holdings.assignment import Holding
 from shoal.node.holdings.coverage import Extent, coverage_of, ranges
 from shoal.node.logs import LogMemory
 from shoal.node.settings import NodeSettings
@@ -132,6 +133,8 @@ class NodeControl:
             lan_bytes_up=self.lan_traffic.bytes_sent,
             lan_bytes_down=self.lan_traffic.bytes_received,
             weights=_weights_of(node) if node else WeightTransfer(),
+            num_cold=_count(node.keeper.cold) if node else 0,
+            read_ms=node.keeper.read_ms if node else 0,
         )
 
     def _state(self) -> NodeState:
@@ -160,7 +163,8 @@ class NodeControl:
         found: dict[PeerId, list[HolderRecord]] = {}
         for records in (await node.directory.lookup(node.model.root, node.model.layers)).values():
             for record in records:
-                if record.experts and max(record.experts) < node.model.experts_per_layer:
+                offered = record.experts | record.cold
+                if offered and max(offered) < node.model.experts_per_layer:
                     found.setdefault(record.peer, []).append(record)
         return found
 
@@ -182,6 +186,7 @@ def limits_of(settings: NodeSettings) -> NodeLimits:
         monthly_bytes=guest.monthly_bytes,
         vram_bytes=settings.vram_bytes,
         lan_unlimited=guest.lan_unlimited,
+        cold_bytes=settings.cold_bytes,
     )
 
 
@@ -191,12 +196,18 @@ def _holder(peer: PeerId, records: Sequence[HolderRecord], ours: PeerId) -> Peer
         peer=peer,
         role=PeerRole.SELF if peer == ours else PeerRole.HOLDER,
         addresses=newest.addresses,
-        holding=tuple(LayerHolding(record.layer, ranges(record.experts)) for record in records),
+        holding=tuple(LayerHolding(record.layer, ranges(record.experts)) for record in records if record.experts),
         num_experts=sum(len(record.experts) for record in records),
         capacity_mmacs=newest.capacity_mmacs,
         queue_s=newest.queue_ms / 1000,
         expires_at_s=newest.expires_at_s,
+        num_cold=sum(len(record.cold) for record in records),
+        read_ms=newest.read_ms,
     )
+
+
+def _count(holding: Holding) -> int:
+    return sum(map(len, holding.values()))
 
 
 def _weights_of(node: Node) -> WeightTransfer:

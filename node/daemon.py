@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -22,11 +22,12 @@ from shoal.experts.worker import ComputeWorker
 from shoal.node.addresses import announced
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.holdings.assignment import Holding, parse_holding
-from shoal.node.holdings.joining import Place, find_place
+from shoal.node.holdings.joining import Place
 from shoal.node.holdings.keeper import Keeper
 from shoal.node.holdings.placement import Shape
 from shoal.node.holdings.survey import Me
 from shoal.node.holdings.tending import fill_and_heal
+from shoal.node.holdings.tiers import choose_tiers, part_memory
 from shoal.node.log_events import ExpertsChosen, NodeStarting, RecordsNotWithdrawn, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.node_info import NodeInfo, NodeModel, info_of, model_of
@@ -36,7 +37,6 @@ from shoal.node.seeding.library import Library
 from shoal.node.seeding.peers import Wanted
 from shoal.node.seeding.seeder import Seeder
 from shoal.node.serving.admission import Admission, AdmissionLimits, Wire, no_backlog
-from shoal.node.serving.anchor import Anchor, LatestExperts, LoadExpert
 from shoal.node.serving.gate import WorkGate
 from shoal.node.serving.self_check import check_ourselves
 from shoal.node.serving.server import ExpertServer
@@ -47,11 +47,14 @@ from shoal.node.weights.loading import (
     capacity,
     check_memory,
     default_threads,
+    is_tiered,
     load,
+    num_on_disk,
     packer,
     without,
 )
-from shoal.node.weights.packing import keep_packed, load_one, open_cache
+from shoal.node.weights.on_disk import cold_experts
+from shoal.node.weights.packing import keep_packed, open_cache
 from shoal.node.weights.space import limit_pieces
 from shoal.node.weights.trunk import TrunkKeeper
 from shoal.protocol.errors import ShoalError
@@ -155,7 +158,7 @@ async def running_node(
         log_event(NodeStarting(installed_version("shoal"), store.manifest.root.hex()))
         wished = settings.experts or ("all" if settings.anchor else None)
         holding = parse_holding(wished, store.spec) if wished else None
-        if holding is not None and not settings.anchor:
+        if holding is not None and not is_tiered(settings):
             check_memory(settings, store, backend, holding)
         entry = await stack.enter_async_context(
             enter_swarm(
@@ -172,35 +175,38 @@ async def running_node(
         admission = Admission(limits, time.monotonic, _wire_of(throttle))
         claim = Claim(
             identity.peer, store.manifest.root, {}, store.weight_format, backend.kernel_class, (),
-            since_s=int(time.time()), zone=settings.zone, is_anchor=settings.anchor,
-            gives_trunk=not isinstance(store, PieceModel),
+            since_s=int(time.time()), zone=settings.zone, gives_trunk=not isinstance(store, PieceModel),
         )  # fmt: skip
         announcer = Announcer(entry.directory, claim, lambda: _load_of(admission))
         announcer.set_present(is_open)
         renewing = asyncio.create_task(announcer.run(), name="announcer")
         stack.push_async_callback(_cancel, renewing)
+        num_cold = num_on_disk(settings, store)
+        memory = part_memory(capacity(settings, store, backend, holding), num_cold, settings.anchor)
         place = Place(
             Shape.of(store.spec), Me(identity.peer, claim.since_s, store.weight_format, settings.zone),
-            capacity(settings, store, backend, None if settings.anchor else holding), entry.directory, announcer,
-            _uniform, time.time,
+            memory.num_resident, entry.directory, announcer, _uniform, time.time,
         )  # fmt: skip
-        pinned, choice = holding or {}, None
-        if holding is None:
-            choice = await find_place(place, is_alone=not settings.join)
-            log_event(ExpertsChosen(*choice.figures))
-            holding = choice.holding
+        tiers = await choose_tiers(place, holding, num_cold, settings.anchor, is_alone=not settings.join)
+        if tiers.choice is not None:
+            log_event(ExpertsChosen(*tiers.choice.figures))
+        pinned = {} if tiers.choice else tiers.resident
         supply = await stack.enter_async_context(Supply(store, settings.name, progress))
-        await supply.keep(holding)
-        await limit_pieces(settings, store, holding, place)
-        missing = await supply.missing(holding)
+        await supply.keep(tiers.resident)
+        await supply.keep(tiers.cold)
+        await limit_pieces(settings, store, tiers.all, place)
+        missing = await supply.missing(tiers.resident)
         cache = await asyncio.to_thread(open_cache, settings, store, backend)
-        anchor = _anchor(settings, partial(load_one, store, backend, cache), holding, place.capacity)
-        if anchor is not None:
-            missing = await _brought(supply, missing)
-        held = await load(store, backend, worker, {} if anchor else without(holding, missing), progress, cache)
-        checked = replace(held, experts=await worker.run(anchor.sample)) if anchor else held
-        await worker.run(check_ourselves, checked, backend, store.manifest)
-        server = ExpertServer(held, backend, worker, admission, time.perf_counter, anchor)
+        source = (store, backend, cache)
+        cold = await cold_experts(tiers, memory.num_latest, supply, source, time.perf_counter, settings.anchor)
+        held = await load(store, backend, worker, without(tiers.resident, missing), progress, cache)
+        await worker.run(check_ourselves, held, backend, store.manifest)
+        reader = ComputeWorker("disk")
+        stack.push_async_callback(reader.aclose)
+        if cold is not None:
+            sample = replace(held, experts=await reader.run(cold.sample))
+            await worker.run(check_ourselves, sample, backend, store.manifest)
+        server = ExpertServer(held, backend, worker, admission, time.perf_counter, cold, reader)
         stack.push_async_callback(server.aclose)
         library = await asyncio.to_thread(Library, store)
         seeder = Seeder(library, admission, _wire_of(throttle), server.metrics, asyncio.get_running_loop().time)
@@ -220,7 +226,7 @@ async def running_node(
         model = model_of(settings, store, backend)
         keeper = Keeper(
             held, announcer, packer(store, backend, worker, cache), place.capacity, model.expert_bytes,
-            supply.arriving, anchor,
+            supply.arriving, cold,
         )  # fmt: skip
         announcer.note(replace(announcer.claim, addresses=announced(direct.addresses, entry.p2pd.addresses)))
         work_gate = WorkGate(server, admission, (direct, libp2p), announcer, is_open, seeder)
@@ -234,7 +240,7 @@ async def running_node(
         elif missing:
             await keeper.take(missing)  # nobody is here to ask but the model's own sources: what they say is the end
             missing = {}
-        mending = fill_and_heal(settings, place, keeper, pinned, missing)
+        mending = fill_and_heal(settings, place, keeper, pinned, missing, tiers.cold)
         tasks = [renewing, asyncio.create_task(mending, name="healer")]
         tasks.append(asyncio.create_task(keep_packed(cache, store, held), name="packed cache"))
         if settings.seed_trunk and isinstance(store, PieceModel):
@@ -244,7 +250,7 @@ async def running_node(
             tasks.append(asyncio.create_task(watch.run((direct, libp2p)), name="revocations"))
         try:
             yield Node(
-                info_of(announcer.claim, entry, keeper, choice, missing, library), model, keeper, server.metrics,
+                info_of(announcer.claim, entry, keeper, tiers.choice, missing, library), model, keeper, server.metrics,
                 admission, work_gate, (direct, libp2p), entry.directory, supply, seeder,
             )  # fmt: skip
         finally:
@@ -257,25 +263,6 @@ async def running_node(
         for task in tasks:
             if not task.cancelled():
                 task.result()  # it failed by itself: not to be lost in silence
-
-
-def _anchor(settings: NodeSettings, load_expert: LoadExpert, offered: Holding, capacity: int) -> Anchor | None:
-    """The experts of a node that keeps none resident."""
-    if not settings.anchor:
-        return None
-    return Anchor(offered, LatestExperts(load_expert, capacity))
-
-
-async def _brought(supply: Supply, missing: Holding) -> Holding:
-    """Bring all that is missing onto this machine's disk; nothing is missing then.
-
-    Raises:
-        As `Supply.arriving`.
-    """
-    async with aclosing(supply.arriving(missing)) as arriving:
-        async for _ in arriving:
-            pass
-    return {}
 
 
 def _wire_of(throttle: Throttle) -> Wire:

@@ -41,6 +41,10 @@ class NodeInfo:
     """Experts that it is about to hold, and that are on their way from peers."""
     missing_bytes: int = 0
     """What these have, headers aside."""
+    num_cold: int = 0
+    """Experts that it reads from disk when it is asked for them."""
+    read_ms: int = 0
+    """What reading one of them takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +95,6 @@ def info_of(
         choice=choice,
         num_missing=num_missing,
         missing_bytes=num_missing * library.expert_bytes,
+        num_cold=sum(map(len, keeper.cold.values())),
+        read_ms=keeper.read_ms,
     )

@@ -95,6 +95,11 @@ class NodeSettings:
     """Be a last resort: announce every expert of the model (or what `experts` names), read each from disk when it is
     asked for, keep the latest within `share_bytes`. Clients come when nobody else has an expert; it is slow."""
 
+    cold_bytes: Count = 0
+    """Disk for experts that are read when somebody asks for them, beside those in memory: what `experts` names beyond
+    what fits, then what others have least. A last resort, as an anchor's; an eighth of `share_bytes` keeps the latest.
+    0: none."""
+
     seed_trunk: bool = False
     """Keep the model's trunk on this disk too (DeepSeek-V3.1: 19 GB) and give it to clients that have only a token. A
     node whose model is a checkpoint directory has it and gives it anyway."""

@@ -136,6 +136,8 @@ class NodeLimits:
     """both directions together"""
     vram_bytes: Count | None = None
     """of a CUDA device, in all"""
+    cold_bytes: Count = 0
+    """disk for experts that are read when somebody asks for them"""
     lan_unlimited: bool = False
     """private addresses know no limit and are not counted"""
 
@@ -209,6 +211,10 @@ class NodeStatus:
     """with `lan_unlimited`: what went to private addresses, not in `bytes_up`"""
     lan_bytes_down: Count = 0
     weights: WeightTransfer = WeightTransfer()
+    num_cold: Count = 0
+    """experts on its disk beside those, read when nobody else has them"""
+    read_ms: Count = 0
+    """what reading one of them takes; 0: not measured"""
 
 
 class PeerRole(StrEnum):
@@ -235,6 +241,9 @@ class Peer:
     expires_at_s: UnixTime | None = None
     num_connections: Count = 0
     requests_served: Count = 0
+    num_cold: Count = 0
+    """experts on its disk beside those, read when nobody else has them"""
+    read_ms: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +255,7 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class LayerCoverage:
-    """One layer: `replicas[e]` is the number of holders of expert e, anchors not counted."""
+    """One layer: `replicas[e]` is the number of holders of expert e, disks not counted."""
 
     layer: Count
     replicas: tuple[Count, ...]
@@ -255,7 +264,7 @@ class LayerCoverage:
     coming: Ranges = ""
     """what some holder is about to hold besides what it holds"""
     anchor_only: Ranges = ""
-    """what nobody but anchors holds"""
+    """what is on disks only"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +284,13 @@ class Coverage:
     num_holders: Count
     num_experts: Count
     num_missing: Count
-    """experts that nobody holds, anchors not counted"""
+    """experts that nobody holds, disks not counted"""
     min_replicas: Count
     worst_layer: Count
     expert_bytes: Count
     layers: tuple[LayerCoverage, ...]
     num_anchors: Count = 0
-    """last resorts, which are no replicas"""
+    """peers that have experts on disk only: last resorts"""
     target_replicas: Count = 2
     """an expert with fewer is rare: the next death may be a gap"""
     num_rare: Count = 0

@@ -17,9 +17,9 @@ from shoal.protocol.version import DIRECTORY_VERSION, RECORD_CONTEXT
 
 MAX_BITMAP_BYTES = limits.MAX_EXPERTS_PER_FRAME // 8
 MAX_MS = 2**63 - 1
-MAX_FIELDS = 18
-ANCHOR, GIVES_TRUNK = 1, 2
-"""Bits of `roles`; the other six are for roles to come, and mean nothing yet."""
+MAX_FIELDS = 20
+GIVES_TRUNK = 2
+"""Bit of `roles`; the other seven are for roles to come, and mean nothing yet."""
 
 _SCALARS = (
     IntField(1, "version", DIRECTORY_VERSION, DIRECTORY_VERSION),
@@ -40,9 +40,10 @@ _OPTIONAL_SCALARS = (
     IntField(15, "since_s", 1, MAX_MS),
     IntField(16, "room", 1, MAX_U32),
     IntField(17, "roles", 1, 255),
+    IntField(20, "read_ms", 1, limits.MAX_DURATION_MS),
 )
-_COMING_KEY, _ZONE_KEY = 14, 18
-_OPTIONAL_KEYS = {_COMING_KEY, _ZONE_KEY, *(field.key for field in _OPTIONAL_SCALARS)}
+_COMING_KEY, _ZONE_KEY, _COLD_KEY = 14, 18, 19
+_OPTIONAL_KEYS = {_COMING_KEY, _ZONE_KEY, _COLD_KEY, *(field.key for field in _OPTIONAL_SCALARS)}
 """Left out where they would say nothing, so that there is one way to write a record."""
 
 _REQUIRED_KEYS = {_EXPERTS_KEY, _ADDRESSES_KEY, *(field.key for field in _SCALARS)}
@@ -120,8 +121,10 @@ def _fields_of(record: NodeRecord, identity: Identity) -> dict[int, object]:
         _COMING_KEY: _bitmaps(record.coming),
         15: record.since_s,
         16: record.room,
-        17: ANCHOR * record.is_anchor | GIVES_TRUNK * record.gives_trunk,
+        17: GIVES_TRUNK * record.gives_trunk,
         _ZONE_KEY: record.zone,
+        _COLD_KEY: _bitmaps(record.cold),
+        20: record.read_ms,
     }
     return {key: value for key, value in fields.items() if key not in _OPTIONAL_KEYS or value}
 
@@ -167,8 +170,9 @@ def _check_fields(fields: dict[int, object]) -> None:
     for field in _scalars_in(fields):
         field.check(fields[field.key])
     _check_bitmaps(fields[_EXPERTS_KEY])
-    if _COMING_KEY in fields and not _check_bitmaps(fields[_COMING_KEY]):
-        raise Malformed("an empty map that should have been left out")
+    for key in (_COMING_KEY, _COLD_KEY):
+        if key in fields and not _check_bitmaps(fields[key]):
+            raise Malformed("an empty map that should have been left out")
     if _ZONE_KEY in fields:
         _check_zone(fields[_ZONE_KEY])
     _check_addresses(fields[_ADDRESSES_KEY])
@@ -211,9 +215,9 @@ def _from_fields(fields: dict[int, object], owner: PeerId) -> NodeRecord:
         experts=_by_layer(fields[_EXPERTS_KEY]),
         addresses=tuple(fields[_ADDRESSES_KEY]),  # type: ignore[arg-type]  # checked by _check_fields
         coming=_by_layer(fields.get(_COMING_KEY, {})),
-        is_anchor=bool(roles & ANCHOR),  # type: ignore[operator]  # as checked
         gives_trunk=bool(roles & GIVES_TRUNK),  # type: ignore[operator]  # as checked
         zone=str(fields.get(_ZONE_KEY, "")),
+        cold=_by_layer(fields.get(_COLD_KEY, {})),
         **values,  # type: ignore[arg-type]  # the scalars that _check_fields has checked, by name
     )
 

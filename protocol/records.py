@@ -29,7 +29,7 @@ class NodeRecord:
 
     `roundings`: bit r set = serves rounding r. `kernel_class`: 0 reference, 1 cpu, 2 cuda. `capacity_mmacs`: millions
     of multiply-accumulates per second that it offers, 0 = not measured. `addresses`: `direct` ones as `host:port`,
-    libp2p ones as multiaddrs. Without `experts` it withdraws; what is `coming` is not served yet.
+    libp2p ones as multiaddrs. Without `experts` and `cold` it withdraws; what is `coming` is not served yet.
     """
 
     peer: PeerId
@@ -47,12 +47,15 @@ class NodeRecord:
     """Unix time at which it began to be a holder, whatever it held then; 0: not said."""
     room: int = 0
     """Experts, of any layer, that it would hold besides."""
-    is_anchor: bool = False
-    """Everything is on its disk and slow: the last resort."""
     gives_trunk: bool = False
     """It has the whole trunk on its disk and gives it, by pieces (`node/seeding`)."""
     zone: str = ""
     """A name for its part of the network, chosen by its owner; at most 16 bytes of a-z, 0-9 and -. Empty: not said."""
+    cold: Experts = field(default_factory=dict)
+    """Experts that it reads from its disk when it is asked for them: slow, the last resort. What is in `experts` too is
+    in memory. An anchor is who has no others."""
+    read_ms: int = 0
+    """What reading one of them takes it; 0: not said."""
     issued_ms: int = 0
     """Unix time at which it was signed; of two records of a node the later one counts. Set by `herald.py`."""
     pulse: bytes = b""
@@ -61,7 +64,7 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class HolderRecord:
-    """What a node's record says of one layer: nothing at all, if `experts` and `coming` are empty."""
+    """What a node's record says of one layer: nothing at all, if `experts`, `cold` and `coming` are empty."""
 
     peer: PeerId
     model_root: bytes
@@ -80,18 +83,21 @@ class HolderRecord:
     coming: frozenset[ExpertId] = NOBODY
     since_s: int = 0
     room: int = 0
-    is_anchor: bool = False
     zone: str = ""
     gives_trunk: bool = False
+    cold: frozenset[ExpertId] = NOBODY
+    """None of `experts`."""
+    read_ms: int = 0
 
 
 def of_layer(record: NodeRecord, layer: LayerId, expires_at_s: float) -> HolderRecord:
     """What `record` says of a layer."""
+    resident = record.experts.get(layer, NOBODY)
     return HolderRecord(
-        record.peer, record.model_root, layer, record.experts.get(layer, NOBODY), record.weight_format,
+        record.peer, record.model_root, layer, resident, record.weight_format,
         record.roundings, record.kernel_class, record.capacity_mmacs, record.queue_ms, record.addresses,
         record.issued_ms, expires_at_s, record.coming.get(layer, NOBODY), record.since_s, record.room,
-        record.is_anchor, record.zone, record.gives_trunk,
+        record.zone, record.gives_trunk, record.cold.get(layer, NOBODY) - resident, record.read_ms,
     )  # fmt: skip
 
 

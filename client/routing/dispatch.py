@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from shoal.client.routing.activations import Activations
-from shoal.client.routing.choose import Plan, choose_in_tiers, with_anchors
+from shoal.client.routing.choose import Plan, choose_disks, choose_in_tiers, with_disks
 from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.exchange import Exchange, LayerCall, timed
 from shoal.client.routing.grouping import group_by_expert
@@ -107,7 +107,8 @@ class SwarmExperts:
         return await self._carry_out(call, await self._plan(call, experts), tried=())
 
     async def _carry_out(self, call: LayerCall, plan: Plan, tried: tuple[PeerId, ...]) -> list[PartialSum]:
-        parts = [self._ask(_Request(call, peer, share, (*tried, peer))) for peer, share in plan.shares.items()]
+        shares = (*plan.shares.items(), *plan.cold.items())
+        parts = [self._ask(_Request(call, peer, share, (*tried, peer))) for peer, share in shares]
         if len(parts) == 1:
             return await parts[0]
         return [part for partials in await _all(parts) for part in partials]
@@ -141,9 +142,10 @@ class SwarmExperts:
             request.call.awaited.remove(asked)
 
     def _patience(self, request: "_Request") -> "_Patience":
-        health, macs = self._holders.holder(request.peer).health, self._exchange.macs(request.call, request.experts)
+        health = self._holders.holder(request.peer).health
+        work = self._exchange.work(request.call, request.peer, request.experts)
         return _Patience(
-            health, health.hedge_after_s(macs), health.rto_s(macs), health.num_in_flight + 1, health.num_answered
+            health, health.hedge_after_s(work), health.rto_s(work), health.num_in_flight + 1, health.num_answered
         )
 
     async def _when_late(self, request: "_Request", patience: "_Patience") -> Coroutine[None, None, list[PartialSum]]:
@@ -175,7 +177,8 @@ class SwarmExperts:
     def _note_backup(self, request: "_Request", has_won: bool, call_s: float) -> None:
         """What a race tells of the holder that was asked first."""
         if has_won:
-            self._holders.overtaken(request.peer, call_s, self._exchange.macs(request.call, request.experts))
+            work = self._exchange.work(request.call, request.peer, request.experts)
+            self._holders.overtaken(request.peer, call_s, work)
         if request.is_hedged:
             self._observe(Hedged(request.peer, request.call.layer, request.experts, has_won, call_s))
         elif has_won:
@@ -193,10 +196,10 @@ class SwarmExperts:
         """
         call, tried = request.call, request.tried
         plan = self._last_resort(call, request.experts, self._elsewhere(request, ASKED), tried)
-        if isinstance(failure, DeadlineExceeded) and self._holders.has_anchor(plan.shares):
+        if isinstance(failure, DeadlineExceeded) and plan.cold:
             self._holders.fell_silent(request.peer)
         if (plan.uncovered or not self._retries.take()) and not await self._has_paused(call):
-            plan = self._ask_anchors(call, Plan({}, request.experts), hoped_for=(), excluded=tried)
+            plan = self._ask_disks(call, Plan({}, request.experts), hoped_for=(), excluded=tried)
             if plan.uncovered:
                 raise failure
         if plan.uncovered:
@@ -239,7 +242,7 @@ class SwarmExperts:
             if error is None:
                 continue
             if _now() + pause_s > call.give_up_at:
-                plan = self._ask_anchors(call, plan, hoped_for=())
+                plan = self._ask_disks(call, plan, hoped_for=())
                 if not plan.uncovered:
                     return plan
                 raise error
@@ -255,7 +258,7 @@ class SwarmExperts:
             plan = self._last_resort(call, experts, self._cover(call, experts, (*ASKED, Standing.BUSY)))
         if plan.uncovered:
             return CoverageGap(call.layer, plan.uncovered, GAP_RETRY_AFTER_S), GAP_POLL_S * (0.5 + self._draw())
-        pause_s = self._holders.busy_for_s(plan.shares)
+        pause_s = self._holders.busy_for_s(plan.peers)
         if pause_s == 0:
             return None, 0.0
         return Busy(f"every holder of some experts of layer {call.layer}", pause_s), pause_s
@@ -268,26 +271,28 @@ class SwarmExperts:
     def _last_resort(
         self, call: LayerCall, experts: Sequence[ExpertId], plan: Plan, tried: tuple[PeerId, ...] = ()
     ) -> Plan:
-        """The plan, with anchors for what nobody else is left for.
+        """The plan, with disks for what nobody else is left for.
 
-        An anchor is asked for an expert only when every other holder of it is gone, has its breaker open, or has failed
-        this request or let its deadline pass; who is busy is waited for as long as the layer may wait.
+        A holder is asked for an expert on its disk only when every holder that has it in memory is gone, has its
+        breaker open, or has failed this request or let its deadline pass; who is busy is waited for as long as the
+        layer may wait.
         """
         if not (plan.uncovered or self._holders.doubtful(plan.shares)):
             return plan
         awaited = call.awaited_for(experts)
         failed = [peer for peer in tried if peer not in awaited]
-        return self._ask_anchors(call, plan, self._holders.hoped_for(call.layer, failed), (*tried, *awaited))
+        return self._ask_disks(call, plan, self._holders.hoped_for(call.layer, failed), (*tried, *awaited))
 
-    def _ask_anchors(
+    def _ask_disks(
         self, call: LayerCall, plan: Plan, hoped_for: Collection[ExpertId], excluded: tuple[PeerId, ...] = ()
     ) -> Plan:
         doubtful = self._holders.doubtful(plan.shares)
         if not (plan.uncovered or doubtful):
             return plan
         wanted = (*plan.uncovered, *(expert for peer in doubtful for expert in plan.shares[peer]))
-        tiers = [self._holders.of_standing(call.layer, each, excluded, is_anchor=True) for each in ASKED]
-        return with_anchors(plan, doubtful, hoped_for, choose_in_tiers(wanted, tiers, self._holders.costs()))
+        tiers = [self._holders.of_standing(call.layer, each, excluded, is_cold=True) for each in ASKED]
+        last = choose_disks(wanted, tiers, self._holders.costs(), self._holders.read_costs())
+        return with_disks(plan, doubtful, hoped_for, last)
 
     def _cover(
         self,

@@ -88,9 +88,11 @@ class Exchange:
         self._observe = observe
         self._clock = clock
 
-    def macs(self, call: LayerCall, experts: tuple[ExpertId, ...]) -> int:
-        """Multiply-accumulates of some experts of a call."""
-        return call.selected(experts).num_pairs * self._model.macs_per_row
+    def work(self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...]) -> int:
+        """What some experts of a call are for a holder, in its multiply-accumulates (`Health.work`)."""
+        holder = self._holders.holder(peer)
+        macs = call.selected(experts).num_pairs * self._model.macs_per_row
+        return holder.health.work(macs, holder.num_cold(call.layer, experts))
 
     async def ask(self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...], now: float) -> PartialSum:
         """Have a holder compute some experts of a call. now: loop time.
@@ -103,11 +105,12 @@ class Exchange:
         rows = call.selected(experts)
         token_idx, row_idx = rows.own_tokens(len(call.x))  # only the tokens this holder needs
         holder = self._holders.holder(peer)
-        macs = len(row_idx) * self._model.macs_per_row
+        macs, num_cold = len(row_idx) * self._model.macs_per_row, holder.num_cold(call.layer, experts)
+        work = holder.health.work(macs, num_cold)
         if holder.channel is None:
             raise ChannelClosed(f"{peer} is gone")
         formats = self._format(holder.channel, holder.health)
-        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(macs), formats)
+        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(work), formats)
         encoded = call.encoded(formats.up)
         body = (
             tensor_bytes(encoded if len(token_idx) == len(encoded) else encoded[token_idx]),
@@ -116,17 +119,17 @@ class Exchange:
         )
         self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx), experts))
         started = self._clock()
-        holder.health.asked(macs, now)
+        holder.health.asked(work, now)
         try:
             reply = await holder.channel.request(message, body)
         finally:
-            holder.health.ended(macs)
+            holder.health.ended(work)
         check_answers(message, reply.message)
         values = read_partial_body(reply.message, reply.body)
         received = self._clock()
         queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
         call.answered.append(Answered(peer, started, received, queue_s, compute_s))
-        holder.health.answered(received - started, compute_s, macs)
+        holder.health.answered(received - started, compute_s, macs, num_cold)
         num_bytes = message.body_size() + message.reply_size()
         holder.health.link.carried(num_bytes, received - started, queue_s + compute_s)
         self._observe(ReplyReceived(peer, call.layer, received - started, queue_s, compute_s))

@@ -29,6 +29,9 @@ MAX_DEADLINE_S = 30.0
 INITIAL_MACS_PER_S = 1e9
 """Before the first answer: an old laptop with the reference kernel."""
 
+MAX_READ_S = 5.0
+"""The longest that a holder's word on its disk is believed: 44 MB at 9 MB/s, a bad USB stick."""
+
 WORK_MARGIN = 4.0
 """A holder may be this much slower than its average before we go elsewhere."""
 
@@ -75,6 +78,10 @@ class Health:
     srtt_s: float = INITIAL_RTT_S
     rttvar_s: float = INITIAL_RTT_S / 2
     macs_per_s: float = INITIAL_MACS_PER_S
+    read_s: float = 0.0
+    """What reading one expert from its disk takes: its word, then what its answers told."""
+    said_read_s: float = 0.0
+    """Its word."""
     failures: int = 0
     is_silent: bool = False
     """It was overtaken and has not answered a ping since."""
@@ -114,6 +121,16 @@ class Health:
         do already; failures count as slowness."""
         return (self.srtt_s + self.macs_in_flight / self.macs_per_s) * (1 + self.failures)
 
+    def read_was_said(self, read_s: float) -> None:
+        """Take a holder's word on its disk; the same word again changes nothing of what its answers told."""
+        read_s = min(read_s, MAX_READ_S)
+        if read_s != self.said_read_s:
+            self.read_s = self.said_read_s = read_s
+
+    def work(self, macs: int, num_cold: int) -> int:
+        """A request as multiply-accumulates at this holder's speed, with the reading of so many experts."""
+        return macs + int(num_cold * max(self.read_s, self.said_read_s) * self.macs_per_s)
+
     def hedge_after_s(self, macs: int) -> float:
         """Past the 95th percentile of recent round trips by as much as that is past the median, and the work.
 
@@ -151,11 +168,15 @@ class Health:
         self.macs_in_flight -= macs
         self.num_in_flight -= 1
 
-    def answered(self, exchange_s: float, compute_s: float, macs: int) -> None:
-        """Learn from a good answer; `compute_s` is the holder's word and is bounded by what we saw."""
+    def answered(self, exchange_s: float, compute_s: float, macs: int, num_cold: int = 0) -> None:
+        """Learn from a good answer; `compute_s` is the holder's word and is bounded by what we saw. An answer for which
+        experts had to be read tells of the disk, and nothing of the kernel."""
         compute_s = min(compute_s, exchange_s)
         self.saw_rtt(exchange_s - compute_s)
-        if compute_s > 0:
+        if num_cold:
+            read_s = max(0.0, compute_s - macs / self.macs_per_s) / num_cold
+            self.read_s += (min(read_s, MAX_READ_S) - self.read_s) / 8
+        elif compute_s > 0:
             self.macs_per_s += (macs / compute_s - self.macs_per_s) / 8
         self.num_answered += 1
         self.failures = self.times_overtaken = 0

@@ -52,10 +52,24 @@ class Holder:
     peer: PeerId
     addresses: tuple[str, ...] = ()
     experts: dict[LayerId, frozenset[ExpertId]] = field(default_factory=dict)
+    """In its memory."""
+    cold: dict[LayerId, frozenset[ExpertId]] = field(default_factory=dict)
+    """On its disk: the last resort."""
     health: Health = field(default_factory=Health)
     channel: Channel | None = None
-    is_anchor: bool = False
-    """It says of itself that it is a last resort."""
+
+    @property
+    def is_anchor(self) -> bool:
+        """It is a last resort and nothing else."""
+        return bool(self.cold) and not self.experts
+
+    def offers(self, is_cold: bool) -> dict[LayerId, frozenset[ExpertId]]:
+        """What it has on its disk, or in its memory."""
+        return self.cold if is_cold else self.experts
+
+    def num_cold(self, layer: LayerId, experts: Collection[ExpertId]) -> int:
+        """How many of these it has to read first."""
+        return len(self.cold.get(layer, frozenset()).intersection(experts))
 
     @property
     def is_connected(self) -> bool:
@@ -115,15 +129,14 @@ class Holders:
         await asyncio.gather(*(holder.channel.aclose() for holder in self._holders.values() if holder.channel))
 
     def of_standing(
-        self, layer: LayerId, standing: Standing, excluded: Collection[PeerId] = (), is_anchor: bool = False
+        self, layer: LayerId, standing: Standing, excluded: Collection[PeerId] = (), is_cold: bool = False
     ) -> dict[PeerId, frozenset[ExpertId]]:
-        """Experts of a layer by connected holder of this standing; of those that are anchors, or of all others."""
+        """Experts of a layer by connected holder of this standing; those on its disk, or those in its memory."""
         now = asyncio.get_running_loop().time()
         return {
-            holder.peer: holder.experts[layer]
+            holder.peer: holder.offers(is_cold)[layer]
             for holder in self._holders.values()
-            if layer in holder.experts
-            and holder.is_anchor is is_anchor
+            if layer in holder.offers(is_cold)
             and holder.peer not in excluded
             and holder.is_connected
             and holder.health.standing(now) is standing
@@ -139,16 +152,19 @@ class Holders:
         """Expected seconds of an exchange by holder."""
         return {peer: holder.health.cost_s() for peer, holder in self._holders.items()}
 
+    def read_costs(self) -> Mapping[PeerId, float]:
+        """Expected seconds of reading one expert by holder."""
+        return {peer: holder.health.read_s for peer, holder in self._holders.items()}
+
     def hoped_for(self, layer: LayerId, hopeless: Collection[PeerId]) -> frozenset[ExpertId]:
-        """Experts of a layer that somebody who is no anchor may yet compute: who is connected, not in `hopeless`, and
-        whose breaker is closed. Who is busy will have time."""
+        """Experts of a layer that somebody who has them in memory may yet compute: who is connected, not in `hopeless`,
+        and whose breaker is closed. Who is busy will have time."""
         now = asyncio.get_running_loop().time()
         return frozenset[ExpertId]().union(
             *(
                 holder.experts[layer]
                 for holder in self._holders.values()
                 if layer in holder.experts
-                and not holder.is_anchor
                 and holder.is_connected
                 and (holder.peer not in hopeless or holder.health.standing(now) is Standing.BUSY)
                 and holder.health.may_answer(now)
@@ -160,21 +176,17 @@ class Holders:
         now = asyncio.get_running_loop().time()
         return tuple(peer for peer in peers if not self._holders[peer].health.may_answer(now))
 
-    def has_anchor(self, peers: Collection[PeerId]) -> bool:
-        """Whether one of these is an anchor."""
-        return any(self._holders[peer].is_anchor for peer in peers)
-
     def holder(self, peer: PeerId) -> Holder:
         return self._holders[peer]
 
     def replicas(self, layer: LayerId) -> dict[ExpertId, int]:
-        """How many usable holders each expert of a layer has; 0 for none. Anchors are no replicas, but what only they
-        hold can be computed: all of them together count as one where there is nobody else."""
+        """How many usable holders each expert of a layer has; 0 for none. What is on disks is no replica, but it can be
+        computed: all disks together count as one holder where there is nobody else."""
         counts = dict.fromkeys((ExpertId(i) for i in range(self._model.num_experts)), 0)
         for experts in self.of_standing(layer, Standing.USABLE).values():
             for expert in experts:
                 counts[expert] += 1
-        for experts in self.of_standing(layer, Standing.USABLE, is_anchor=True).values():
+        for experts in self.of_standing(layer, Standing.USABLE, is_cold=True).values():
             for expert in experts:
                 counts[expert] = max(counts[expert], 1)
         return counts
@@ -191,8 +203,8 @@ class Holders:
 
     def not_held(self, peer: PeerId, layer: LayerId, experts: Collection[ExpertId]) -> None:
         """A holder said that it does not have some of these: believe that until its record says otherwise."""
-        held = self._holders[peer].experts
-        held[layer] = held.get(layer, frozenset()) - frozenset(experts)
+        for held in (self._holders[peer].experts, self._holders[peer].cold):
+            held[layer] = held.get(layer, frozenset()) - frozenset(experts)
 
     def overtaken(self, peer: PeerId, waited_s: float, macs: int) -> None:
         """Another holder answered first."""
@@ -254,7 +266,9 @@ class Holders:
             missing = [
                 holder
                 for holder in self._holders.values()
-                if holder.experts and not holder.is_connected and holder.health.standing(now) <= Standing.DOUBTED
+                if (holder.experts or holder.cold)
+                and not holder.is_connected
+                and holder.health.standing(now) <= Standing.DOUBTED
             ]
             await asyncio.gather(*(self._connect(holder, limit) for holder in missing))
 
@@ -266,16 +280,18 @@ class Holders:
         """
         for holder in self._holders.values():
             if not holder.is_connected:
-                holder.experts = {}
+                holder.experts, holder.cold = {}, {}
         for layer, records in found.items():
             for record in records:
                 if not self._fits(record):
                     continue
                 holder = self._holders.setdefault(record.peer, Holder(record.peer))
-                holder.addresses, holder.is_anchor = record.addresses, record.is_anchor
-                holder.experts[layer] = record.experts
-                if not record.experts:
-                    del holder.experts[layer]
+                holder.addresses = record.addresses
+                holder.health.read_was_said(record.read_ms / 1000)
+                for offered, experts in ((holder.experts, record.experts), (holder.cold, record.cold)):
+                    offered[layer] = experts
+                    if not experts:
+                        del offered[layer]
 
     def _fits(self, record: HolderRecord) -> bool:
         serves_rounding = record.roundings >> self._model.rounding & 1
@@ -290,8 +306,9 @@ class Holders:
         async with limit:
             try:
                 channel = await self._connector.connect(holder.peer, holder.addresses, CONNECT_TIMEOUT_S)
-                layer = min(holder.experts)
-                expert = self._choose_probe(sorted(holder.experts[layer]))
+                offered = holder.experts or holder.cold
+                layer = min(offered)
+                expert = self._choose_probe(sorted(offered[layer]))
                 holder.health.saw_rtt(await challenge(channel, self._manifest, self._model, layer, expert, self._clock))
                 holder.health.link = await self._link_of(channel)
             except BaseException as error:

@@ -47,9 +47,13 @@ class PeerSnapshot:
     retry_in_s: float
     """Until a paused or banned holder is asked again; 0 for the others."""
     is_anchor: bool = False
-    """It is a last resort: asked for what nobody else is left for."""
+    """It has nothing in memory: a last resort, asked for what nobody else is left for."""
     addresses: tuple[str, ...] = ()
     """Where it says that it is."""
+    num_cold: int = 0
+    """Experts on its disk, asked for as an anchor's are; not in `holdings`."""
+    read_ms: float = 0.0
+    """What reading one of them takes; 0: not known."""
 
     @property
     def is_usable(self) -> bool:
@@ -73,6 +77,8 @@ def snapshot(holder: "Holder", now: float) -> PeerSnapshot:
         retry_in_s=max(0.0, health.doubted_until - now, health.busy_until - now, health.banned_until - now),
         is_anchor=holder.is_anchor,
         addresses=holder.addresses,
+        num_cold=sum(map(len, holder.cold.values())),
+        read_ms=1000 * health.read_s,
     )
 
 

@@ -103,7 +103,7 @@ class PeersScreen(ShoalScreen):
             Content(short(peer.peer)),
             Content.styled(state, breaker_style(peer.breaker)),
             Content("–" if peer.rtt_ms is None else milliseconds(peer.rtt_ms / 1000)),
-            Content(str(peer.num_experts)),
+            Content(str(peer.num_experts) + (f" +{peer.num_cold}" if peer.num_cold else "")),
             Content(str(len(peer.holdings))),
             Content(str(peer.failures)),
             Content("–" if times is None else milliseconds(times.p99_ms / 1000)),
@@ -124,8 +124,13 @@ def _detail(peer: PeerSnapshot) -> list[tuple[str, str]]:
         (peer.peer + "\n", "bold $primary"),
         (_("holds") + "  ", "$text-muted"),
         (held or _("nothing"), "$foreground"),
-        ("\n" + _("an anchor: asked only when nobody else is left") if peer.is_anchor else "", "$text-muted"),
+        ("\n" + _on_disk(peer) if peer.num_cold else "", "$text-muted"),
     ]
+
+
+def _on_disk(peer: PeerSnapshot) -> str:
+    words = _("on disk: {experts}, asked for only when nobody else is left")
+    return words.format(experts=peer.num_cold)
 
 
 def ranges(numbers: list[int]) -> str:

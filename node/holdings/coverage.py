@@ -1,6 +1,7 @@
 """What a directory's answer says of a whole model, for people: replicas, what is rare or coming, what anchors have.
 
-Pure. Counts as `survey.py` does: anchors and other weight formats are no replicas; the node that asks counts as any.
+Pure. Counts as `survey.py` does: what is on disks only, and other weight formats, are no replicas; the node that asks
+counts as any.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,12 +49,14 @@ def coverage_of(extent: Extent, found: Mapping[LayerId, Sequence[HolderRecord]])
     """Add up a directory's answer."""
     layers = {layer: _Layer([0] * extent.experts_per_layer) for layer in extent.layers}
     holders: set[PeerId] = set()
-    anchors: set[PeerId] = set()
+    readers: set[PeerId] = set()
     for record in (record for layer in extent.layers for record in found.get(layer, ())):
         if not _fits(record, extent):
             continue
         if record.experts:
-            (anchors if record.is_anchor else holders).add(record.peer)
+            holders.add(record.peer)
+        if record.cold:
+            readers.add(record.peer)
         _count(layers[record.layer], record)
     counts = [count for layer in layers.values() for count in layer.replicas]
     return Coverage(
@@ -65,7 +68,7 @@ def coverage_of(extent: Extent, found: Mapping[LayerId, Sequence[HolderRecord]])
         worst_layer=min(layers, key=lambda layer: (min(layers[layer].replicas), sum(layers[layer].replicas))),
         expert_bytes=extent.expert_bytes,
         layers=tuple(_shown(layer, each) for layer, each in layers.items()),
-        num_anchors=len(anchors),
+        num_anchors=len(readers - holders),
         target_replicas=TARGET_REPLICAS,
         num_rare=sum(layer.num_rare for layer in layers.values()),
         num_coming=sum(len(layer.coming) for layer in layers.values()),
@@ -86,14 +89,12 @@ def ranges(experts: Iterable[ExpertId]) -> str:
 
 
 def _fits(record: HolderRecord, extent: Extent) -> bool:
-    is_within = max(record.experts | record.coming, default=0) < extent.experts_per_layer
+    is_within = max(record.experts | record.coming | record.cold, default=0) < extent.experts_per_layer
     return is_within and record.weight_format == extent.weight_format
 
 
 def _count(layer: _Layer, record: HolderRecord) -> None:
-    if record.is_anchor:
-        layer.anchored |= record.experts
-        return
+    layer.anchored |= record.cold
     layer.coming |= record.coming - record.experts
     for expert in record.experts:
         layer.replicas[expert] += 1

@@ -5,7 +5,7 @@ are verified and can be asked for; old ones are withdrawn first and let go when 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from shoal.experts.backend import PackedExpert
 from shoal.node.announcer import Announcer, Claim
 from shoal.node.holdings.assignment import Holding
-from shoal.node.serving.anchor import Anchor
+from shoal.node.serving.cold import ColdExperts
 from shoal.node.serving.server import Held
 from shoal.protocol.errors import Busy, NetworkError
 from shoal.protocol.ids import ExpertId, LayerId
@@ -27,6 +27,9 @@ BUSY_PAUSE_S = 0.2
 
 ANNOUNCE_PAUSE_S = 5.0
 """Between two announcements while experts come one by one: each writes all our records."""
+
+COLD_BATCH = 16
+"""Experts that come to the disk before one that is taken over may: 704 MB of DeepSeek-V3."""
 
 Wished = Mapping[LayerId, tuple[ExpertId, ...]]
 
@@ -47,7 +50,7 @@ async def all_here(holding: Holding) -> AsyncGenerator[tuple[LayerId, ExpertId]]
 
 
 class Keeper:
-    """One node's experts. Its changes must not overlap: one healer calls them."""
+    """One node's experts. `take` and `drop` must not overlap: one healer calls them; `bring_cold` may go beside."""
 
     def __init__(
         self,
@@ -57,12 +60,14 @@ class Keeper:
         capacity: int,
         expert_bytes: int,
         arriving: Arriving = all_here,
-        anchor: Anchor | None = None,
+        cold: ColdExperts | None = None,
     ) -> None:
-        """capacity: experts that fit, those that are held included. anchor: what we offer without holding it; such a
-        node takes nothing over."""
+        """capacity: experts that fit, those that are held included, those of `cold` that are in memory for a while not.
+        cold: what we read from disk when it is asked for; what is taken over goes from there into memory, for what is
+        both counts as held."""
         self._arriving = arriving
-        self._anchor = anchor
+        self._cold = cold
+        self._bringing = asyncio.Lock()
         self._held = held
         self._announcer = announcer
         self._pack = pack
@@ -71,10 +76,18 @@ class Keeper:
 
     @property
     def holding(self) -> Holding:
-        """What can be asked for now."""
-        if self._anchor is not None:
-            return self._anchor.offered
+        """What is in memory."""
         return {layer: tuple(sorted(experts)) for layer, experts in sorted(self._held.experts.items()) if experts}
+
+    @property
+    def cold(self) -> Holding:
+        """What else can be asked for, and is read then."""
+        return self._cold.beside(self.holding) if self._cold else {}
+
+    @property
+    def read_ms(self) -> int:
+        """What reading one of those takes; 0: not measured."""
+        return self._cold.read_ms if self._cold else 0
 
     @property
     def announcer(self) -> Announcer:
@@ -86,13 +99,13 @@ class Keeper:
 
     @property
     def resident_bytes(self) -> int:
-        num_resident = self.num_experts if self._anchor is None else len(self._anchor.latest)
-        return num_resident * self._expert_bytes
+        num_latest = len(self._cold.latest) if self._cold else 0
+        return (self.num_experts + num_latest) * self._expert_bytes
 
     @property
     def room(self) -> int:
         """Experts that fit besides."""
-        return 0 if self._anchor is not None else max(0, self._capacity - self.num_experts)
+        return max(0, self._capacity - self.num_experts)
 
     async def announce(self, coming: Wished = NOTHING, dropped: Wished = NOTHING) -> None:
         """Say what we hold, what is coming, and nothing of what is about to be dropped.
@@ -109,7 +122,14 @@ class Keeper:
     def _claim(self, coming: Wished, dropped: Wished) -> Claim:
         room = self.room - _count(coming) + _count(dropped)
         holding = _without(self.holding, dropped)
-        return replace(self._announcer.claim, holding=holding, coming=dict(coming), room=max(0, room))
+        claim = replace(self._announcer.claim, holding=holding, coming=dict(coming), room=max(0, room))
+        return self._with_cold(claim)
+
+    def _with_cold(self, claim: Claim) -> Claim:
+        """What of our disk it does not say to be in memory."""
+        if self._cold is None:
+            return claim
+        return replace(claim, cold=self._cold.beside(claim.holding), read_ms=self._cold.read_ms)
 
     async def drop(self, holding: Holding) -> None:
         """Let go of what has been withdrawn, when clients know it."""
@@ -130,7 +150,7 @@ class Keeper:
         changed = asyncio.Event()
         telling = asyncio.create_task(self._tell(coming, changed), name="announce what came")
         try:
-            async with aclosing(self._arriving(coming)) as arriving:
+            async with self._bringing, aclosing(self._arriving(coming)) as arriving:
                 async for layer, expert in arriving:
                     packed = await self._packed(layer, expert)
                     self._held.experts.setdefault(layer, {})[expert] = packed
@@ -142,6 +162,29 @@ class Keeper:
         if failure is not None:
             raise failure
         await self.announce(self.lacking(coming))
+
+    async def bring_cold(self, missing: Holding) -> None:
+        """Bring these to the disk, a few at a time so that `take` need not wait for all, and offer each as it comes.
+
+        Raises:
+            Whatever keeps experts from coming. What came before stays.
+        """
+        if self._cold is None:
+            return
+        for few in _batches(missing, COLD_BATCH):
+            async with self._bringing, aclosing(self._arriving(few)) as arriving:
+                async for layer, expert in arriving:
+                    self._cold.offer(layer, expert)
+            with suppress(NetworkError):  # the announcer tries again
+                await self._announcer.declare(self._with_cold(self._announcer.claim))
+
+    def lacking_cold(self, wished: Holding) -> Holding:
+        """What of this is not on disk to be read yet."""
+        left = {
+            layer: tuple(expert for expert in experts if self._cold and not self._cold.has(layer, expert))
+            for layer, experts in wished.items()
+        }
+        return {layer: experts for layer, experts in left.items() if experts}
 
     async def _tell(self, coming: Holding, changed: asyncio.Event) -> None:
         """Announce what came, again and again."""
@@ -170,6 +213,15 @@ class Keeper:
 
 def _count(holding: Wished) -> int:
     return sum(map(len, holding.values()))
+
+
+def _batches(holding: Holding, size: int) -> Iterator[Holding]:
+    places = [(layer, expert) for layer, experts in holding.items() for expert in experts]
+    for first in range(0, len(places), size):
+        few: Holding = {}
+        for layer, expert in places[first : first + size]:
+            few[layer] = (*few.get(layer, ()), expert)
+        yield few
 
 
 def _without(holding: Holding, dropped: Wished) -> Holding:

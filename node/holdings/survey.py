@@ -1,7 +1,7 @@
 """What the directory says, as the arrays that placement and take-over work with: who holds each expert beside us.
 
-Pure. Anchors are left out everywhere: they are the last resort, and nobody counts on them. So are replicas in another
-weight format, which are another model.
+Pure. What somebody reads from his disk is left out: it is the last resort, and nobody counts on it but who chooses what
+to have on his own. So are replicas in another weight format, which are another model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from shoal.node.holdings.placement import HolderFacts, Shape, SwarmView, count_replicas, look
 from shoal.node.holdings.takeover import Counts
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
-from shoal.protocol.records import HolderRecord
+from shoal.protocol.records import NOBODY, HolderRecord
 
 Found = Mapping[LayerId, Sequence[HolderRecord]]
 """A directory's answer."""
@@ -47,14 +47,19 @@ class Survey:
     num_holders: int
 
 
-def survey(shape: Shape, found: Found, me: Me, room: int, now_s: float, is_yielding: bool = False) -> Survey:
+def survey(
+    shape: Shape, found: Found, me: Me, room: int, now_s: float, is_yielding: bool = False, counts_cold: bool = False
+) -> Survey:
     """Add up a directory's answer. room: experts that we could hold besides.
 
     is_yielding: what others are about to hold counts only if they come before us, so that all who decide at the same
-    moment see one order of things.
+    moment see one order of things. counts_cold: what others have on disk counts as if they held it; for who chooses
+    what to have on his.
     """
-    records = [record for layer in found.values() for record in layer if _counts(record, me)]
-    claims = [(record, _claimed(record, me, is_yielding)) for record in records]
+    records = [record for layer in found.values() for record in layer if _counts(record, me, counts_cold)]
+    claims = [
+        (record, _claimed(record, me, is_yielding) | (record.cold if counts_cold else NOBODY)) for record in records
+    ]
     facts = [
         HolderFacts(
             record.layer, experts, now_s - record.since_s if record.since_s else 0.0,
@@ -78,9 +83,9 @@ def with_us(survey_of_others: Survey, shape: Shape, mine: Mapping[LayerId, Seque
     return (survey_of_others.replicas + shape.mask(dict(mine))).astype(np.int32)  # type: ignore[arg-type]  # `mask` reads any sequences
 
 
-def _counts(record: HolderRecord, me: Me) -> bool:
-    is_a_replica = record.weight_format == me.weight_format and not record.is_anchor
-    return is_a_replica and record.peer != me.peer and bool(record.experts or record.coming)
+def _counts(record: HolderRecord, me: Me, counts_cold: bool) -> bool:
+    is_another = record.weight_format == me.weight_format and record.peer != me.peer
+    return is_another and bool(record.experts or record.coming or (counts_cold and record.cold))
 
 
 def _claimed(record: HolderRecord, me: Me, is_yielding: bool) -> frozenset[ExpertId]:

@@ -18,16 +18,32 @@ REFILL_S = 60.0
 
 
 async def fill_and_heal(
-    settings: NodeSettings, place: Place, keeper: Keeper, pinned: Holding, missing: Holding
+    settings: NodeSettings, place: Place, keeper: Keeper, pinned: Holding, missing: Holding, cold: Holding
 ) -> None:
     """Bring what is missing, however often that takes; then take over what the swarm loses, if there is room for it or
-    something to give up. pinned: what the owner named."""
+    something to give up. What is to be read from disk comes meanwhile. pinned: what the owner named. cold: what is to
+    be on disk."""
     while missing := keeper.lacking(missing):
         try:
             await keeper.take(missing)
         except (ShoalError, OSError) as error:
             log_event(FillFailed(type(error).__name__))
             await asyncio.sleep(REFILL_S)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_fill_disk(keeper, cold), name="fill the disk")
+        group.create_task(_heal(settings, place, keeper, pinned), name="heal")
+
+
+async def _fill_disk(keeper: Keeper, cold: Holding) -> None:
+    while missing := keeper.lacking_cold(cold):
+        try:
+            await keeper.bring_cold(missing)
+        except (ShoalError, OSError) as error:
+            log_event(FillFailed(type(error).__name__))
+            await asyncio.sleep(REFILL_S)
+
+
+async def _heal(settings: NodeSettings, place: Place, keeper: Keeper, pinned: Holding) -> None:
     is_fixed = keeper.room == 0 and keeper.holding == pinned
     if settings.heal_after_s > 0 and not is_fixed:
         how_soon = HealSettings(settings.heal_after_s, settings.heal_after_s / STEPS_PER_GRACE)

@@ -356,7 +356,7 @@ def _add(view: _View, record: HolderRecord) -> None:
     view.addresses[record.peer] = record.addresses
     if record.gives_trunk:
         view.trunk.add(record.peer)
-    for expert in record.experts:
+    for expert in record.experts | record.cold:
         view.holders.setdefault((record.layer, expert), set()).add(record.peer)
     for expert in record.coming:
         view.coming.setdefault((record.layer, expert), set()).add(record.peer)

@@ -16,11 +16,11 @@ from shoal.experts.worker import Worker
 from shoal.node.log_events import RequestRefused, RequestServed, log_event
 from shoal.node.metrics import NodeMetrics
 from shoal.node.serving.admission import Admission, Demand
-from shoal.node.serving.anchor import Anchor, compute_in_parts
 from shoal.node.serving.batch_rows import Call
 from shoal.node.serving.batcher import Batcher, Computed, Job
+from shoal.node.serving.cold import ColdExperts, compute
 from shoal.protocol.dtypes import EXACT
-from shoal.protocol.errors import Draining, Malformed, NotHeld, PeerFailed, ShoalError, WrongModel
+from shoal.protocol.errors import DeadlineExceeded, Draining, Malformed, NotHeld, PeerFailed, ShoalError, WrongModel
 from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.messages import Dispatch, DType, Partial, Rounding, WeightFormat
 from shoal.protocol.net.channel import Reply, Request
@@ -50,12 +50,14 @@ class ExpertServer:
         worker: Worker,
         admission: Admission,
         clock: Callable[[], float],
-        anchor: Anchor | None = None,
+        cold: ColdExperts | None = None,
+        reader: Worker | None = None,
     ) -> None:
-        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop. anchor: where experts come
-        from when they are not kept in memory; None: only what is held is served."""
+        """clock: seconds, for durations; the loop's own has milliseconds only under uvloop. cold: what is served from
+        disk; None: only what is held is served. reader: where that is read; None: where kernels run."""
         self._held = held
-        self._anchor = anchor
+        self._cold = cold
+        self._reader = reader or worker
         self._backend = backend
         self._batcher = Batcher(worker, self._compute, is_joining=backend.is_row_exact)
         self._admission = admission
@@ -96,24 +98,51 @@ class ExpertServer:
             arrived = self._clock()
             rows = read_dispatch_body(message, request.body)
             call = Call(message.layer, message.rounding, message.experts, rows)
+            read_s = await self._read(request)
             computed = await self._batcher.run(Job(request.peer, call, request.deadline))
             elapsed_s = self._clock() - arrived
         self._count(request, computed)
+        busy_s = read_s + computed.compute_s
         if not is_finite(computed.result):
             raise PeerFailed("the result of a kernel is not finite")
         reply = Partial(
             request.request_hash, message.num_tokens, message.hidden,
-            _microseconds(max(0.0, elapsed_s - computed.compute_s)), _microseconds(computed.compute_s),
+            _microseconds(max(0.0, elapsed_s - busy_s)), _microseconds(busy_s),
             message.reply_dtype,
         )  # fmt: skip
         return Reply(reply, tensor_bytes(encode_rows(computed.result, DType(message.reply_dtype or DType.F32))))
+
+    async def _read(self, request: Request) -> float:
+        """Bring what is on disk into memory; the seconds that it took.
+
+        Raises:
+            PeerFailed: it can not be read. DeadlineExceeded: it took too long. Busy: too many wait for the disk.
+        """
+        layer, experts = LayerId(request.message.layer), self._cold_of(request.message)
+        if self._cold is None or not experts:
+            return 0.0
+        read_s = await self._reader.run(self._timed_read, self._cold, layer, experts)
+        if asyncio.get_running_loop().time() >= request.deadline:
+            raise DeadlineExceeded("the deadline passed while its experts were read from disk")
+        return read_s
+
+    def _timed_read(self, cold: ColdExperts, layer: LayerId, experts: list[ExpertId]) -> float:
+        """On the reader."""
+        started = self._clock()
+        cold.read(layer, experts)
+        return self._clock() - started
+
+    def _cold_of(self, message: Dispatch) -> list[ExpertId]:
+        """What of a request is on disk only."""
+        resident = self._held.experts.get(LayerId(message.layer), {})
+        return [ExpertId(expert) for expert in message.experts if expert not in resident]
 
     def _demand(self, request: Request) -> Demand:
         message = request.message
         decoded_bytes = 0 if message.dtype in EXACT else 4 * message.num_tokens * message.hidden
         return Demand(
             request.peer,
-            self._macs(message),
+            self._macs(message) + self._reading(message),
             max(len(request.body), decoded_bytes),
             message.reply_size(),
             request.deadline - asyncio.get_running_loop().time(),
@@ -121,6 +150,14 @@ class ExpertServer:
 
     def _macs(self, message: Dispatch) -> int:
         return message.num_pairs * self._held.spec.macs_per_row
+
+    def _reading(self, message: Dispatch) -> int:
+        """What reading takes, as multiply-accumulates at our speed: admission counts in those."""
+        if self._cold is None:
+            return 0
+        layer, latest = LayerId(message.layer), self._cold.latest
+        num_reads = sum((layer, expert) not in latest for expert in self._cold_of(message))
+        return int(num_reads * latest.read_s * self._admission.macs_per_s)
 
     def _check(self, message: Dispatch) -> None:
         """Whether we hold what a request asks for."""
@@ -130,8 +167,12 @@ class ExpertServer:
         if message.hidden != held.spec.hidden or message.dtype not in DTYPES_OF_ROUNDING[Rounding(message.rounding)]:
             raise Malformed("hidden size or dtype does not fit the model and the rounding")
         layer = LayerId(message.layer)
-        served = self._anchor.offered.get(layer, ()) if self._anchor else held.experts.get(layer, {})
-        missing = [expert for expert in message.experts if ExpertId(expert) not in served]
+        resident, cold = held.experts.get(layer, {}), self._cold
+        missing = [
+            expert
+            for expert in map(ExpertId, message.experts)
+            if expert not in resident and not (cold and cold.has(layer, expert))
+        ]
         if missing:
             raise NotHeld(f"expert {missing[0]} of layer {message.layer} is not held here")
 
@@ -139,11 +180,11 @@ class ExpertServer:
         """On the worker: the sums, and the seconds they took."""
         if self._is_refusing_queued:
             raise Draining("this node pauses")
-        if self._anchor is not None:
-            started = self._clock()
-            result = compute_in_parts(self._backend, self._anchor.latest, call)
-            return result, self._clock() - started
         layer, rows = self._held.experts.get(LayerId(call.layer), {}), call.rows
+        if self._cold is not None and any(expert not in layer for expert in call.experts):
+            started = self._clock()
+            result = compute(self._backend, layer, self._cold, call)
+            return result, self._clock() - started
         try:
             experts = [layer[ExpertId(expert)] for expert in call.experts]
         except KeyError as error:  # it waited while the keeper let go of it

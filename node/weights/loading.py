@@ -11,6 +11,7 @@ from shoal.experts.backend import ExpertBackend, PackedExpert
 from shoal.experts.choose_backend import KernelChoice
 from shoal.experts.packed_cache import PackedCache
 from shoal.experts.store import ModelStore
+from shoal.experts.weight_formats import stored_bytes
 from shoal.experts.worker import Worker
 from shoal.node.holdings.assignment import Holding
 from shoal.node.holdings.keeper import Pack
@@ -60,13 +61,37 @@ def _has_device_limit(settings: NodeSettings) -> bool:
     return settings.vram_bytes is not None and settings.kernel is KernelChoice.CUDA
 
 
+def is_tiered(settings: NodeSettings) -> bool:
+    """Whether experts are read from disk when somebody asks for them."""
+    return settings.anchor or settings.cold_bytes > 0
+
+
+def num_on_disk(settings: NodeSettings, store: ModelStore) -> int:
+    """How many experts the node may read from disk beside those in memory.
+
+    Raises:
+        InvalidRequest: not even one fits; or it is an anchor, which has all on disk.
+    """
+    if not settings.cold_bytes:
+        return 0
+    if settings.anchor:
+        raise InvalidRequest("an anchor has every expert on disk: give --anchor or --cold, not both")
+    one = stored_bytes(store.spec.expert, store.weight_format)
+    if settings.cold_bytes < one:
+        raise InvalidRequest(
+            f"one expert of {store.name} takes {one / 1e6:,.3f} MB on disk and {settings.cold_bytes / 1e6:,.3f} MB are"
+            " given for those that are read from there; give more, or none"
+        )
+    return settings.cold_bytes // one
+
+
 def capacity(settings: NodeSettings, store: ModelStore, backend: ExpertBackend, holding: Holding | None) -> int:
     """How many experts this node may hold in all; holding: what its owner named, None: nothing.
 
     Raises:
         InvalidRequest: not even one expert fits.
     """
-    if settings.share_bytes is None and holding is not None:
+    if settings.share_bytes is None and holding is not None and not is_tiered(settings):
         return sum(map(len, holding.values()))
     share = _limit_bytes(settings, backend)
     if settings.share_bytes is None and not _has_device_limit(settings):

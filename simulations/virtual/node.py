@@ -26,8 +26,8 @@ from shoal.node.holdings.keeper import Keeper, Pack
 from shoal.node.holdings.placement import Shape
 from shoal.node.holdings.survey import Me
 from shoal.node.serving.admission import Admission, AdmissionLimits
-from shoal.node.serving.anchor import Anchor, LatestExperts
 from shoal.node.serving.batcher import Job
+from shoal.node.serving.cold import ColdExperts, LatestExperts
 from shoal.node.serving.server import ExpertServer, Held
 from shoal.protocol.errors import CheckpointError, RecordRejected
 from shoal.protocol.identity import Identity
@@ -47,8 +47,8 @@ EPOCH_S = 1_790_000_000.0
 ROW_COST_S = 0.0002
 """Virtual seconds that an expert takes for a row: of the order of DeepSeek-V3's on a volunteer's computer."""
 
-ANCHOR_COST_S = 0.05
-"""The same for an anchor, which reads from its disk first."""
+READ_COST_S = 0.05
+"""What a request takes for which something is read from disk, before that."""
 
 MAX_QUEUE_S = 1.0
 """What a node lets in: short, so that seeds with slow nodes see BUSY."""
@@ -92,7 +92,11 @@ class SimulatedNode:
     capacity: int = 0
     """Experts that it may hold to mend the swarm; 0: it never takes anything over."""
     num_cached: int = 0
-    """Of an anchor: experts that it keeps in memory. 0: it is none."""
+    """Of one that reads from its disk: experts that were read and stay in memory for a while. 0: all it has is held."""
+    cold: Holding = field(default_factory=dict)
+    """What it reads from its disk, if that is not all of `holding`, which makes it an anchor; none of `holding`."""
+    read_cost_s: float = READ_COST_S
+    """What a request takes for which something is read; its record says so."""
     slowness: float = 1.0
     """How many times longer than usual its kernels take."""
     disk: MemoryDisk = field(default_factory=MemoryDisk, repr=False)
@@ -136,18 +140,21 @@ class SimulatedNode:
 
     async def _start(self, around: Surroundings) -> None:
         model, loop = around.model, asyncio.get_running_loop()
-        resident = {} if self.num_cached else self.holding
+        resident = self.holding if self.cold or not self.num_cached else {}
+        cold = self._cold(model)
         experts = {layer: {e: model.packed[layer, e] for e in ids} for layer, ids in resident.items()}
         held = Held(model.id.root, model.store.weight_format, model.store.spec.expert, experts)
         self.admission = Admission(AdmissionLimits(MAX_QUEUE_S), loop.time)
         self.server = server = ExpertServer(
-            held, model.backend, SlowWorker(self), self.admission, loop.time, self._anchor(model)
+            held, model.backend, SlowWorker(self), self.admission, loop.time, cold,
+            SlowWorker(self, self.read_cost_s),
         )  # fmt: skip
         handler = around.wrap(self.place, server.handle)
         self._listener = await around.network.listen(self.identity, handler, around.entropy.randbytes)
         claim = Claim(
-            self.identity.peer, held.model_root, self.holding, held.weight_format, 0, self._listener.addresses,
-            since_s=round(EPOCH_S + loop.time() + self.clock_skew_s), is_anchor=self.num_cached > 0,
+            self.identity.peer, held.model_root, resident, held.weight_format, 0, self._listener.addresses,
+            since_s=round(EPOCH_S + loop.time() + self.clock_skew_s), cold=cold.beside(resident) if cold else {},
+            read_ms=round(1000 * self.read_cost_s) if cold else 0,
         )  # fmt: skip
         directory = MemoryDirectory(
             around.book, self.identity, lambda: EPOCH_S + loop.time(), lambda: EPOCH_S + loop.time() + self.clock_skew_s
@@ -157,15 +164,16 @@ class SimulatedNode:
             await announcer.announce()
         self._announcing = asyncio.create_task(announcer.run(), name=f"announcer {self.place}")
         if self.capacity:
-            self.keeper = Keeper(held, announcer, _packer(model, self.disk), self.capacity, 1)
+            self.keeper = Keeper(held, announcer, _packer(model, self.disk), self.capacity, 1, cold=cold)
             self._healing = asyncio.create_task(
                 self._heal(around, self.keeper, directory), name=f"healer {self.place}"
             )  # fmt: skip
 
-    def _anchor(self, model: SimulatedModel) -> Anchor | None:
+    def _cold(self, model: SimulatedModel) -> ColdExperts | None:
         if not self.num_cached:
             return None
-        return Anchor(self.holding, LatestExperts(lambda *which: model.packed[which], self.num_cached))
+        latest = LatestExperts(lambda *which: model.packed[which], self.num_cached, asyncio.get_running_loop().time)
+        return ColdExperts(self.cold or self.holding, latest)
 
     async def _heal(self, around: Surroundings, keeper: Keeper, directory: Directory) -> None:
         model, claim = around.model, keeper.announcer.claim
@@ -206,8 +214,9 @@ class SimulatedNode:
 class SlowWorker:
     """Implements `Worker`: one job after another, each taking virtual time before its result is there."""
 
-    def __init__(self, node: SimulatedNode) -> None:
+    def __init__(self, node: SimulatedNode, cost_s: float = ROW_COST_S) -> None:
         self._node = node
+        self._cost_s = cost_s
         self._device = asyncio.Lock()
 
     async def run(self, fn: Callable[[*Args], Result], *args: *Args) -> Result:
@@ -216,7 +225,7 @@ class SlowWorker:
         try:
             async with self._device:
                 self._node.num_unwanted += sum(map(_is_unwanted, args))
-                await asyncio.sleep((ANCHOR_COST_S if self._node.num_cached else ROW_COST_S) * self._node.slowness)
+                await asyncio.sleep(self._cost_s * self._node.slowness)
                 self._node.num_slow += self._node.slowness > 1
                 self._node.num_frozen += not self._node.thawed.is_set()
                 await self._node.thawed.wait()

@@ -54,13 +54,13 @@ def check_tokens(got: Sequence[int], expected: Sequence[int]) -> None:
 
 
 def check_nodes(world: World) -> None:
-    """At the end every node is well, and no anchor was asked for what others would have answered.
+    """At the end every node is well, and no disk was asked for what others would have answered.
 
     Raises:
         BrokenPromise: one is not, or was.
     """
     if world.num_needless:
-        raise BrokenPromise(f"{world.num_needless} requests went to an anchor while others could answer")
+        raise BrokenPromise(f"{world.num_needless} requests went to a disk while others could answer")
     for node in world.nodes:
         for wrong in _wrongs(node):
             raise BrokenPromise(f"node {node.place} {wrong}")

@@ -1,4 +1,4 @@
-"""A client's live view of its holders that also remembers who was ever in trouble: what requests to anchors are held
+"""A client's live view of its holders that also remembers who was ever in trouble: what requests to disks are held
 against. Knows nothing of how dispatch decides."""
 
 import asyncio
@@ -44,12 +44,11 @@ class WatchedHolders(Holders):
         super().overtaken(peer, waited_s, macs)
 
     def is_needless(self, peer: PeerId, layer: LayerId, experts: Collection[ExpertId]) -> bool:
-        """Whether this is a request to an anchor for an expert that somebody else holds who was never in trouble."""
-        if not self.holder(peer).is_anchor:
-            return False
-        others = [each for each in self._holders.values() if not each.is_anchor and each.is_connected]
+        """Whether this asks for what must be read from disk there, and somebody holds it who was never in trouble."""
+        cold = self.holder(peer).cold.get(layer, frozenset()).intersection(experts)
+        others = [each for each in self._holders.values() if each.peer != peer and each.is_connected]
         well = [each for each in others if each.peer not in self.troubled and not self._is_overdue(each.peer, layer)]
-        return any(not each.experts.get(layer, frozenset()).isdisjoint(experts) for each in well)
+        return any(not each.experts.get(layer, frozenset()).isdisjoint(cold) for each in well)
 
     def _is_overdue(self, peer: PeerId, layer: LayerId) -> bool:
         """Whether its deadline may have passed in a race that has not ended, of which nobody was told yet."""

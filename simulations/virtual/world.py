@@ -23,7 +23,7 @@ from shoal.protocol.net.memory import Delay, MemoryNetwork, Tamper
 from shoal.protocol.net.memory_directory import MemoryDirectory
 from shoal.protocol.record_book import RecordBook
 from shoal.simulations.virtual.model import SimulatedModel
-from shoal.simulations.virtual.node import EPOCH_S, SimulatedNode, Surroundings, Wrap
+from shoal.simulations.virtual.node import EPOCH_S, READ_COST_S, SimulatedNode, Surroundings, Wrap
 from shoal.simulations.virtual.watched_holders import WatchedHolders
 
 
@@ -46,7 +46,7 @@ class World(Surroundings):
     engine_settings: EngineSettings
     clients: list[SimulatedClient]
     num_needless: int = 0
-    """Requests to an anchor for what somebody else holds who was never in trouble."""
+    """Requests to a disk for what somebody else holds who was never in trouble."""
 
     @property
     def swarm(self) -> Swarm:
@@ -103,11 +103,14 @@ async def open_world(
     max_wait_s: float = MAX_WAIT_S,
     num_clients: int = 1,
     anchors: Mapping[int, int] = MappingProxyType({}),
+    cold: Mapping[int, Holding] = MappingProxyType({}),
+    read_cost_s: float = READ_COST_S,
     decode_groups: int | None = None,
 ) -> AsyncIterator[World]:
     """Start one node per holding, and clients that have joined them; end all of them. capacities: experts that each
-    node may hold to mend the swarm; empty: none takes anything over. anchors: nodes, by place, that are anchors, and
-    how many experts each keeps in memory. decode_groups: of a client's streams; None: as it finds."""
+    node may hold to mend the swarm; empty: none takes anything over. anchors: nodes, by place, that read from their
+    disks, and how many experts each keeps in memory of what it read; all that they have, or what `cold` names.
+    decode_groups: of a client's streams; None: as it finds."""
     nodes = [
         SimulatedNode(place, Identity.from_seed(entropy.randbytes(32)), holding, skew_s)
         for place, (holding, skew_s) in enumerate(zip(holdings, skews_s, strict=True))
@@ -115,7 +118,9 @@ async def open_world(
     for node, capacity in zip(nodes, capacities, strict=False):
         node.capacity = capacity
     for place, num_cached in anchors.items():
-        nodes[place].num_cached = num_cached
+        nodes[place].num_cached, nodes[place].read_cost_s = num_cached, read_cost_s
+    for place, on_disk in cold.items():
+        nodes[place].cold = on_disk
     network, settings = MemoryNetwork(delay_s, tamper), EngineSettings(decode_groups=decode_groups)
     world = World(model, entropy, network, RecordBook(), wrap, heal, nodes, max_wait_s, settings, [])
     try:

@@ -55,10 +55,10 @@ def test_coverage_says_what_is_rare_what_is_coming_and_what_only_anchors_hold() 
     rarest = (RareExpert(3, 1, 0), RareExpert(3, 2, 0), RareExpert(3, 0, 1))
     said = coverage_lines(Coverage("ab", 2, 8, 2, 0, 3, 10**9, layers, 1, 2, 3, 5, 1, rarest))
     assert said[2:] == [
-        "fewer than 2 replicas: 3 experts; coming: 5; only at anchors: 1",
+        "fewer than 2 replicas: 3 experts; coming: 5; only on disk: 1",
         "rarest, layer:expert (replicas): 3:1 (0), 3:2 (0), 3:0 (1)",
         "one more node with 2.0 GB closes layer 3",
-        "layer   3  1..2; below 2: 3; coming: 1; only at anchors: 2",
+        "layer   3  1..2; below 2: 3; coming: 1; only on disk: 2",
         "layer   4  2222; coming: 0-3",
     ]
 

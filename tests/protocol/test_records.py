@@ -57,24 +57,27 @@ def test_every_honest_record_survives(experts, coming, issued_ms, addresses):
 
 
 @given(
-    st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1), st.booleans(),
+    st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1), experts_by_layer, st.integers(0, limits.MAX_DURATION_MS),
     st.from_regex(r"[a-z0-9-]{0,16}", fullmatch=True),
 )  # fmt: skip
-def test_what_a_holder_may_add_survives(since_s, room, is_anchor, zone):
-    record = replace(RECORD, since_s=since_s, room=room, is_anchor=is_anchor, zone=zone)
+def test_what_a_holder_may_add_survives(since_s, room, cold, read_ms, zone):
+    record = replace(RECORD, since_s=since_s, room=room, cold=cold, read_ms=read_ms, zone=zone)
     assert decode_record(encode_record(record, OWNER), OWNER.peer) == record
 
 
 def test_roles_that_are_not_known_yet_are_passed_over():
     fields = fields_of(encode_record(RECORD, OWNER))
     assert decode_record(signed(fields | {17: 0b1000_0000}), OWNER.peer) == RECORD
-    assert decode_record(signed(fields | {17: 0b1000_0001}), OWNER.peer) == replace(RECORD, is_anchor=True)
+    assert decode_record(signed(fields | {17: 255}), OWNER.peer) == replace(RECORD, gives_trunk=True)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [(14, {}), (14, {3: b""}), (14, {3: b"\x00"}), (14, {3: b"\x01" * 65}), (15, 0), (16, 0), (16, 2**32), (17, 0),
-     (17, 256), (17, True), (18, ""), (18, "Zone"), (18, "a" * 17), (18, b"za"), (19, 1)],
+     (17, 256), (17, True), (18, ""), (18, "Zone"), (18, "a" * 17), (18, b"za"), (19, {}), (19, 1),
+     (19, {3: b""}), (19, {3: b"\x00"}),
+     (19, {3: b"\x01" * 65}), (19, {limits.MAX_LAYER + 1: b"\x01"}), (20, 0), (20, limits.MAX_DURATION_MS + 1),
+     (20, 1.0), (21, 1)],
 )  # fmt: skip
 def test_an_addition_that_says_nothing_or_too_much_is_refused(key, value):
     with pytest.raises(RecordRejected):
@@ -85,13 +88,23 @@ def full_record(num_layers: int, num_experts: int) -> NodeRecord:
     """A record that says all that can be said of a model."""
     every = {LayerId(layer): frozenset(map(ExpertId, range(num_experts))) for layer in range(num_layers)}
     return replace(
-        RECORD, experts=every, coming=every, since_s=2**40, room=2**32 - 1, is_anchor=True, zone="z" * 16,
-        addresses=("a" * limits.MAX_ADDRESS_BYTES,) * 8,
+        RECORD, experts=every, coming=every, since_s=2**40, room=2**32 - 1, zone="z" * 16,
+        read_ms=limits.MAX_DURATION_MS, addresses=("a" * limits.MAX_ADDRESS_BYTES,) * 8,
     )  # fmt: skip
 
 
 def test_a_holder_of_all_of_kimi_k2_with_as_much_coming_fits():
     assert len(encode_record(full_record(61, 384), OWNER)) <= limits.MAX_RECORD_BYTES
+
+
+def test_a_holder_of_all_of_deepseek_v3_with_as_much_coming_and_on_disk_fits():
+    record = full_record(62, 256)
+    assert len(encode_record(replace(record, cold=record.experts), OWNER)) <= limits.MAX_RECORD_BYTES
+
+
+def test_an_anchor_of_all_of_kimi_k2_with_as_much_coming_fits():
+    record = full_record(61, 384)
+    assert len(encode_record(replace(record, experts={}, cold=record.experts), OWNER)) <= limits.MAX_RECORD_BYTES
 
 
 def test_a_record_that_does_not_fit_is_our_mistake():
@@ -217,6 +230,13 @@ def test_of_a_layer_that_a_node_holds_nothing_of_its_record_says_so():
     assert (elsewhere.experts, elsewhere.coming) == (frozenset(), frozenset())
     assert here.seq == elsewhere.seq == RECORD.issued_ms
     assert here.expires_at_s == 7.0
+
+
+def test_what_is_in_memory_and_on_disk_counts_as_in_memory():
+    both = replace(RECORD, cold={LayerId(3): frozenset(map(ExpertId, (0, 10)))}, read_ms=20)
+    here, elsewhere = of_layer(both, LayerId(3), 7.0), of_layer(both, LayerId(200), 7.0)
+    assert (here.experts, here.cold, here.read_ms) == ({0, 9, 255}, {10}, 20)
+    assert (elsewhere.experts, elsewhere.cold) == ({1}, frozenset())
 
 
 def test_a_models_name_in_the_directory_depends_on_the_model():

@@ -229,7 +229,7 @@ def test_the_documents_record_table_is_the_codecs():
     from shoal.protocol.record_codec import _OPTIONAL_SCALARS, _SCALARS
 
     rows = {name: (int(key), kind, bound.split(";")[0]) for key, name, kind, bound in rows_of(section("7. Directory"))}
-    assert [key for key, _, _ in rows.values()] == list(range(1, 19))
+    assert [key for key, _, _ in rows.values()] == list(range(1, 21))
     for field in (*_SCALARS, *_OPTIONAL_SCALARS):
         assert rows[field.name] == (field.key, *bound_of(field))
 

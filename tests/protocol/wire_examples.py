@@ -122,8 +122,9 @@ CONTENT = NodeRecord(
     addresses=("192.0.2.7:4001",),
 )  # fmt: skip
 FULL_CONTENT = replace(
-    CONTENT, coming={LayerId(3): frozenset(map(ExpertId, (2, 3)))}, since_s=1_799_900_000, room=40, is_anchor=True,
-    gives_trunk=True, zone="za-cpt",
+    CONTENT, coming={LayerId(3): frozenset(map(ExpertId, (2, 3)))}, since_s=1_799_900_000, room=40,
+    zone="za-cpt", cold={LayerId(4): frozenset(map(ExpertId, (0, 8)))}, read_ms=20,
+    gives_trunk=True,
 )  # fmt: skip
 SAID, FULL_SAID = (Herald(SERVER, lambda: NOW_S).say(content) for content in (CONTENT, FULL_CONTENT))
 CHAIN = PulseChain(SERVER, MODEL_ROOT, round(NOW_S * 1000))

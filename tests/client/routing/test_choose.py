@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.client.routing.choose import Plan, choose, choose_in_tiers, with_anchors
+from shoal.client.routing.choose import Plan, choose, choose_disks, choose_in_tiers, with_disks
 from shoal.protocol.ids import ExpertId, PeerId
 
 experts = st.frozensets(st.integers(0, 31).map(ExpertId), max_size=16)
@@ -57,31 +57,61 @@ def test_a_lower_tier_computes_only_what_no_higher_one_holds(
         assert not any(expert in held for expert in share for tier in better for held in tier.values())
 
 
-@given(needed=experts, others=holders, anchors=holders, data=st.data())
-def test_an_anchor_gets_only_what_is_hoped_for_of_nobody_and_nothing_is_lost(
+@given(needed=experts, others=holders, disks=holders, data=st.data())
+def test_a_disk_gets_only_what_is_hoped_for_of_nobody_and_nothing_is_lost(
     needed: frozenset[ExpertId],
     others: dict[PeerId, frozenset[ExpertId]],
-    anchors: dict[PeerId, frozenset[ExpertId]],
+    disks: dict[PeerId, frozenset[ExpertId]],
     data: st.DataObject,
 ) -> None:
-    named = {PeerId(f"anchor {peer}"): held for peer, held in anchors.items()}
-    cost = dict.fromkeys((*others, *named), 1.0)
+    """A peer may have some experts in memory and others on its disk."""
+    on_disk = {peer: held - others.get(peer, frozenset()) for peer, held in disks.items()}
+    cost = dict.fromkeys((*others, *on_disk), 1.0)
     plan = choose(needed, others, cost)
     doubtful = data.draw(st.sets(st.sampled_from(sorted(plan.shares))) if plan.shares else st.just(set[PeerId]()))
     hoped_for = data.draw(experts)
-    mixed = with_anchors(plan, doubtful, hoped_for, choose(needed, named, cost))
-    asked = [expert for share in mixed.shares.values() for expert in share]
+    mixed = with_disks(plan, doubtful, hoped_for, choose_disks(needed, [on_disk], cost, cost))
+    asked = [expert for shares in (mixed.shares, mixed.cold) for share in shares.values() for expert in share]
     assert sorted([*asked, *mixed.uncovered]) == sorted(needed)
+    assert mixed.peers == {*mixed.shares, *mixed.cold}
+    for peer, share in mixed.cold.items():
+        assert share
+        assert on_disk[peer].issuperset(share)
+        assert hoped_for.isdisjoint(share)
+        assert all(expert in plan.uncovered or expert in _of(plan, doubtful) for expert in share)
     for peer, share in mixed.shares.items():
         assert share
-        if peer in named:
-            assert named[peer].issuperset(share)
-            assert hoped_for.isdisjoint(share)
-            assert all(expert in plan.uncovered or expert in _of(plan, doubtful) for expert in share)
-        else:
-            assert set(share) <= set(plan.shares[peer])
-    offered = frozenset[ExpertId]().union(*named.values())
+        assert set(share) <= set(plan.shares[peer])
+    offered = frozenset[ExpertId]().union(*on_disk.values())
     assert frozenset(mixed.uncovered) == frozenset(plan.uncovered) - (offered - hoped_for)
+
+
+@given(needed=experts, tiers=st.lists(holders, max_size=3))
+def test_every_expert_is_read_once_where_the_first_tier_that_has_it_has_it(
+    needed: frozenset[ExpertId], tiers: list[dict[PeerId, frozenset[ExpertId]]]
+) -> None:
+    named = [{PeerId(f"{place}{peer}"): held for peer, held in tier.items()} for place, tier in enumerate(tiers)]
+    same = {peer: 1.0 for tier in named for peer in tier}
+    plan = choose_disks(needed, named, same, same)
+    shared = [expert for share in plan.shares.values() for expert in share]
+    assert sorted([*shared, *plan.uncovered]) == sorted(needed)
+    for peer, share in plan.shares.items():
+        assert set(share) <= named[int(peer[0])][peer]
+        assert not any(expert in held for expert in share for tier in named[: int(peer[0])] for held in tier.values())
+    assert not any(expert in held for expert in plan.uncovered for tier in named for held in tier.values())
+
+
+def test_of_several_disks_the_quicker_ones_read_and_side_by_side() -> None:
+    everywhere = {PeerId(name): frozenset(map(ExpertId, range(4))) for name in ("ssd", "ssd2", "usb")}
+    cost, read = dict.fromkeys(everywhere, 0.05), {PeerId("ssd"): 0.02, PeerId("ssd2"): 0.02, PeerId("usb"): 5.0}
+    shares = choose_disks(map(ExpertId, range(4)), [everywhere], cost, read).shares
+    assert {peer: len(share) for peer, share in shares.items()} == {"ssd": 2, "ssd2": 2}
+
+
+def test_where_nobody_says_what_reading_takes_one_disk_reads_all() -> None:
+    everywhere = {PeerId(name): frozenset(map(ExpertId, range(4))) for name in "ab"}
+    same = dict.fromkeys(everywhere, 0.0)
+    assert choose_disks(map(ExpertId, range(4)), [everywhere], same, same).shares == {PeerId("a"): (0, 1, 2, 3)}
 
 
 def _of(plan: Plan, peers: set[PeerId]) -> set[ExpertId]:

@@ -136,3 +136,52 @@ def test_clients_do_not_all_come_back_at_the_same_moment(error: ShoalError) -> N
     early.failed(error, now=0.0, chance=0.0)
     late.failed(error, now=0.0, chance=1.0)
     assert max(early.busy_until, early.doubted_until) < max(late.busy_until, late.doubted_until)
+
+
+def reading(read_s: float) -> Health:
+    """A quick holder whose disk takes so long for an expert, by its own word."""
+    peer = answering(0.01)
+    peer.macs_per_s = 1e9
+    peer.read_was_said(read_s)
+    return peer
+
+
+def test_a_slow_disk_that_says_so_is_given_the_time_to_read_and_the_same_holders_memory_is_not() -> None:
+    peer = reading(0.5)
+    assert peer.deadline_s(peer.work(10**6, num_cold=4)) > 4 * 0.5 * 2
+    assert peer.rto_s(peer.work(10**6, num_cold=4)) > 4 * 0.5 * 2
+    assert peer.deadline_s(peer.work(10**6, num_cold=0)) == health.MIN_DEADLINE_S
+
+
+def test_a_disk_is_not_believed_to_take_for_ever() -> None:
+    peer = reading(3600.0)
+    assert peer.read_s == health.MAX_READ_S
+    assert peer.deadline_s(peer.work(0, num_cold=8)) == health.MAX_DEADLINE_S
+
+
+def test_answers_from_disk_tell_of_the_disk_and_nothing_of_the_kernel() -> None:
+    peer = reading(0.02)
+    for _ in range(100):
+        peer.answered(exchange_s=1.01, compute_s=1.0, macs=10**6, num_cold=2)
+    assert peer.macs_per_s == 1e9
+    assert peer.read_s == pytest.approx(0.5, rel=0.01)
+    assert peer.srtt_s == pytest.approx(0.01)
+
+
+def test_what_answers_told_of_a_disk_stays_until_its_owner_says_something_else() -> None:
+    peer = reading(0.02)
+    peer.answered(exchange_s=1.01, compute_s=1.0, macs=0, num_cold=1)
+    learnt = peer.read_s
+    peer.read_was_said(0.02)
+    assert peer.read_s == learnt > 0.02
+    peer.read_was_said(0.03)
+    assert peer.read_s == 0.03
+
+
+def test_a_disk_that_was_quick_of_late_still_has_the_time_that_its_owner_asks_for() -> None:
+    """The latest experts are in memory there; the next one may not be."""
+    peer = reading(0.5)
+    for _ in range(100):
+        peer.answered(exchange_s=0.01, compute_s=0.0, macs=0, num_cold=1)
+    assert peer.read_s < 0.01
+    assert peer.work(0, num_cold=1) == int(0.5 * 1e9)

@@ -18,10 +18,17 @@ def directory(*records: HolderRecord) -> dict[LayerId, list[HolderRecord]]:
 
 
 def test_an_anchor_is_no_replica_and_what_only_it_has_is_said() -> None:
-    said = coverage_of(EXTENT, directory(record("a", range(4)), record("b", range(8), is_anchor=True)))
+    said = coverage_of(EXTENT, directory(record("a", range(4)), record("b", range(0), cold=range(8))))
     assert said.layers[0].replicas == (1, 1, 1, 1, 0, 0, 0, 0)
     assert (said.layers[0].anchor_only, said.layers[1].anchor_only) == ("4-7", "")
     assert (said.num_holders, said.num_anchors, said.num_missing, said.num_anchor_only) == (1, 1, 12, 4)
+
+
+def test_what_a_holder_has_on_disk_is_no_replica_of_it_and_makes_it_no_anchor() -> None:
+    said = coverage_of(EXTENT, directory(record("a", range(4), cold=range(4, 6)), record("b", range(5), layer=2)))
+    assert said.layers[0].replicas == (1, 1, 1, 1, 0, 0, 0, 0)
+    assert said.layers[0].anchor_only == "4-5"
+    assert (said.num_holders, said.num_anchors, said.num_anchor_only) == (2, 0, 2)
 
 
 def test_what_has_fewer_replicas_than_the_target_is_rare_by_layer_and_in_all() -> None:

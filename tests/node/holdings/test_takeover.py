@@ -31,11 +31,11 @@ def view(replicas: np.ndarray) -> SwarmView:
 
 def record(
     peer: str, experts: range, layer: int = 1, age_s: int = 100, coming: range = range(0), room: int = 0,
-    is_anchor: bool = False, weight_format: int = WeightFormat.FP8_BLOCK,
+    cold: range = range(0), weight_format: int = WeightFormat.FP8_BLOCK,
 ) -> HolderRecord:  # fmt: skip
     return HolderRecord(
         PeerId(peer), b"r" * 32, LayerId(layer), frozenset(map(ExpertId, experts)), weight_format, 3, 1, 0, 0, (), 1,
-        NOW_S + 90.0, frozenset(map(ExpertId, coming)), NOW_S - age_s, room, is_anchor,
+        NOW_S + 90.0, frozenset(map(ExpertId, coming)), NOW_S - age_s, room, cold=frozenset(map(ExpertId, cold)),
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_rank_is_by_room_then_age_then_name() -> None:
 def test_anchors_other_formats_and_our_own_records_are_not_counted() -> None:
     found = {
         LayerId(1): [
-            record("anchor", range(8), is_anchor=True),
+            record("anchor", range(0), cold=range(8)),
             record("other model", range(8), weight_format=WeightFormat.INT4_G32),
             record("me", range(8)),
             record("one", range(2)),

@@ -19,11 +19,11 @@ from shoal.experts.pieces.store import PieceStore
 from shoal.node.announcer import Claim
 from shoal.node.holdings.healer import Healer
 from shoal.node.holdings.keeper import Keeper
-from shoal.node.serving import anchor, batcher, server
+from shoal.node.serving import batcher, cold, server
 from shoal.node.serving.admission import Admission, Demand
-from shoal.node.serving.anchor import LatestExperts
 from shoal.node.serving.batch_rows import Call, merge, split
 from shoal.node.serving.batcher import Batcher, Computed, Job
+from shoal.node.serving.cold import ColdExperts
 from shoal.protocol.errors import DiskFull
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.tensors import read_partial_body
@@ -236,24 +236,25 @@ def _a_late_holder_is_reason_for_an_anchor(patch: pytest.MonkeyPatch) -> None:
     original = SwarmExperts._elsewhere
 
     def elsewhere(self: SwarmExperts, request: Any, standings: Any) -> Plan:
-        return self._ask_anchors(request.call, original(self, request, standings), (), request.tried)
+        return self._ask_disks(request.call, original(self, request, standings), (), request.tried)
 
     patch.setattr(SwarmExperts, "_elsewhere", elsewhere)
 
 
 def _no_last_resort(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SwarmExperts, "_ask_anchors", lambda self, call, plan, hoped_for, excluded=(): plan)
+    patch.setattr(SwarmExperts, "_ask_disks", lambda self, call, plan, hoped_for, excluded=(): plan)
 
 
 def _an_anchor_forgets_what_did_not_fit(patch: pytest.MonkeyPatch) -> None:
-    original = anchor.compute_in_parts
+    original = cold.compute
 
-    def first_part(backend: Any, latest: LatestExperts, call: Call) -> torch.Tensor:
-        fits = call.rows.offsets[: latest.capacity + 1]
+    def first_part(backend: Any, resident: Any, experts: ColdExperts, call: Call) -> torch.Tensor:
+        capacity = experts.latest.capacity
+        fits = call.rows.offsets[: capacity + 1]
         rows = replace(call.rows, row_idx=call.rows.row_idx[: fits[-1]], offsets=fits)
-        return original(backend, latest, replace(call, experts=call.experts[: latest.capacity], rows=rows))
+        return original(backend, resident, experts, replace(call, experts=call.experts[:capacity], rows=rows))
 
-    patch.setattr(server, "compute_in_parts", first_part)
+    patch.setattr(server, "compute", first_part)
 
 
 PLANTED_BUGS = [
