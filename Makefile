@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lan test-token test-mqtt check bench bench-idle bench-wan bench-tcp bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-token test-tiers test-mqtt check bench bench-idle bench-wan bench-tcp bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -67,6 +67,10 @@ test-mqtt: $(VENV)/.installed-dev
 # A node and two clients with an empty disk and a token, each, against a founder that is killed: tokens as the oracle's.
 test-token: $(VENV)/.installed-dev
 	$(BIN)/pytest -q tests/swarm/token_suite.py
+
+# A node with experts in memory and others on disk, whose only companion is killed: tokens as the oracle's.
+test-tiers: $(VENV)/.installed-dev
+	$(BIN)/pytest -q tests/swarm/tiers_suite.py
 
 # Four node processes, one killed with SIGKILL in mid-answer: another takes over what only one still holds.
 test-healing: $(VENV)/.installed
