@@ -236,7 +236,10 @@ async def running_node(
             wanted = Wanted(library.root, tuple(place.shape.layers), library.piece_bytes, identity.peer)
             connector = connector_of(identity, entry, throttle)
             disk = store.shelf.disk if isinstance(store, PieceModel) else None
-            supply.peers = await stack.enter_async_context(peers_of(wanted, entry.directory, connector, _uniform, disk))
+            swarm = peers_of(
+                wanted, entry.directory, connector, _uniform, disk, given_bytes=lambda: server.metrics.bytes_given
+            )
+            supply.peers = await stack.enter_async_context(swarm)
         elif missing:
             await keeper.take(missing)  # nobody is here to ask but the model's own sources: what they say is the end
             missing = {}

@@ -181,6 +181,8 @@ class _Fetch:
             except OSError as error:  # the store's disk: every source would meet it
                 self._fatal = error
             finally:
+                if not is_stored:
+                    self._tell_peers(state, piece, is_coming=False)
                 await self._put_back(None if is_stored else piece)
             if (left_s := state.paused_until_s - clock.time()) > 0:
                 await asyncio.sleep(left_s)
@@ -200,7 +202,9 @@ class _Fetch:
                     return None
                 if (number := self._choice(state)) is not None:
                     self._in_flight += 1
-                    return self._pending.pop(number)
+                    piece = self._pending.pop(number)
+                    self._tell_peers(state, piece, is_coming=True)
+                    return piece
                 if not self._in_flight and not self._may_have_later(state):
                     return None  # what is pending, nobody in flight can give back: this source lacks it
                 await self._wait()
@@ -211,10 +215,15 @@ class _Fetch:
         if state.peers is not None:
             had = [(state.peers.rarity(piece), i) for i, piece in pending if state.peers.has_now(piece)]
             return min(had)[1] if had else None
-        return next((i for i, piece in pending if piece.digest not in state.lacks and self._is_left(piece)), None)
+        offered = [(i, piece) for i, piece in pending if piece.digest not in state.lacks]
+        if self._peers is None:
+            return offered[0][0] if offered else None
+        turns = [(turn, i) for i, piece in offered if (turn := self._peers.turn(piece)) is not None]
+        return min(turns)[1] if turns else None
 
-    def _is_left(self, piece: Piece) -> bool:
-        return self._peers is None or self._peers.leaves(piece)
+    def _tell_peers(self, state: _Source, piece: Piece, is_coming: bool) -> None:
+        if self._peers is not None and state.peers is None:
+            self._peers.goes_elsewhere(piece, is_coming)
 
     def _may_have_later(self, state: _Source) -> bool:
         """Peers may get every piece; the others may have what they did not say they lack, when it is left to them."""

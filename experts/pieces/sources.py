@@ -59,8 +59,11 @@ class PeerSource(PieceSource, Protocol):
     def rarity(self, piece: Piece) -> tuple[int, bytes]:
         """What comes first, the smallest: who has it, and an order of our own, so that not all take the same first."""
 
-    def leaves(self, piece: Piece) -> bool:
-        """Whether the other sources may be asked for it: no peer has it or is about to get it for us."""
+    def turn(self, piece: Piece) -> tuple[int, bytes] | None:
+        """When the other sources are asked for it, the smallest first; None: not now, for peers have it or will."""
+
+    def goes_elsewhere(self, piece: Piece, is_coming: bool) -> None:
+        """Another source is being asked for it, or did not give it."""
 
 
 class RangeReader(Protocol):

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from shoal.protocol.errors import Busy
 from shoal.protocol.ids import PeerId
 
-NUM_TURNS = 4
-"""Peers at a time. More would share the same uplink and finish later: a piece that one has whole can be passed on."""
+MIN_TURNS, START_TURNS, MAX_TURNS = 2, 4, 6
+"""Peers at a time. More than needed share the same uplink and finish later, and only a whole piece can be passed on;
+fewer leave a fast uplink idle, for each taker has a slow line, or other givers."""
+
+TURN_S = 20.0
+"""So long a turn should last: as many peers are served as make it so."""
+
+NUM_MEASURED = 3
+"""Turns that end before their length says anything."""
 
 TURN_IDLE_S = 5.0
 """Who asks for nothing for so long has left, or is slower than everybody else who waits."""
@@ -41,18 +48,26 @@ class _Turn:
 class Choke:
     """The turns of one node.
 
-    Limits: `num_turns` peers are served, `MAX_WAITING` keep a place; all others are told BUSY.
+    Limits: `START_TURNS` peers are served at first, then `MIN_TURNS` to `MAX_TURNS`; `MAX_WAITING` keep a place; all
+    others are told BUSY.
     """
 
-    def __init__(self, piece_bytes: int, num_turns: int = NUM_TURNS) -> None:
-        """piece_bytes: what a turn may take while others wait."""
+    def __init__(self, piece_bytes: int, num_turns: int | None = None) -> None:
+        """piece_bytes: what a turn may take while others wait. num_turns: at a time; None: as the pace asks for."""
         self._piece_bytes = piece_bytes
-        self._num_turns = num_turns
+        self._most_turns = START_TURNS if num_turns is None else num_turns
+        self._is_adapting = num_turns is None
         self._turns: dict[PeerId, _Turn] = {}
         self._waiting: dict[PeerId, float] = {}
         """In order of arrival: until when a place is kept."""
         self._turn_s = 1.0
+        self._num_ended = 0
         self._freed_s = float("-inf")
+
+    @property
+    def most_turns(self) -> int:
+        """Peers that may be served now."""
+        return self._most_turns
 
     @property
     def num_turns(self) -> int:
@@ -88,7 +103,7 @@ class Choke:
     def _begin(self, peer: PeerId, now_s: float) -> _Turn:
         before = list(self._waiting)
         place = before.index(peer) if peer in self._waiting else len(before)
-        num_free = self._num_turns - len(self._turns)
+        num_free = self._most_turns - len(self._turns)
         if place < num_free or (num_free and now_s - self._freed_s > RESERVED_S):
             self._waiting.pop(peer, None)
             turn = self._turns[peer] = _Turn(now_s, now_s)
@@ -99,13 +114,17 @@ class Choke:
         raise Busy(f"{len(self._turns)} peers take pieces, {place} wait before", retry_s)
 
     def _retry_s(self, place: int) -> float:
-        rounds = place // self._num_turns
+        rounds = place // self._most_turns
         latest_s = MAX_RETRY_S if rounds else NEXT_RETRY_S
         return min(latest_s, max(MIN_RETRY_S, self._turn_s * (0.25 + rounds)))
 
     def _end(self, peer: PeerId, now_s: float) -> None:
         lasted_s, self._freed_s = now_s - self._turns.pop(peer).began_s, now_s
         self._turn_s += SMOOTHING * (lasted_s - self._turn_s)
+        self._num_ended += 1
+        if self._is_adapting and self._num_ended >= NUM_MEASURED:
+            fitting = min(self._most_turns * TURN_S / max(self._turn_s, 0.1), self._most_turns + 1)
+            self._most_turns = round(min(MAX_TURNS, max(MIN_TURNS, fitting)))
 
     def _forget(self, now_s: float) -> None:
         for peer in [peer for peer, turn in self._turns.items() if now_s - turn.asked_s > TURN_IDLE_S]:

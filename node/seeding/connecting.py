@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from shoal.experts.pieces.disk import FolderDisk
 from shoal.node.holdings.joining import Place
-from shoal.node.seeding.peers import LOOK_S, Peers, Wanted
+from shoal.node.seeding.peers import LOOK_S, Peers, Wanted, nothing_given
 from shoal.protocol.errors import ConnectFailed
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
@@ -66,9 +66,10 @@ async def peers_of(
     draw: Callable[[], float],
     disk: FolderDisk | None = None,
     look_s: float = LOOK_S,
+    given_bytes: Callable[[], int] = nothing_given,
 ) -> AsyncIterator[Peers]:
-    """The swarm as a source of pieces. disk, look_s: as `Peers` has them. Closes the connector too."""
-    peers = Peers(wanted, directory, connector, draw, look_s=look_s, disk=disk)
+    """The swarm as a source of pieces. Arguments: as of `Peers`. Closes the connector too."""
+    peers = Peers(wanted, directory, connector, draw, given_bytes, look_s=look_s, disk=disk)
     try:
         yield peers
     finally:

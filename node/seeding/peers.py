@@ -19,6 +19,7 @@ from shoal.experts.pieces.disk import FolderDisk
 from shoal.experts.pieces.pieces import ExpertPiece, Piece, TrunkPiece
 from shoal.experts.pieces.sources import OnBytes
 from shoal.node.log_events import PeerLied, log_event
+from shoal.node.seeding.first_copies import FirstCopies, Helping
 from shoal.node.seeding.standing import Standing
 from shoal.node.seeding.taking import Partial, Taking
 from shoal.protocol.errors import ModelNotFound, ShoalError, SourceFailed, SourceLied
@@ -27,8 +28,8 @@ from shoal.protocol.net.channel import PieceChannel, PieceConnector
 from shoal.protocol.net.directory import Directory
 from shoal.protocol.records import HolderRecord
 
-NUM_STREAMS = 4
-"""Pieces at a time: as many peers' uplinks, and 176 MB of DeepSeek-V3's experts in memory."""
+NUM_STREAMS = 8
+"""Pieces at a time: as many peers' uplinks, and 352 MB of DeepSeek-V3's experts in memory at most."""
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -43,12 +44,12 @@ LOOK_S = 5.0
 """Between two looks into the directory while pieces are missing, with half of it as jitter."""
 
 NUM_TRIED = 8
-"""Peers whose pace is learned, by a piece each, before the fastest of them come first."""
+"""Peers whose pace is learned, by a piece each, before the fastest of them come first; others count as the median."""
 
 MAX_CHANNELS = 16
 """Connections that are kept; beyond it the one that was not used longest is closed."""
 
-MAX_PARTIALS = 8
+MAX_PARTIALS = 4
 """Unfinished pieces that are kept for the next peer."""
 
 SLOW_FACTOR = 8.0
@@ -81,6 +82,11 @@ class _View:
     """Who gives the trunk."""
 
 
+def nothing_given() -> int:
+    """Of somebody who takes and gives nothing."""
+    return 0
+
+
 class Peers:
     """Implements `PeerSource`. Use `run` beside a fetch; `aclose` at the end.
 
@@ -89,15 +95,20 @@ class Peers:
 
     def __init__(
         self, wanted: Wanted, directory: Directory, connector: PieceConnector, draw: Callable[[], float],
+        given_bytes: Callable[[], int] = nothing_given,
         patience_s: float = PATIENCE_S, look_s: float = LOOK_S, disk: FolderDisk | None = None,
     ) -> None:  # fmt: skip
-        """draw: a number in 0..1, for jitter. disk: the store's, where the trunk comes to part by part; None: nothing
-        of the trunk is asked for."""
+        """draw: a number in 0..1, for jitter. given_bytes: what this node gave to others until now. disk: the store's,
+        where the trunk comes to part by part; None: nothing of the trunk is asked for."""
         self._disk = disk
         self._wanted = wanted
         self._directory = directory
         self._connector = connector
         self._draw = draw
+        self._given_bytes = given_bytes
+        self._first = FirstCopies(wanted.max_piece_bytes)
+        self._helping = Helping()
+        self._elsewhere: dict[bytes, ExpertPiece] = {}
         self._patience_s = patience_s
         self._look_s = look_s
         self._clock = asyncio.get_running_loop().time
@@ -161,6 +172,14 @@ class Peers:
         if any(peers - self._view.holders.get(place, set()) for place, peers in view.holders.items()):
             self._gave_s = self._clock()  # others get on
         self._view = view
+        self._note_passed()
+
+    def _note_passed(self) -> None:
+        now_s = self._clock()
+        self._first.count_given(self._given_bytes(), now_s)
+        pieces = [self._elsewhere[digest] for digest in self._first.unpassed(now_s)]
+        self._helping.judge(lambda digest: bool(self._holders(self._elsewhere[digest])), now_s)
+        self._first.forget([each.digest for each in pieces if self._holders(each) or not self._rivals(each)])
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -183,17 +202,39 @@ class Peers:
     def rarity(self, piece: Piece) -> tuple[int, bytes]:
         return len(self._holders(piece)), _rank(piece, self._wanted.me)
 
-    def leaves(self, piece: Piece) -> bool:
+    def turn(self, piece: Piece) -> tuple[int, bytes] | None:
         """See `PeerSource`. Of those who say that they are about to get a piece, the first by a hash of both fetches it
-        from elsewhere, and the others take it from there; whoever waits in vain fetches it too."""
-        waited_s = self._clock() - self._gave_s
+        from elsewhere, and the others take it from there; while it has others to pass on, one of those does that has
+        fetched its own. Whoever waits in vain fetches it too."""
+        if isinstance(piece, ExpertPiece):
+            self._helping.wants(piece.digest)
+        ours, waited_s = _rank(piece, self._wanted.me), self._clock() - self._gave_s
         if any(not self.standing(peer).is_dropped for peer in self._holders(piece)):
-            return waited_s > LINE_PATIENCE_S
-        if waited_s > self._patience_s:
-            return True
-        ours = _rank(piece, self._wanted.me)
+            return (0, ours) if waited_s > LINE_PATIENCE_S else None
+        rivals = self._rivals(piece)
+        if not rivals or waited_s > self._patience_s:
+            return 0, ours
+        if not self._first.has_room:
+            return None
+        before = sorted((rank, peer) for peer in rivals if (rank := _rank(piece, peer)) < ours)
+        if not before:
+            return 1, ours
+        return (2, _reversed(before[0][0])) if self._helping.has_room else None
+
+    def goes_elsewhere(self, piece: Piece, is_coming: bool) -> None:
+        """See `PeerSource`."""
+        if is_coming and isinstance(piece, ExpertPiece) and self._rivals(piece):
+            self._first.fetches(piece.digest, self._clock())
+            if any(_rank(piece, peer) < _rank(piece, self._wanted.me) for peer in self._rivals(piece)):
+                self._helping.begins(piece.digest, self._clock())
+            self._elsewhere[piece.digest] = piece
+        else:
+            self._first.forget([piece.digest])
+
+    def _rivals(self, piece: Piece) -> list[PeerId]:
+        """Who else says that it is about to get it."""
         rivals = self._view.coming.get(_place(piece), set()) if isinstance(piece, ExpertPiece) else set()
-        return all(_rank(piece, peer) > ours for peer in rivals if not self.standing(peer).is_dropped)
+        return [peer for peer in rivals if not self.standing(peer).is_dropped]
 
     async def size(self, piece: Piece) -> int:
         """The most that it can have: what it has exactly, its first chunk says."""
@@ -274,12 +315,12 @@ class Peers:
         return not standing.num_taking and standing.may_be_asked(piece.digest, now_s)
 
     def _fastest(self, piece: Piece) -> PeerId | None:
-        """Of those that are free: who was not tried yet, else the fastest."""
+        """Of those that are free, the fastest, or while few are known one that was not tried yet."""
         now_s = self._clock()
         free = [peer for peer in sorted(self._holders(piece)) if self._is_free(peer, piece, now_s)]
 
-        num_known = sum(standing.rate_bytes_per_s is not None for standing in self._standings.values())
-        untried = float("inf") if num_known < NUM_TRIED else 0.0
+        rates = sorted(rate for each in self._standings.values() if (rate := each.rate_bytes_per_s) is not None)
+        untried = rates[len(rates) // 2] if len(rates) >= NUM_TRIED else float("inf")
 
         def pace(peer: PeerId) -> tuple[float, bytes]:
             rate = self.standing(peer).rate_bytes_per_s
@@ -369,6 +410,11 @@ def _place(piece: ExpertPiece) -> Place:
 def _rank(piece: Piece, peer: PeerId) -> bytes:
     """An order of peers that is another for each piece, and the same for all who look."""
     return blake3(piece.digest + peer.encode()).digest()
+
+
+def _reversed(rank: bytes) -> bytes:
+    """Sorts last what sorts first: whoever helps another begins where that one ends."""
+    return bytes(255 - byte for byte in rank)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

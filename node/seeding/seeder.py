@@ -13,7 +13,7 @@ from contextlib import suppress
 from shoal.experts.pieces.ranged import RangedPiece
 from shoal.node.log_events import PieceNotGiven, log_event
 from shoal.node.metrics import NodeMetrics
-from shoal.node.seeding.choke import NUM_TURNS, Choke
+from shoal.node.seeding.choke import MAX_TURNS, Choke
 from shoal.node.seeding.library import PieceLibrary
 from shoal.node.serving.admission import Admission, Wire
 from shoal.protocol.errors import Busy, CheckpointError, Draining, Malformed, NotHeld, ShoalError, WrongModel
@@ -47,7 +47,7 @@ OPEN_IDLE_S = 30.0
 
 
 class Seeder:
-    """One node's part as a source. Its memory: the pieces of `NUM_TURNS` turns, 176 MB for DeepSeek-V3's experts."""
+    """One node's part as a source. Its memory: the pieces of `MAX_TURNS` turns, 264 MB of DeepSeek-V3's at most."""
 
     def __init__(
         self, library: PieceLibrary, admission: Admission, wire: Wire, metrics: NodeMetrics, clock: Callable[[], float]
@@ -160,7 +160,7 @@ class Seeder:
             return None
 
     def _keep_few(self) -> None:
-        while len(self._pieces) > NUM_TURNS:
+        while len(self._pieces) > MAX_TURNS:
             oldest = next((digest for digest, task in self._pieces.items() if task.done()), None)
             if oldest is None:
                 break

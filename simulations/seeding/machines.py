@@ -36,10 +36,14 @@ from shoal.protocol.messages import Dispatch, Fetch, WeightFormat
 from shoal.protocol.net.channel import PieceChannel, PieceReply, PieceRequest, Reply, Traffic
 from shoal.protocol.net.memory_directory import MemoryDirectory
 from shoal.protocol.record_book import RecordBook
+from shoal.simulations.seeding.lines import Line
 
 ROOT = b"r" * 32
 EPOCH_S = 1_800_000_000.0
 RTT_S = 0.05
+
+HUB_PART_S = 0.5
+"""What comes from the hub shares the line with what comes from peers, in parts of so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,12 @@ class World:
         self.pieces = {(piece.layer, piece.expert): piece for piece, _ in made}
         self.bytes_of = {piece.digest: data for piece, data in made}
         self.hub_bytes = 0
+
+    @property
+    def everything(self) -> Holding:
+        """All experts."""
+        experts = tuple(map(ExpertId, range(self.model.num_experts)))
+        return {LayerId(layer): experts for layer in range(self.model.num_layers)}
 
     @property
     def copy_bytes(self) -> int:
@@ -119,20 +129,6 @@ class MemoryDisk:
         yield
 
 
-@dataclass(slots=True)
-class Line:
-    """One direction of a machine's connection to the rest: what passes, passes one after another."""
-
-    bytes_per_s: float
-    free_at_s: float = 0.0
-
-    async def passes(self, size_bytes: int) -> None:
-        """Wait until so many bytes more have passed."""
-        now_s = asyncio.get_running_loop().time()
-        self.free_at_s = max(self.free_at_s, now_s) + size_bytes / self.bytes_per_s
-        await asyncio.sleep(self.free_at_s - now_s)
-
-
 class Giving:
     """Implements `PieceLibrary` over a machine's store; a liar's gives other bytes."""
 
@@ -179,10 +175,13 @@ class HubSource:
         data = self._world.bytes_of.get(piece.digest)
         if data is None:
             raise ModelNotFound(piece.name)
-        await self._down.passes(len(data))
-        self._world.hub_bytes += len(data)
-        self.bytes_read += len(data)
-        on_bytes(len(data))
+        part_bytes = max(1, int(self._down.bytes_per_s * HUB_PART_S))
+        for begin in range(0, len(data), part_bytes):
+            size = min(part_bytes, len(data) - begin)
+            await self._down.passes(size)
+            self._world.hub_bytes += size
+            self.bytes_read += size
+            on_bytes(size)
         return bytearray(data)
 
 
@@ -213,6 +212,7 @@ class Machine:
         self.world = world
         self.settings = settings
         self.identity = Identity.from_seed(world.entropy.randbytes(32))
+        self.peer = self.identity.peer
         self.up = Line(settings.up_bytes_per_s)
         self.down = Line(settings.down_bytes_per_s)
         self.store = PieceStore(MemoryDisk(world.bytes_of))
@@ -229,9 +229,7 @@ class Machine:
         self.directory = MemoryDirectory(world.book, self.identity, unix)
         giving = Giving(world, self.store, settings.is_lying)
         self.seeder = Seeder(giving, Admission(AdmissionLimits(), clock), Wire(), self.metrics, clock)
-        claim = Claim(
-            self.identity.peer, ROOT, {}, WeightFormat.BF16, 0, (f"sim/{self.identity.peer}",), since_s=int(unix())
-        )
+        claim = Claim(self.peer, ROOT, {}, WeightFormat.BF16, 0, (f"sim/{self.peer}",), since_s=int(unix()))
         self.announcer = Announcer(self.directory, claim, lambda: Load(0, 0))
         self._held = Held(ROOT, WeightFormat.BF16, ExpertSpec(1, 1), {})
         self.keeper = Keeper(self._held, self.announcer, self._pack, 1 << 30, 1, self._arriving)
@@ -239,7 +237,7 @@ class Machine:
 
     async def start(self, is_full: bool = False) -> None:
         """Say what is held and what is coming. is_full: it has everything that it holds from the beginning."""
-        self.world.machines[self.identity.peer] = self
+        self.world.machines[self.peer] = self
         holding = self.settings.holding
         if is_full:
             for layer, experts in holding.items():
@@ -292,8 +290,10 @@ class Machine:
         sources = [HubSource(world, self.down)] if settings.has_hub else []
         if not settings.has_peers:
             return await fetch_pieces(pieces, sources, self.store, on_stored=on_stored)
-        wanted = Wanted(ROOT, tuple(sorted(settings.holding)), world.model.piece_bytes, self.identity.peer)
-        self.peers = Peers(wanted, self.directory, SimulatedConnector(self), world.entropy.random)
+        wanted = Wanted(ROOT, tuple(sorted(settings.holding)), world.model.piece_bytes, self.peer)
+        self.peers = Peers(
+            wanted, self.directory, SimulatedConnector(self), world.entropy.random, lambda: self.metrics.bytes_given
+        )
         await self.peers.begin()
         looking = asyncio.create_task(self.peers.run(), name="look for pieces")
         try:
@@ -333,7 +333,7 @@ class SimulatedChannel:
 
     @property
     def peer(self) -> PeerId:
-        return self._giver.identity.peer
+        return self._giver.peer
 
     @property
     def is_closed(self) -> bool:
@@ -349,9 +349,7 @@ class SimulatedChannel:
             async with asyncio.timeout(message.deadline_ms / 1000):
                 await asyncio.sleep(RTT_S / 2)
                 self._check_alive()
-                reply = await self._giver.seeder.handle(
-                    PieceRequest(self._taker.identity.peer, message, bytes(32), 0.0)
-                )
+                reply = await self._giver.seeder.handle(PieceRequest(self._taker.peer, message, bytes(32), 0.0))
                 await self._giver.up.passes(reply.message.size)
                 await self._taker.down.passes(reply.message.size)
                 await asyncio.sleep(RTT_S / 2)

@@ -1,24 +1,31 @@
-"""Scenarios of filling: who is there at the beginning, what goes wrong, and where the bytes came from in the end."""
+"""Scenarios of filling: who is there at the beginning, what goes wrong, and where the bytes came from in the end.
+
+Lines are those of homes in 22 countries. By default a machine's share is in proportion to its downlink.
+"""
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.experts.pieces.pieces import ExpertPiece
 from shoal.node.holdings.assignment import Holding
-from shoal.protocol.ids import ExpertId, LayerId
+from shoal.simulations.forecast.peers import Link
+from shoal.simulations.seeding.limits import FillLimits, fill_limits
+from shoal.simulations.seeding.lines import homes
 from shoal.simulations.seeding.machines import Machine, MachineSettings, Model, World
+from shoal.simulations.seeding.shares import share_out
+from shoal.simulations.seeding.timeline import Moment, timeline
 from shoal.simulations.virtual.loop import run_virtual
 
 EXPERT_BYTES = 44_000_000
 """Of DeepSeek-V3, in its published format."""
 
-UPLINKS_MBIT = (5.0, 10.0, 20.0, 40.0, 100.0)
-DOWNLINK_MBIT = 100.0
-"""Lines as people have them at home; each machine draws one of the uplinks."""
+MODEL = Model(num_layers=4, num_experts=256, piece_bytes=2_200_000)
+"""A twentieth of the true size at a twentieth of the true rates: the same seconds, chunks as in reality, less to hash.
+Four layers of DeepSeek-V3 for fifty machines: 61 experts each, 2.7 GB of true weights (8 GB are 180)."""
 
-MODEL = Model(num_layers=2, num_experts=32, piece_bytes=2_200_000)
-"""A twentieth of the true size at a twentieth of the true rates: the same hours, chunks as in reality, less to hash."""
+FEW_EXPERTS = 64
+"""Of a layer, where a scenario is about who is asked and not about time."""
 
 LIMIT_S = 7 * 86_400.0
 
@@ -36,7 +43,8 @@ class SeedingSettings:
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """has_hub: whether newcomers have another source; is_held: whether one machine has everything at the beginning, and
-    leaves when half of the pieces have come; num_liars: of those that hold something at the beginning."""
+    is_killed: leaves when half of the pieces have come; num_liars: of those that hold something at the beginning;
+    is_even: all shares are alike, whatever the lines; is_small: with one layer of `FEW_EXPERTS`."""
 
     title: str
     has_hub: bool = True
@@ -44,14 +52,19 @@ class Scenario:
     is_held: bool = False
     is_killed: bool = False
     num_liars: int = 0
+    is_even: bool = False
+    is_small: bool = False
 
 
 SCENARIOS = {
     "newcomers": Scenario("nobody has anything but the hub"),
-    "alone": Scenario("the same, but nobody gives to others", has_peers=False),
-    "one holder": Scenario("one machine has all, and there is no hub", has_hub=False, is_held=True),
-    "killed": Scenario("the same with a hub; the holder is killed halfway", is_held=True, is_killed=True),
-    "liars": Scenario("one true holder, three that give wrong bytes, a hub", is_held=True, num_liars=3),
+    "even": Scenario("the same, but all shares are alike", is_even=True),
+    "alone": Scenario("nobody gives to others", has_peers=False),
+    "one holder": Scenario("one machine has all, and there is no hub", has_hub=False, is_held=True, is_small=True),
+    "killed": Scenario(
+        "the same with a hub; the holder is killed halfway", is_held=True, is_killed=True, is_small=True
+    ),
+    "liars": Scenario("one true holder, three that give wrong bytes, a hub", is_held=True, num_liars=3, is_small=True),
 }
 
 
@@ -67,8 +80,8 @@ class Outcome:
     fill_s: float
     """Until the last machine had everything."""
     median_fill_s: float
-    ideal_s: float
-    """What the bytes that peers gave take if every uplink is busy all the time; and no machine faster than its line."""
+    limits: FillLimits
+    timeline: tuple[Moment, ...]
     num_dropped: int
     """Judgements of one machine on another that lied to it."""
     is_whole: bool
@@ -81,36 +94,25 @@ def simulate(scenario: Scenario, settings: SeedingSettings) -> Outcome:
     return run_virtual(lambda: _run(scenario, settings, entropy), random.Random(settings.seed + 1), LIMIT_S)
 
 
-def share_out(settings: SeedingSettings) -> list[Holding]:
-    """So many replicas of each expert, dealt out in turn."""
-    model, holdings = settings.model, [dict[LayerId, tuple[ExpertId, ...]]() for _ in range(settings.num_nodes)]
-    places = [(LayerId(layer), ExpertId(e)) for layer in range(model.num_layers) for e in range(model.num_experts)]
-    for number, (layer, expert) in enumerate(places * settings.replicas):
-        round_number = number // len(places)
-        holding = holdings[(number + 7 * round_number) % settings.num_nodes]
-        if expert not in holding.get(layer, ()):
-            holding[layer] = tuple(sorted((*holding.get(layer, ()), expert)))
-    return holdings
-
-
 async def _run(scenario: Scenario, settings: SeedingSettings, entropy: random.Random) -> Outcome:
-    world = World(settings.model, entropy)
-    scale = settings.model.piece_bytes / EXPERT_BYTES
-    everything = {
-        LayerId(layer): tuple(map(ExpertId, range(settings.model.num_experts)))
-        for layer in range(settings.model.num_layers)
-    }
+    model = replace(settings.model, num_layers=1, num_experts=FEW_EXPERTS) if scenario.is_small else settings.model
+    world = World(model, entropy)
+    links = homes(settings.num_nodes + 1 + scenario.num_liars, settings.seed)
+    newcomer_links, other_links = links[: settings.num_nodes], links[settings.num_nodes :]
+    weights = [1.0 if scenario.is_even else link.down for link in newcomer_links]
+    holdings = share_out(list(world.pieces), settings.replicas, weights, entropy)
 
-    def machine(holding: Holding, is_lying: bool = False) -> Machine:
-        up = entropy.choice(UPLINKS_MBIT) * 125_000 * scale
+    def machine(holding: Holding, link: Link, is_lying: bool = False) -> Machine:
+        scale = model.piece_bytes / EXPERT_BYTES
         lines = MachineSettings(
-            holding, up, DOWNLINK_MBIT * 125_000 * scale, scenario.has_peers, scenario.has_hub, is_lying
+            holding, link.up * scale, link.down * scale, scenario.has_peers, scenario.has_hub, is_lying
         )
         return Machine(world, lines)
 
-    holders = [machine(everything)] if scenario.is_held else []
-    holders += [machine(everything, is_lying=True) for _ in range(scenario.num_liars)]
-    newcomers = [machine(holding) for holding in share_out(settings)]
+    everything = world.everything
+    holders = [machine(everything, other_links[0])] if scenario.is_held else []
+    holders += [machine(everything, link, is_lying=True) for link in other_links[1:]]
+    newcomers = [machine(*each) for each in zip(holdings, newcomer_links, strict=True)]
     for each in holders:
         await each.start(is_full=True)
     for each in newcomers:
@@ -146,8 +148,12 @@ def _outcome(scenario: Scenario, world: World, holders: list[Machine], newcomers
     copy, wanted = world.copy_bytes, sum(len(_pieces(each)) for each in newcomers) * world.model.piece_bytes
     from_peers = wanted - world.hub_bytes
     times = sorted(each.filled_at_s or 0.0 for each in newcomers)
-    uplinks = sum(each.settings.up_bytes_per_s for each in all_of_them if not each.settings.is_lying)
-    own = max(len(_pieces(each)) * world.model.piece_bytes / each.settings.down_bytes_per_s for each in newcomers)
+    limits = fill_limits(
+        [len(_pieces(each)) * world.model.piece_bytes for each in newcomers],
+        [_link(each) for each in newcomers],
+        [_link(each) for each in all_of_them if not each.settings.is_lying],
+        from_peers,
+    )
     judged = [each.peers.standing(other.identity.peer) for each in newcomers if each.peers for other in all_of_them]
     right = [each.store.read(piece.digest) is not None for each in newcomers for piece in _pieces(each)]
     return Outcome(
@@ -157,7 +163,12 @@ def _outcome(scenario: Scenario, world: World, holders: list[Machine], newcomers
         given_in_vain_copies=(given - from_peers) / copy,
         fill_s=times[-1],
         median_fill_s=times[len(times) // 2],
-        ideal_s=max(from_peers / uplinks, own),
+        limits=limits,
+        timeline=tuple(timeline([each.up for each in newcomers], [each.down for each in newcomers], times)),
         num_dropped=sum(standing.is_dropped for standing in judged),
         is_whole=all(right),
     )
+
+
+def _link(machine: Machine) -> Link:
+    return Link(machine.settings.up_bytes_per_s, machine.settings.down_bytes_per_s)

@@ -5,7 +5,16 @@ from collections import Counter
 
 import pytest
 
-from shoal.node.seeding.choke import MAX_WAITING, RESERVED_S, TURN_IDLE_S, WAITING_GRACE_S, Choke
+from shoal.node.seeding.choke import (
+    MAX_TURNS,
+    MAX_WAITING,
+    MIN_TURNS,
+    RESERVED_S,
+    TURN_IDLE_S,
+    TURN_S,
+    WAITING_GRACE_S,
+    Choke,
+)
 from shoal.protocol.errors import Busy
 from shoal.protocol.ids import PeerId
 
@@ -90,9 +99,21 @@ def test_the_line_has_an_end() -> None:
     assert choke.num_waiting == MAX_WAITING
 
 
+@pytest.mark.parametrize(("piece_s", "most_turns"), [(TURN_S / 20, MAX_TURNS), (TURN_S * 20, MIN_TURNS)])
+def test_a_fast_uplink_serves_many_at_a_time_and_a_slow_one_few(piece_s: float, most_turns: int) -> None:
+    choke, now_s = Choke(PIECE), 0.0
+    for _ in range(20):
+        for number in range(MAX_TURNS + 4):
+            enters(choke, PeerId(f"p{number}"), now_s)
+        now_s += piece_s
+        for number in range(MAX_TURNS + 4):
+            choke.count(PeerId(f"p{number}"), PIECE, now_s)
+    assert choke.most_turns == most_turns
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_all_who_come_back_as_told_get_about_as_much(seed: int) -> None:
-    """Twenty peers at one seeder with four turns; each takes a tenth of a piece a step while it has a turn."""
+    """Twenty peers at one seeder; each takes a tenth of a piece a step while it has a turn."""
     choke, draw, given = Choke(PIECE), random.Random(seed), Counter[PeerId]()
     peers = [PeerId(f"p{number}") for number in range(20)]
     next_s = dict.fromkeys(peers, 0.0)
@@ -108,5 +129,5 @@ def test_all_who_come_back_as_told_get_about_as_much(seed: int) -> None:
             else:
                 choke.count(peer, PIECE // 10, now_s)
                 given[peer] += PIECE // 10
-        assert choke.num_turns <= 4
+        assert choke.num_turns <= MAX_TURNS
     assert min(given.values()) > 0.7 * max(given.values())

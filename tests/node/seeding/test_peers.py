@@ -197,7 +197,8 @@ def test_rarest_comes_first() -> None:
         both: Holding = {LayerId(0): (ExpertId(0), ExpertId(1))}
         one: Holding = {LayerId(0): (ExpertId(1),)}
         machines = await start(world, settings(ALL), settings(both), settings(one), settings(one))
-        peers = Peers(Wanted(ROOT, (LayerId(0),), 10**6, PeerId("me")), machines[0].directory, NOBODY, lambda: 0.5)
+        wanted = Wanted(ROOT, (LayerId(0),), 10**6, PeerId("me"))
+        peers = Peers(wanted, machines[0].directory, NOBODY, lambda: 0.5, lambda: 0)
         await peers.look()
         assert peers.rarity(rare) < peers.rarity(common)
         await peers.aclose()

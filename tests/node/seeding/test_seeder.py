@@ -16,7 +16,7 @@ from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.small_files import SmallFiles
 from shoal.experts.store import ModelStore
 from shoal.node.metrics import NodeMetrics
-from shoal.node.seeding.choke import NUM_TURNS
+from shoal.node.seeding.choke import START_TURNS
 from shoal.node.seeding.library import Library
 from shoal.node.seeding.seeder import BACKLOG_S, MAX_ASKED_AT_ONCE, MIN_CHUNK_BYTES, Seeder
 from shoal.node.serving.admission import Admission, AdmissionLimits, Demand, Wire
@@ -201,7 +201,7 @@ def test_a_paused_node_gives_nothing_until_it_works_again(model: Path) -> None:
 def test_so_many_peers_take_at_a_time_and_the_next_is_told_when_to_come(model: Path) -> None:
     async def test(store: ModelStore, seeder: Seeder, metrics: NodeMetrics) -> None:
         message = fetch(store.manifest.root, store.manifest.expert_digest(*all_experts(store.manifest)[0]), size=10)
-        for number in range(NUM_TURNS):
+        for number in range(START_TURNS):
             await ask(seeder, message, PeerId(f"p{number}"))
         with pytest.raises(Busy) as caught:
             await ask(seeder, message, PEER)
