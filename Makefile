@@ -93,9 +93,9 @@ chaos: $(VENV)/.installed
 rehearsal: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.rehearsal --into docs/REHEARSAL.md
 
-# Fifty nodes that join at once, under a virtual clock: where their weights come from. Some minutes.
+# Fifty nodes that join at once, under a virtual clock: where their weights come from, and how fast. Some minutes.
 seeding: $(VENV)/.installed
-	$(BIN)/python -m shoal.simulations.seeding
+	$(BIN)/python -m shoal.simulations.seeding --into docs/SEEDING.md
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python tools/screenshot.py
