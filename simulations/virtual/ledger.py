@@ -50,6 +50,8 @@ class SoakResult:
     faults: FaultTally = field(default_factory=FaultTally)
     trace: str = ""
     """Hash over the trace hashes of all seeds, in order: two runs of one program have the same."""
+    num_drafted: int = 0
+    """Tokens that a draft had named."""
 
     def add(self, outcome: Outcome) -> None:
         """Count the next seed."""
@@ -57,6 +59,7 @@ class SoakResult:
         self.num_tokens += outcome.num_tokens
         self.num_calls += outcome.promises.num_sent
         self.virtual_s += outcome.virtual_s
+        self.num_drafted += outcome.num_drafted
         self.faults.add(outcome.faults)
         self.trace = blake3((self.trace + outcome.trace_hash).encode()).hexdigest(8)
         if outcome.problem is not None:
@@ -68,6 +71,7 @@ class SoakResult:
             "seeds": self.num_seeds, "tokens": self.num_tokens, "calls": self.num_calls,
             "failed": [{"seed": failure.seed, "problem": failure.problem} for failure in self.failed],
             "virtual_s": round(self.virtual_s, 3), "faults": self.faults.as_json(), "trace": self.trace,
+            "drafted": self.num_drafted,
         }  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def _result(told: Mapping[str, object]) -> SoakResult:
     failed = tuple(Failure(each["seed"], each["problem"]) for each in told["failed"])  # type: ignore[attr-defined]
     return SoakResult(
         told["seeds"], told["tokens"], told["calls"], failed, told["virtual_s"],  # type: ignore[arg-type]
-        FaultTally.from_json(told["faults"]), told["trace"],  # type: ignore[arg-type]
+        FaultTally.from_json(told["faults"]), told["trace"], told["drafted"],  # type: ignore[arg-type]
     )  # fmt: skip
 
 

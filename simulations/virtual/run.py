@@ -20,12 +20,13 @@ from shoal.node.holdings.assignment import Holding
 from shoal.node.holdings.healer import HealSettings
 from shoal.protocol.events import Event
 from shoal.protocol.ids import ExpertId
+from shoal.simulations.virtual.drafts import Drafting, LuckyDrafter
 from shoal.simulations.virtual.faults import Fault, FaultTally, draw_faults, full_disks
 from shoal.simulations.virtual.injector import Injector
 from shoal.simulations.virtual.loop import run_virtual
 from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.promises import Promises, check_nodes, check_tasks, check_tokens
-from shoal.simulations.virtual.world import World, open_world
+from shoal.simulations.virtual.world import Speculation, World, open_world
 
 LIMIT_S = 600.0
 """Virtual seconds that a run may take: a hundred times what the slowest honest one takes."""
@@ -37,6 +38,18 @@ holder: it takes three clients."""
 
 DECODE_GROUPS = (1, 2, 3)
 """Drawn from, beside the other draws, so that seeds stand for what they stood for."""
+
+LONG_PROMPT = " ".join(PROMPTS * 16)
+"""Three chunks: those who decode and each chunk are waves of one pass, which overlap."""
+
+LONG_SHARE = 0.04
+"""Seeds in which the first prompt is that one."""
+
+DRAFTED_SHARE = 0.25
+"""Seeds whose clients speculate, up to so many drafts a pass, each right with a probability that is drawn too."""
+
+WIDEST_DRAFT = 4
+LUCK = (0.0, 0.5, 0.8, 1.0)
 
 NUM_TOKENS = 6
 FAULTS_WITHIN_S = (0.05, 0.2, 0.6)
@@ -80,6 +93,8 @@ class Setup:
     """Nodes that are anchors, by place, and how many experts each keeps in memory."""
     decode_groups: int
     """Groups in which the streams of a client go, if it has so many."""
+    drafting: Drafting | None
+    """How clients speculate; None: not at all."""
 
 
 @dataclass
@@ -96,6 +111,8 @@ class Outcome:
     events: list[tuple[float, Event]] = field(default_factory=list, repr=False)
     promises: Promises = field(default_factory=Promises, repr=False)
     faults: FaultTally = field(default_factory=FaultTally, repr=False)
+    num_drafted: int = 0
+    """Tokens that a draft had named."""
 
 
 class Oracle:
@@ -113,14 +130,17 @@ class Oracle:
             )
         return self._known[prompt, sampling]
 
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of the prompt itself."""
+        tokenizer = self._model.opened.tokenizer
+        return tokenizer.encode(prompt) if tokenizer else [len(prompt)]
+
     async def _generate(self, prompt: str, sampling: Sampling) -> list[int]:
         model = self._model
         experts = LocalExperts(model.store, model.backend, model.rounding, InlineWorker())
         engine = Engine(model.opened.trunk, experts, model.opened.tokenizer)
-        tokenizer = model.opened.tokenizer
-        ids = tokenizer.encode(prompt) if tokenizer else [len(prompt)]
         try:
-            return [token.id async for token in engine.stream(ids, sampling)]
+            return [token.id async for token in engine.stream(self.ids(prompt), sampling)]
         finally:
             await engine.aclose()
 
@@ -148,6 +168,7 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
     capacities = _capacities(rng, model, holdings) if not num_cached and rng.random() < MENDING_SHARE else ()
     if capacities and rng.random() < FULL_DISK_SHARE:
         plan = [*full_disks(rng, len(holdings)), *plan]
+    drafting, prompts = _ways(random.Random(f"ways {seed}"), prompts)
     return Setup(
         seed=seed,
         holdings=tuple(holdings[place] for place in order),
@@ -160,7 +181,17 @@ def draw_setup(model: SimulatedModel, seed: int) -> Setup:
         capacities=capacities,
         anchors=dict.fromkeys(steady, num_cached) if num_cached else {},
         decode_groups=random.Random(f"groups {seed}").choice(DECODE_GROUPS),
+        drafting=drafting,
     )
+
+
+def _ways(rng: random.Random, prompts: Sequence[str]) -> tuple[Drafting | None, list[str]]:
+    """How clients work in this run. From a generator of its own, so that all else is as if they did not."""
+    drafting = None
+    if rng.random() < DRAFTED_SHARE:
+        drafting = Drafting(rng.randint(1, WIDEST_DRAFT), rng.choice(LUCK))
+    is_long = rng.random() < LONG_SHARE
+    return drafting, [LONG_PROMPT if is_long and place == 0 else prompt for place, prompt in enumerate(prompts)]
 
 
 def run_seed(model: SimulatedModel, oracle: Oracle, seed: int) -> Outcome:
@@ -193,7 +224,7 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
     async with open_world(
         model, setup.holdings, setup.skews_s, entropy, injector.delay_s, injector.tamper, injector.wrap, observe,
         setup.capacities, MENDING, num_clients=setup.num_clients, anchors=setup.anchors,
-        decode_groups=setup.decode_groups,
+        decode_groups=setup.decode_groups, speculation=_speculation(model, oracle, setup),
     ) as world:  # fmt: skip
         faults = asyncio.create_task(injector.run(world), name="faults")
         try:
@@ -211,6 +242,16 @@ async def _run(model: SimulatedModel, oracle: Oracle, setup: Setup, outcome: Out
     check_tasks()
 
 
+def _speculation(model: SimulatedModel, oracle: Oracle, setup: Setup) -> Speculation | None:
+    """A drafter for all clients, who know what the answers will be: else none of its guesses would be right."""
+    if setup.drafting is None:
+        return None
+    texts = [[*oracle.ids(prompt), *oracle.tokens(prompt, setup.sampling)] for prompt in setup.prompts]
+    num_ids = model.opened.trunk.config.vocab_size
+    rng = random.Random(f"drafts {setup.seed}")
+    return Speculation(LuckyDrafter(setup.drafting.luck, texts, num_ids, rng), setup.drafting.width)
+
+
 async def _all_answers(world: World, oracle: Oracle, setup: Setup, outcome: Outcome) -> None:
     async with asyncio.TaskGroup() as group:
         for place, prompt in enumerate(setup.prompts):
@@ -225,6 +266,7 @@ async def _answer(swarm: Swarm, oracle: Oracle, prompt: str, sampling: Sampling,
         async for token in tokens:
             got.append(token.id)
             outcome.num_tokens += 1
+            outcome.num_drafted += token.was_drafted
             check_tokens(got, expected[: len(got)])
             outcome.promises.check()
     check_tokens(got, expected)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from shoal.client.engine.engine_settings import EngineSettings
 from shoal.client.engine.generate import Engine
 from shoal.client.routing.dispatch import MAX_WAIT_S, SwarmExperts
+from shoal.client.speculation.drafter import Drafter
 from shoal.client.swarm import Swarm
 from shoal.client.tally import Observers
 from shoal.node.holdings.assignment import Holding
@@ -25,6 +26,15 @@ from shoal.protocol.record_book import RecordBook
 from shoal.simulations.virtual.model import SimulatedModel
 from shoal.simulations.virtual.node import EPOCH_S, READ_COST_S, SimulatedNode, Surroundings, Wrap
 from shoal.simulations.virtual.watched_holders import WatchedHolders
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """How clients guess ahead."""
+
+    drafter: Drafter
+    width: int
+    """Drafts a stream and pass."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class World(Surroundings):
     """How long a client waits for experts that nobody holds."""
     engine_settings: EngineSettings
     clients: list[SimulatedClient]
+    drafter: Drafter | None = None
+    """Who guesses ahead for all clients."""
     num_needless: int = 0
     """Requests to a disk for what somebody else holds who was never in trouble."""
 
@@ -76,7 +88,8 @@ class World(Surroundings):
             self.entropy.random,
         )
         experts = SwarmExperts(holders, model.id, observers, loop.time, self.entropy.random, self.max_wait_s)
-        engine = Engine(model.opened.trunk, experts, model.opened.tokenizer, settings=self.engine_settings)
+        tokenizer, settings = model.opened.tokenizer, self.engine_settings
+        engine = Engine(model.opened.trunk, experts, tokenizer, settings=settings, drafter=self.drafter)
         swarm = Swarm(engine, holders, model.id, model.layers, observers, loop.time)
         self.clients.append(SimulatedClient(holders, engine, swarm))
         observers.add(holders.saw)
@@ -106,6 +119,7 @@ async def open_world(
     cold: Mapping[int, Holding] = MappingProxyType({}),
     read_cost_s: float = READ_COST_S,
     decode_groups: int | None = None,
+    speculation: Speculation | None = None,
 ) -> AsyncIterator[World]:
     """Start one node per holding, and clients that have joined them; end all of them. capacities: experts that each
     node may hold to mend the swarm; empty: none takes anything over. anchors: nodes, by place, that read from their
@@ -121,8 +135,9 @@ async def open_world(
         nodes[place].num_cached, nodes[place].read_cost_s = num_cached, read_cost_s
     for place, on_disk in cold.items():
         nodes[place].cold = on_disk
-    network, settings = MemoryNetwork(delay_s, tamper), EngineSettings(decode_groups=decode_groups)
-    world = World(model, entropy, network, RecordBook(), wrap, heal, nodes, max_wait_s, settings, [])
+    drafter, width = (speculation.drafter, speculation.width) if speculation else (None, None)
+    network, settings = MemoryNetwork(delay_s, tamper), EngineSettings(decode_groups=decode_groups, draft_width=width)
+    world = World(model, entropy, network, RecordBook(), wrap, heal, nodes, max_wait_s, settings, [], drafter)
     try:
         for node in nodes:
             await node.start(world)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from shoal.client.engine import passes
+from shoal.client.engine.sequence import Answering
 from shoal.client.routing import dispatch, exchange, hedge
 from shoal.client.routing.choose import Plan, choose_in_tiers
 from shoal.client.routing.combine import PartialSum, combine
@@ -15,6 +17,8 @@ from shoal.client.routing.dispatch import SwarmExperts
 from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.hedge import Budget
 from shoal.client.routing.holders import Holder, Holders
+from shoal.client.trunk.kv_cache import LatentCache
+from shoal.client.trunk.wavefront import Turn
 from shoal.experts.pieces.store import PieceStore
 from shoal.node.announcer import Claim
 from shoal.node.holdings.healer import Healer
@@ -28,7 +32,7 @@ from shoal.protocol.errors import DiskFull
 from shoal.protocol.net.client_session import ClientSession
 from shoal.protocol.tensors import read_partial_body
 from shoal.simulations.virtual.faults import Kind
-from shoal.simulations.virtual.run import Setup
+from shoal.simulations.virtual.run import LONG_PROMPT, Setup
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,38 @@ def _an_anchor_forgets_what_did_not_fit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(server, "compute", first_part)
 
 
+def _drafts_are_sometimes_wrong(setup: Setup) -> bool:
+    return setup.drafting is not None and setup.drafting.luck < 1
+
+
+def _a_prompt_is_long(setup: Setup) -> bool:
+    return LONG_PROMPT in setup.prompts
+
+
+def _a_draft_is_believed(patch: pytest.MonkeyPatch) -> None:
+    original = passes._choose
+
+    def choose(sequence: Answering, logits: torch.Tensor, drafts: list[int]) -> passes.Outcome:
+        outcome = original(sequence, logits, drafts)
+        if isinstance(outcome, passes.Chosen):
+            believed = [replace(outcome.sampled[0], token_id=draft) for draft in drafts]
+            return replace(outcome, sampled=[*believed, outcome.sampled[-1]])
+        return outcome
+
+    patch.setattr(passes, "_choose", choose)
+
+
+def _wrong_drafts_stay_in_the_cache(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LatentCache, "truncate", lambda self, length: None)
+
+
+def _a_chunk_does_not_wait_for_the_one_before(patch: pytest.MonkeyPatch) -> None:
+    async def begin(self: Turn) -> None:
+        self.is_on_trunk = True
+
+    patch.setattr(Turn, "begin", begin)
+
+
 PLANTED_BUGS = [
     PlantedBug("a failed request is not tried again", _no_retry),
     PlantedBug("a partial sum is added twice", _sum_twice),
@@ -283,4 +319,9 @@ PLANTED_BUGS = [
     PlantedBug("an anchor forgets experts that do not fit", _an_anchor_forgets_what_did_not_fit, _has_an_anchor),
     PlantedBug("the holder that failed is asked again instead of others", _the_failed_holder_is_asked_again),
     PlantedBug("a holder that failed once is never asked again", _doubt_is_for_ever),
+    PlantedBug("a draft is believed", _a_draft_is_believed, _drafts_are_sometimes_wrong),
+    PlantedBug("rows of wrong drafts stay in the cache", _wrong_drafts_stay_in_the_cache, _drafts_are_sometimes_wrong),
+    PlantedBug(
+        "a chunk does not wait for the one before it", _a_chunk_does_not_wait_for_the_one_before, _a_prompt_is_long
+    ),
 ]

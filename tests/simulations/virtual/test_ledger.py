@@ -20,7 +20,15 @@ def outcome(seed: int) -> Outcome:
     tally = FaultTally(num_hours_off=seed % 2)
     tally.began[Kind.CRASH], tally.struck[Kind.DELAY] = seed, 2 * seed
     return Outcome(
-        seed, "bad" if seed % 10 == 9 else None, 0.25, 6, 10, f"{seed:016x}", promises=Promises(1, 3), faults=tally
+        seed,
+        "bad" if seed % 10 == 9 else None,
+        0.25,
+        6,
+        10,
+        f"{seed:016x}",
+        promises=Promises(1, 3),
+        faults=tally,
+        num_drafted=seed % 3,
     )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from shoal.client.engine.engine_settings import PREFILL_CHUNK
 from shoal.simulations.bench.machine import num_usable_cores
 from shoal.simulations.virtual.faults import TRANSIENT, Kind
 from shoal.simulations.virtual.model import SimulatedModel
-from shoal.simulations.virtual.run import Oracle, draw_setup, run_seed
+from shoal.simulations.virtual.run import LONG_PROMPT, LUCK, WIDEST_DRAFT, Oracle, draw_setup, run_seed
 from shoal.simulations.virtual.soak import demo_model_in_memory, soak
 from tests.simulations.virtual.planted_bugs import PLANTED_BUGS, PlantedBug
 
@@ -66,6 +67,31 @@ def test_the_seeds_bring_every_kind_of_fault_and_spare_one_replica(model: Simula
         for layer in model.layers:
             steady = {expert for place in setup.steady for expert in setup.holdings[place].get(layer, ())}
             assert steady == set(range(model.store.spec.router.num_experts))
+
+
+def test_the_seeds_bring_right_and_wrong_drafts_and_prompts_of_several_chunks(model: SimulatedModel) -> None:
+    setups = [draw_setup(model, seed) for seed in range(NUM_SEEDS)]
+    drafted = [setup.drafting for setup in setups if setup.drafting is not None]
+    assert {each.width for each in drafted} == set(range(1, WIDEST_DRAFT + 1))
+    assert {each.luck for each in drafted} == set(LUCK)
+    assert any(LONG_PROMPT in setup.prompts and len(setup.prompts) > 1 for setup in setups)
+    assert model.opened.tokenizer is not None
+    assert len(model.opened.tokenizer.encode(LONG_PROMPT)) > PREFILL_CHUNK
+
+
+def test_drafts_that_were_right_bring_tokens_and_change_none(model: SimulatedModel, oracle: Oracle) -> None:
+    lucky, unlucky = (
+        next(
+            outcome
+            for seed in range(NUM_SEEDS)
+            if (setup := draw_setup(model, seed)).drafting is not None and setup.drafting.luck == luck
+            for outcome in [run_seed(model, oracle, seed)]
+        )
+        for luck in (1.0, 0.0)
+    )
+    assert (lucky.problem, unlucky.problem) == (None, None)
+    assert lucky.num_drafted > 0
+    assert unlucky.num_drafted == 0
 
 
 def test_the_documents_name_every_planted_bug_and_every_fault() -> None:
