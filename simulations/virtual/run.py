@@ -40,7 +40,7 @@ DECODE_GROUPS = (1, 2, 3)
 """Drawn from, beside the other draws, so that seeds stand for what they stood for."""
 
 LONG_PROMPT = " ".join(PROMPTS * 16)
-"""Three chunks: those who decode and each chunk are waves of one pass, which overlap."""
+"""463 tokens, two chunks: those who decode and each chunk are waves of one pass, which overlap."""
 
 LONG_SHARE = 0.04
 """Seeds in which the first prompt is that one."""
