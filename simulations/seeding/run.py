@@ -24,7 +24,7 @@ MODEL = Model(num_layers=4, num_experts=256, piece_bytes=2_200_000)
 """A twentieth of the true size at a twentieth of the true rates: the same seconds, chunks as in reality, less to hash.
 Four layers of DeepSeek-V3 for fifty machines: 61 experts each, 2.7 GB of true weights (8 GB are 180)."""
 
-FEW_EXPERTS = 64
+FEW_EXPERTS = 16
 """Of a layer, where a scenario is about who is asked and not about time."""
 
 LIMIT_S = 7 * 86_400.0
