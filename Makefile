@@ -66,11 +66,11 @@ test-mqtt: $(VENV)/.installed-dev
 
 # A node and two clients with an empty disk and a token, each, against a founder that is killed: tokens as the oracle's.
 test-token: $(VENV)/.installed-dev
-	$(BIN)/pytest -q tests/swarm/token_suite.py
+	$(BIN)/python -m pytest -q tests/swarm/token_suite.py
 
 # A node with experts in memory and others on disk, whose only companion is killed: tokens as the oracle's.
 test-tiers: $(VENV)/.installed-dev
-	$(BIN)/pytest -q tests/swarm/tiers_suite.py
+	$(BIN)/python -m pytest -q tests/swarm/tiers_suite.py
 
 # Four node processes, one killed with SIGKILL in mid-answer: another takes over what only one still holds.
 test-healing: $(VENV)/.installed

@@ -6,6 +6,8 @@
     standing.py   what we think of a peer as a source, pure
     taking.py     one piece from one peer, chunk by chunk
     connecting.py directly, or through libp2p
+    view.py       who has what and who is about to, by the last look into the directory, pure
+    first_copies.py how many pieces that nobody has are fetched from elsewhere at a time, pure
     peers.py      all peers as one source: whom to ask, and who fetches what nobody has
 
 Knows channels and the directory by their seams only. ADR 0030.

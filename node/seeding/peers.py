@@ -10,7 +10,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 from blake3 import blake3
 
@@ -22,11 +23,11 @@ from shoal.node.log_events import PeerLied, log_event
 from shoal.node.seeding.first_copies import FirstCopies, Helping
 from shoal.node.seeding.standing import Standing
 from shoal.node.seeding.taking import Partial, Taking
+from shoal.node.seeding.view import View
 from shoal.protocol.errors import ModelNotFound, ShoalError, SourceFailed, SourceLied
-from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.net.channel import PieceChannel, PieceConnector
 from shoal.protocol.net.directory import Directory
-from shoal.protocol.records import HolderRecord
 
 NUM_STREAMS = 8
 """Pieces at a time: as many peers' uplinks, and 352 MB of DeepSeek-V3's experts in memory at most."""
@@ -58,8 +59,6 @@ SLOW_FACTOR = 8.0
 JUDGE_S = 10.0
 """After so long its pace is known."""
 
-Place = tuple[LayerId, ExpertId]
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -69,17 +68,6 @@ class Wanted:
     layers: tuple[LayerId, ...]
     max_piece_bytes: int
     me: PeerId
-
-
-@dataclass(slots=True)
-class _View:
-    """The directory, as it was a moment ago."""
-
-    holders: dict[Place, set[PeerId]] = field(default_factory=dict)
-    coming: dict[Place, set[PeerId]] = field(default_factory=dict)
-    addresses: dict[PeerId, tuple[str, ...]] = field(default_factory=dict)
-    trunk: set[PeerId] = field(default_factory=set)
-    """Who gives the trunk."""
 
 
 def nothing_given() -> int:
@@ -112,7 +100,7 @@ class Peers:
         self._patience_s = patience_s
         self._look_s = look_s
         self._clock = asyncio.get_running_loop().time
-        self._view = _View()
+        self._view = View()
         self._standings: dict[PeerId, Standing] = {}
         self._channels: dict[PeerId, asyncio.Future[PieceChannel]] = {}
         self._partials: OrderedDict[bytes, Partial] = OrderedDict()
@@ -165,11 +153,8 @@ class Peers:
             NetworkError: the directory does not answer.
         """
         found = await self._directory.lookup(self._wanted.model_root, self._wanted.layers)
-        view = _View()
-        for record in (record for records in found.values() for record in records):
-            if record.peer != self._wanted.me:
-                _add(view, record)
-        if any(peers - self._view.holders.get(place, set()) for place, peers in view.holders.items()):
+        view = View.of(chain.from_iterable(found.values()), self._wanted.me)
+        if view.has_more_than(self._view):
             self._gave_s = self._clock()  # others get on
         self._view = view
         self._note_passed()
@@ -233,8 +218,7 @@ class Peers:
 
     def _rivals(self, piece: Piece) -> list[PeerId]:
         """Who else says that it is about to get it."""
-        rivals = self._view.coming.get(_place(piece), set()) if isinstance(piece, ExpertPiece) else set()
-        return [peer for peer in rivals if not self.standing(peer).is_dropped]
+        return [peer for peer in self._view.getting(piece) if not self.standing(peer).is_dropped]
 
     async def size(self, piece: Piece) -> int:
         """The most that it can have: what it has exactly, its first chunk says."""
@@ -303,12 +287,10 @@ class Peers:
         raise SourceFailed(f"peer {peer}", f"{piece.name} was put together from several, and one gave wrong bytes")
 
     def _holders(self, piece: Piece) -> set[PeerId]:
-        match piece:
-            case ExpertPiece():
-                return self._view.holders.get(_place(piece), set())
-            case TrunkPiece():
-                return self._view.trunk if self._disk is not None else set()
-        return set(self._view.addresses)  # a small file: everybody may have it, and says so
+        """Who may be asked for it."""
+        if self._disk is None and isinstance(piece, TrunkPiece):
+            return set()
+        return self._view.holders(piece)
 
     def _is_free(self, peer: PeerId, piece: Piece, now_s: float) -> bool:
         standing = self.standing(peer)
@@ -391,20 +373,6 @@ def _is_of_use(opening: "asyncio.Future[PieceChannel]") -> bool:
     if opening.cancelled() or opening.exception() is not None:
         return False
     return not (opening.result().is_closed or opening.result().is_draining)
-
-
-def _add(view: _View, record: HolderRecord) -> None:
-    view.addresses[record.peer] = record.addresses
-    if record.gives_trunk:
-        view.trunk.add(record.peer)
-    for expert in record.experts | record.cold:
-        view.holders.setdefault((record.layer, expert), set()).add(record.peer)
-    for expert in record.coming:
-        view.coming.setdefault((record.layer, expert), set()).add(record.peer)
-
-
-def _place(piece: ExpertPiece) -> Place:
-    return piece.layer, piece.expert
 
 
 def _rank(piece: Piece, peer: PeerId) -> bytes:

@@ -27,6 +27,10 @@ Four layers of DeepSeek-V3 for fifty machines: 61 experts each, 2.7 GB of true w
 FEW_EXPERTS = 16
 """Of a layer, where a scenario is about who is asked and not about time."""
 
+HOLDER_LINE = Link(up=5e6, down=12.5e6)
+"""Of those who hold something at the beginning: 40 Mbit/s up, 100 down. Behind a slow home's line its scenarios would
+measure nothing else."""
+
 LIMIT_S = 7 * 86_400.0
 
 
@@ -97,9 +101,8 @@ def simulate(scenario: Scenario, settings: SeedingSettings) -> Outcome:
 async def _run(scenario: Scenario, settings: SeedingSettings, entropy: random.Random) -> Outcome:
     model = replace(settings.model, num_layers=1, num_experts=FEW_EXPERTS) if scenario.is_small else settings.model
     world = World(model, entropy)
-    links = homes(settings.num_nodes + 1 + scenario.num_liars, settings.seed)
-    newcomer_links, other_links = links[: settings.num_nodes], links[settings.num_nodes :]
-    weights = [1.0 if scenario.is_even else link.down for link in newcomer_links]
+    links = homes(settings.num_nodes, settings.seed)
+    weights = [1.0 if scenario.is_even else link.down for link in links]
     holdings = share_out(list(world.pieces), settings.replicas, weights, entropy)
 
     def machine(holding: Holding, link: Link, is_lying: bool = False) -> Machine:
@@ -110,9 +113,9 @@ async def _run(scenario: Scenario, settings: SeedingSettings, entropy: random.Ra
         return Machine(world, lines)
 
     everything = world.everything
-    holders = [machine(everything, other_links[0])] if scenario.is_held else []
-    holders += [machine(everything, link, is_lying=True) for link in other_links[1:]]
-    newcomers = [machine(*each) for each in zip(holdings, newcomer_links, strict=True)]
+    holders = [machine(everything, HOLDER_LINE)] if scenario.is_held else []
+    holders += [machine(everything, HOLDER_LINE, is_lying=True) for _ in range(scenario.num_liars)]
+    newcomers = [machine(*each) for each in zip(holdings, links, strict=True)]
     for each in holders:
         await each.start(is_full=True)
     for each in newcomers:
