@@ -7,7 +7,8 @@ the Origin is our own page, and the cookie is there that only the address with t
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +28,9 @@ SCREEN_MARK = "SHOAL_CHAT_SERVER"
 
 GRACE_S = 5.0
 """A screen leaves its swarm in less; then it is killed, so that none outlives its server."""
+
+LOOK_S = 0.05
+"""Between two looks whether it has left."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; font-src 'self'; img-src 'self' data:;"
@@ -111,9 +115,21 @@ def _end_screens() -> None:
     screens = [child for child in psutil.Process().children() if _is_screen(child)]
     for screen in screens:
         _signal(screen, is_last=False)
-    _gone, alive = psutil.wait_procs(screens, GRACE_S)
-    for screen in alive:
-        _signal(screen, is_last=True)
+    if not _have_gone(screens):
+        for screen in screens:
+            _signal(screen, is_last=True)
+        _have_gone(screens)
+
+
+def _have_gone(screens: Sequence[psutil.Process]) -> bool:
+    """Whether the loop has seen all of them end within GRACE_S. It alone may: were it done here, as by
+    `psutil.wait_procs`, the loop would find nobody to wait for, and leave the pipes unclosed."""
+    pause = threading.Event()
+    for _ in range(round(GRACE_S / LOOK_S)):
+        if not any(screen.is_running() for screen in screens):
+            return True
+        pause.wait(LOOK_S)
+    return False
 
 
 def _is_screen(child: psutil.Process) -> bool:
