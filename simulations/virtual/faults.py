@@ -108,10 +108,10 @@ class FaultTally:
         """What `as_json` gave.
 
         Raises:
-            KeyError, IndexError, TypeError: it did not.
+            KeyError, IndexError, TypeError, ValueError: it did not.
         """
-        began = Counter({kind: counts[kind.value][0] for kind in Kind})
-        return FaultTally(began, Counter({kind: counts[kind.value][1] for kind in Kind}), counts[CLOCK][0])
+        began = Counter({kind: int(counts[kind.value][0]) for kind in Kind})
+        return FaultTally(began, Counter({kind: int(counts[kind.value][1]) for kind in Kind}), int(counts[CLOCK][0]))
 
 
 def draw_faults(rng: random.Random, num_nodes: int, steady: Sequence[int], span_s: float) -> list[Fault]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from blake3 import blake3
 
@@ -171,11 +171,12 @@ class Ledger:
             raise InvalidRequest(f"{path} is not the state of a run of seeds") from error
 
 
-def _result(told: Mapping[str, object]) -> SoakResult:
-    failed = tuple(Failure(each["seed"], each["problem"]) for each in told["failed"])  # type: ignore[attr-defined]
+def _result(told: Mapping[str, Any]) -> SoakResult:
+    """Of a file that somebody may have edited: what is no number raises ValueError or TypeError here and not later."""
+    failed = tuple(Failure(int(each["seed"]), str(each["problem"])) for each in told["failed"])
     return SoakResult(
-        told["seeds"], told["tokens"], told["calls"], failed, told["virtual_s"],  # type: ignore[arg-type]
-        FaultTally.from_json(told["faults"]), told["trace"], told["drafted"],  # type: ignore[arg-type]
+        int(told["seeds"]), int(told["tokens"]), int(told["calls"]), failed, float(told["virtual_s"]),
+        FaultTally.from_json(told["faults"]), str(told["trace"]), int(told["drafted"]),
     )  # fmt: skip
 
 

@@ -136,6 +136,18 @@ def test_a_file_that_is_none_of_ours_is_refused_and_stays(tmp_path: Path, text: 
     assert path.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize("key", ["seeds", "tokens", "virtual_s", "drafted", "failed", "faults"])
+def test_a_state_that_somebody_has_edited_is_refused_and_stays(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "state"
+    with Ledger(0, 5, PROGRAM, path) as ledger:
+        ledger.add(outcome(0))
+    text = json.dumps(json.loads(path.read_bytes()) | {key: "many"})
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidRequest, match="not the state of a run of seeds"):
+        Ledger(0, 5, PROGRAM, path)
+    assert path.read_text(encoding="utf-8") == text
+
+
 def test_two_runs_can_not_share_a_file(tmp_path: Path) -> None:
     with Ledger(0, 5, PROGRAM, tmp_path / "state"), pytest.raises(InvalidRequest, match="in use"):
         Ledger(0, 5, PROGRAM, tmp_path / "state")
