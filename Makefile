@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch first and by itself: where a local CPU build is offered pip takes it, and nothing later pulls a CUDA build in.
+# torch first and by itself: where a CPU build is offered pip takes it, and nothing later pulls a CUDA build in. PyPI's build
+# for Linux brings NVIDIA's libraries (2.7 GB); TORCH_INDEX=https://download.pytorch.org/whl/cpu has one without them.
 TORCH := torch==2.13.0
+TORCH_INDEX ?=
 
 .PHONY: demo test test-lan test-token test-tiers test-mqtt check bench bench-idle bench-wan bench-tcp bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
@@ -112,7 +114,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) tools/check_python.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	$(BIN)/python tools/link.py
 	touch $@
