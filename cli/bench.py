@@ -145,12 +145,23 @@ def decode(
         int | None, typer.Option(help="Passes of drafts under way at a time. Default: as many as pay.", min=1, max=8)
     ] = None,
     repeats: Annotated[bool, typer.Option("--repeats", help="Prompts that repeat themselves.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Nodes in this process instead of namespaces: no sockets, and no root.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """What guessed tokens bring at some round-trip times: tokens per pass, and tokens per second with and without."""
     with reporting_errors():
+        from shoal.simulations.wan.namespace import why_no_namespaces
+
+        context = None
+        if not memory and why_no_namespaces() is None:
+            from shoal.simulations.fork_server import start_fork_server
+
+            context = start_fork_server()  # it imports while we do
         from shoal.client.speculation.choice import Speculation
         from shoal.simulations.bench.decode import DecodeSettings, bench_decode, table
+        from shoal.simulations.exact_timers import exact_loop
 
         rtts_ms = parse_ids(rtt) or []
         settings = DecodeSettings(
@@ -159,10 +170,10 @@ def decode(
         )  # fmt: skip
 
         async def measure() -> None:
-            result = await bench_decode(settings)
+            result = await bench_decode(settings, context=context)
             print(json.dumps(result) if as_json else table(result))
 
-        run_coroutine(measure)
+        run_coroutine(measure, None if context else exact_loop)
 
 
 @bench_app.command()

@@ -7,10 +7,13 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shoal.cli.error_words import explain
 from shoal.protocol.errors import ShoalError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 CTRL_C_STATUS = 130
 """128 + SIGINT, as shells have it."""
@@ -41,12 +44,15 @@ def reporting_errors() -> Iterator[None]:
         raise SystemExit(CTRL_C_STATUS) from None
 
 
-def run_coroutine(make: Callable[[], Coroutine[None, None, Result]]) -> Result:
-    """Run a verb in a fresh uvloop; Ctrl-C cancels it and lets it clean up first (before, it just ends the process)."""
+def run_coroutine(
+    make: Callable[[], Coroutine[None, None, Result]], make_loop: "Callable[[], AbstractEventLoop] | None" = None
+) -> Result:
+    """Run a verb in a fresh loop (make_loop: None is uvloop's); Ctrl-C cancels it and lets it clean up first (before,
+    it just ends the process)."""
     import asyncio
 
     import uvloop
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the only one that asyncio's runner replaces
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=make_loop or uvloop.new_event_loop) as runner:
         return runner.run(make())

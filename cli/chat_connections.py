@@ -92,6 +92,7 @@ async def local_nodes(
 
 @asynccontextmanager
 async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+    from shoal.cli.tcp_words import tcp_words
     from shoal.client.chat.swarm_chat import SwarmChat
     from shoal.client.settings import SwarmSettings
     from shoal.client.swarm import Swarm
@@ -109,7 +110,8 @@ async def _joined(words: SwarmWords, join: tuple[str, ...], observe: Observer, t
         prefill_ahead=words.prefill_ahead,
     )
     async with Swarm.join(settings, observe, _hashing(tell)) as swarm:
-        yield Connection(SwarmChat(swarm, words.model_name), swarm)
+        notices = tcp_words(swarm.peers(), words.channel)
+        yield Connection(SwarmChat(swarm, words.model_name), swarm, notices)
 
 
 async def _found(words: SwarmWords, tell: Tell) -> SwarmWords:

@@ -31,15 +31,22 @@ WORDS = {
 }
 
 
-def warn_of_tcp(peers: "Iterable[PeerSnapshot]", channel: str, proc: Path = PROC) -> None:
-    """Say on standard error what costs round trips, and the one command that cures it. proc: where the kernel says its
-    settings."""
+def tcp_words(peers: "Iterable[PeerSnapshot]", channel: str, proc: Path = PROC) -> tuple[str, ...]:
+    """What costs round trips here, a sentence each, and the one command that cures it; empty: nothing does, or no peer
+    is elsewhere. proc: where the kernel says its settings."""
     if not leaves_this_machine(chain.from_iterable(peer.addresses for peer in peers)):
-        return
+        return ()
     sets_own = channel == DIRECT and not unpaced_control().startswith(PACED)
     advice = tcp_advice(read_tcp_kernel(proc), sets_own=sets_own)
     if advice is None:
-        return
-    for trouble in advice.troubles:
-        print(f"shoal: {_(WORDS[trouble])}", file=sys.stderr)
-    print("       " + _("Try: {command}").format(command=advice.command), file=sys.stderr)
+        return ()
+    return (*(_(WORDS[trouble]) for trouble in advice.troubles), _("Try: {command}").format(command=advice.command))
+
+
+def warn_of_tcp(peers: "Iterable[PeerSnapshot]", channel: str, proc: Path = PROC) -> None:
+    """Say them on standard error."""
+    *troubles, command = tcp_words(peers, channel, proc) or ("",)
+    for trouble in troubles:
+        print(f"shoal: {trouble}", file=sys.stderr)
+    if command:
+        print(f"       {command}", file=sys.stderr)

@@ -30,6 +30,7 @@ from shoal.protocol.ids import PeerId
 from shoal.protocol.net.channel import Connector
 from shoal.simulations.chronicle import Chronicle, Fault
 from shoal.simulations.churn import victims
+from shoal.simulations.exact_timers import EXACT
 from shoal.simulations.local import Launcher, LocalNode, LocalSwarmSettings, launcher
 from shoal.simulations.node_process import LIES, Place
 from shoal.simulations.scratch import temporary_files_in
@@ -67,6 +68,8 @@ class ArenaSettings:
     congestion_control: str = ""
     """TCP's, in namespaces; empty: as the kernel has it."""
     trunk_format: str = "dense"
+    speculate: str = "off"
+    """Who drafts for the client."""
     places: tuple[Place, ...] = ()
     """What is wrong at the first nodes; addresses and namespaces are filled in. Others have nothing wrong."""
 
@@ -268,10 +271,11 @@ def _join(settings: ArenaSettings, node: LocalNode) -> SwarmSettings:
         requires_coverage=False,
         activations=settings.activations,
         trunk_format=settings.trunk_format,
+        speculate=settings.speculate,
     )
 
 
 def _wrap(settings: ArenaSettings, chance: random.Random) -> Callable[[Connector], Connector]:
     if settings.network is not NetworkKind.CHANNEL:
         return unwrapped
-    return lambda connector: ShapedConnector(connector, settings.link, chance.random)
+    return lambda connector: ShapedConnector(connector, settings.link, chance.random, timers=EXACT)

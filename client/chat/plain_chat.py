@@ -58,6 +58,8 @@ class PlainChat:
             self._session.connection = connection
             self._say(_("Model: {model}").format(model=connection.backend.model_name))
             self._tell_swarm_briefly(connection)
+            for notice in self._session.new_notices():
+                self._say(notice)
             self._say(_("Type a question, or /help."))
             async with aclosing(self._lines()) as lines:
                 async for line in lines:

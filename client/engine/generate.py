@@ -65,6 +65,7 @@ class Engine:
         self.routed_experts = routed_experts
         self.tokenizer = tokenizer
         self.settings = settings
+        self.drafter = drafter
         self.context_length = min(
             trunk.config.max_position_embeddings, settings.kv_cache_bytes // trunk.cache_bytes_per_token
         )

@@ -42,6 +42,9 @@ SERVER_WATCH_S = 1.0
 REDRAW_S = 0.5
 """Between two looks at the swarm. Tokens are shown as they come; figures twice a second are read more easily."""
 
+NOTICE_S = 20.0
+"""For how long three sentences and a command stay."""
+
 
 SEVEN: tuple[type[ShoalScreen], ...] = (
     ChatScreen,
@@ -100,6 +103,13 @@ class ShoalApp(App[None]):
         seen = self.screen_stack[-1:]
         if seen and isinstance(seen[0], ShoalScreen):
             seen[0].refresh_all()
+            self._say_notices()
+
+    def _say_notices(self) -> None:
+        """In a corner, over whatever is done there, and gone by itself; `shoal doctor` says the same at any time."""
+        if notices := self.session.new_notices():
+            words = "\n".join([*notices, _("shoal doctor says this again.")])
+            self.notify(words, timeout=NOTICE_S, markup=False)
 
     def action_go(self, mode: str) -> None:
         """Another screen; not from a dialog, which wants its answer first."""

@@ -24,6 +24,8 @@ class Connection:
 
     backend: ChatBackend
     swarm: SwarmView | None = None
+    notices: tuple[str, ...] = ()
+    """What the user should know of this machine, in their language: what makes exchanges slow, and what cures it."""
 
 
 Tell = Callable[[str], None]
@@ -60,6 +62,16 @@ class Session:
     meter: AnswerMeter | None = None
     """Of the answer that comes, or came last."""
     dialogue: Dialogue = field(default_factory=lambda: Dialogue(Conversation(new_id())))
+
+    _told: tuple[str, ...] = ()
+
+    def new_notices(self) -> tuple[str, ...]:
+        """What a connection has to say, once: those of another one are new only if they say something else."""
+        notices = self.connection.notices if self.connection else ()
+        if not notices or notices == self._told:
+            return ()
+        self._told = notices
+        return notices
 
     @property
     def swarm(self) -> SwarmView | None:

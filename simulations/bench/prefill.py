@@ -22,6 +22,7 @@ from shoal.experts.store import open_store
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import DispatchSent, Event
 from shoal.simulations.bench.machine import describe_machine, git_commit
+from shoal.simulations.exact_timers import EXACT
 from shoal.simulations.local import LocalSwarmSettings, local_swarm
 from shoal.simulations.wan.link import Link
 from shoal.simulations.wan.shaped_channel import ShapedConnector, Ways
@@ -161,7 +162,9 @@ async def _bench(context: ForkServerContext, settings: PrefillSettings) -> Async
             cache_dir=local.cache_dir,
             threads=local.threads,
         )
-        joining = Swarm.join(join, frames, wrap=lambda inner: ShapedConnector(inner, ways.link, lambda: 1.0, ways))
+        joining = Swarm.join(
+            join, frames, wrap=lambda inner: ShapedConnector(inner, ways.link, lambda: 1.0, ways, EXACT)
+        )
         shared = (await stack.enter_async_context(joining)).engine
         engines = []
         for ahead in (1, settings.ahead):

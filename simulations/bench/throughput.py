@@ -81,6 +81,9 @@ class Round:
     token_ms: float
     """Median time between two tokens of an answer."""
     token_ms_p99: float
+    together_ms: float
+    """Median time between two tokens while all answers come, none still reads its prompt and none has ended; 0: there
+    was no such time."""
     slowest_stream_ms: float
     """The median time between two tokens of the stream that had the longest."""
     rows_per_pass: float
@@ -162,7 +165,7 @@ class _Bench:
         return _round(times, seconds, self.tokens, budget, shares, per_call)
 
     async def answers(self, cell: Cell, num_tokens: int) -> list[list[float]]:
-        """Seconds between the tokens of each answer."""
+        """When each token of each answer came."""
         engines = self.engines[cell.groups]
         return await asyncio.gather(
             *(
@@ -219,15 +222,23 @@ def _congestion_control(settings: ThroughputSettings, network: NetworkKind) -> s
 
 
 def _prompts(swarm: Swarm, count: int, num_tokens: int) -> list[list[int]]:
-    """Beginnings of held-out stories; where there are more answers than stories, what comes next in them."""
+    """Beginnings of held-out stories; where there are more answers than stories, what comes next in them. Prompts that
+    are longer than stories go on with the next story, and answers that begin in one place differ by their seeds."""
     if swarm.tokenizer is None:
         raise InvalidRequest("the model has no tokenizer")
     stories = [swarm.tokenizer.encode(story.plain) for story in held_out_stories()]
     parts = [story[at : at + num_tokens] for at in range(0, max(map(len, stories)), num_tokens) for story in stories]
     whole = [part for part in parts if len(part) == num_tokens]
-    if len(whole) < count:
-        raise InvalidRequest(f"the held-out stories have {len(whole)} prompts of {num_tokens} tokens, not {count}")
-    return whole[:count]
+    return whole[:count] if len(whole) >= count else _joined(stories, count, num_tokens)
+
+
+def _joined(stories: Sequence[list[int]], count: int, num_tokens: int) -> list[list[int]]:
+    """Stories one after another, each prompt from the beginning of another one on."""
+    rounds = 1 + -(-num_tokens // min(map(len, stories)))
+    order = [story for _ in range(rounds) for story in stories]
+    return [
+        [token for story in order[at % len(stories) :] for token in story][:num_tokens] for at in range(count)
+    ]  # fmt: skip
 
 
 async def _answer(engine: Engine, prompt: Sequence[int], seed: int, num_tokens: int) -> list[float]:
@@ -236,19 +247,20 @@ async def _answer(engine: Engine, prompt: Sequence[int], seed: int, num_tokens: 
     async with aclosing(engine.stream(prompt, sampling)) as tokens:
         async for _ in tokens:
             times.append(perf_counter())
-    return [later - earlier for earlier, later in pairwise(times)]
+    return times
 
 
 def _round(
     times: Sequence[Sequence[float]], seconds: float, tokens: int, budget: Budget, cpu: CpuShares, per_call: float
 ) -> Round:
-    gaps_ms = sorted(gap * 1000 for each in times for gap in each)
-    num_tokens = len(times) * tokens
+    gaps = [[1000 * (later - earlier) for earlier, later in pairwise(each)] for each in times]
+    gaps_ms, num_tokens = sorted(gap for each in gaps for gap in each), len(times) * tokens
     return Round(
         tokens_per_s=num_tokens / seconds,
         token_ms=statistics.median(gaps_ms),
         token_ms_p99=gaps_ms[min(len(gaps_ms) - 1, len(gaps_ms) * 99 // 100)],
-        slowest_stream_ms=max(statistics.median(each) * 1000 for each in times),
+        together_ms=together_ms(times),
+        slowest_stream_ms=max(statistics.median(each) for each in gaps),
         rows_per_pass=budget.num_rows / max(1, budget.num_passes),
         waves_per_pass=budget.waves_per_pass,
         dispatches_per_token=budget.num_dispatches / num_tokens,
@@ -258,6 +270,18 @@ def _round(
         requests_per_call=per_call,
         budget_ms=budget.per_pass(),
     )
+
+
+def together_ms(times: Sequence[Sequence[float]]) -> float:
+    """See `Round.together_ms`. times: when each token of each answer came."""
+    begun, ended = max(each[0] for each in times), min(each[-1] for each in times)
+    between = [
+        1000 * (later - earlier)
+        for each in times
+        for earlier, later in pairwise(each)
+        if begun <= earlier and later <= ended
+    ]
+    return statistics.median(between) if between else 0.0
 
 
 def summary(cell: Cell, rounds: Sequence[dict[Cell, Round]]) -> dict[str, object]:

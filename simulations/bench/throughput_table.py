@@ -29,9 +29,10 @@ def _head(result: dict[str, Any]) -> list[str]:
 
 def _rates(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| streams | groups | tokens/s in all (range) | ratio to the first (range) | ms per token | p99 | slowest"
-        " stream | rows a pass | waves | frames a token | requests a kernel call | cores: client | nodes | others |",
-        "|" + "---|" * 14,
+        "| streams | groups | tokens/s in all (range) | ratio to the first (range) | ms per token | p99 | while all"
+        " answer | slowest stream | rows a pass | waves | frames a token | requests a kernel call | cores: client"
+        " | nodes | others |",
+        "|" + "---|" * 15,
     ]
     for row in rows:
         low, high = row["tokens_per_s_range"]
@@ -39,7 +40,8 @@ def _rates(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {row['streams']} | {row['groups'] or 'auto'} | {row['tokens_per_s']:.0f} ({low:.0f}-{high:.0f})"
             f" | {row['ratio']:.2f} ({least:.2f}-{most:.2f}) | {row['token_ms']:.1f}"
-            f" | {row['token_ms_p99']:.1f} | {row['slowest_stream_ms']:.1f} | {row['rows_per_pass']:.1f}"
+            f" | {row['token_ms_p99']:.1f} | {row['together_ms']:.1f} | {row['slowest_stream_ms']:.1f}"
+            f" | {row['rows_per_pass']:.1f}"
             f" | {row['waves_per_pass']:.2f} | {row['dispatches_per_token']:.2f} | {row['requests_per_call']:.2f}"
             f" | {row['client_cores']:.2f} | {row['nodes_cores']:.2f} | {row['other_cores']:.2f} |"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from shoal.client.engine.engine_settings import MAX_RUNNING
 from shoal.client.settings import ACTIVATIONS
 from shoal.protocol.errors import InvalidRequest
 from shoal.simulations.wan.link import Link
@@ -31,6 +32,17 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class SwarmShape:
+    """Nodes that share the experts in equal parts, `replicas` times."""
+
+    nodes: int
+    replicas: int
+
+    def __str__(self) -> str:
+        return f"{self.nodes}x{self.replicas}"
+
+
+@dataclass(frozen=True, slots=True)
 class WanSettings:
     """What is measured: cells, `rounds` times in turn, as long as there is time."""
 
@@ -44,11 +56,11 @@ class WanSettings:
     activations: Sequence[str] = ("exact",)
     congestion_control: str = "reno"
     tokens: int = 24
-    """Of every answer."""
-    rounds: int = 2
-    nodes: int = 4
-    replicas: int = 1
-    """One: every token touches all nodes that its experts are on, and nothing is hedged."""
+    """Of every answer beside others."""
+    tokens_alone: int = 48
+    """Of a single answer, which drafts shorten to some ten runs."""
+    rounds: int = 3
+    swarms: Sequence[SwarmShape] = (SwarmShape(4, 2),)
     minutes: float = 12.0
     """After which no cell begins or goes on; what was not measured says so. Nodes start and end besides: a minute."""
     cell_s: float = 60.0
@@ -66,16 +78,20 @@ class WanSettings:
         Raises:
             InvalidRequest: nothing to measure, or formats that there are not.
         """
-        lists = (self.rtts_ms, self.streams, self.losses, self.mbits_per_s, self.activations)
-        if not all(lists) or min(self.streams) < 1 or min(self.rounds, self.nodes) < 1 or self.tokens < 3:
-            raise InvalidRequest("expected something of every kind, a stream or more, three tokens or more")
+        lists = (self.rtts_ms, self.streams, self.losses, self.mbits_per_s, self.activations, self.swarms)
+        if not all(lists) or not 1 <= min(self.streams) <= max(self.streams) <= MAX_RUNNING:
+            raise InvalidRequest(f"expected something of every kind, and 1 to {MAX_RUNNING} streams")
+        if self.rounds < 1 or min(self.tokens, self.tokens_alone) < 3:
+            raise InvalidRequest("expected a round or more, three tokens or more")
         if not (self.minutes > 0 and self.cell_s > 0):
             raise InvalidRequest("expected time to measure in")
         if unknown := set(self.activations) - set(ACTIVATIONS):
             raise InvalidRequest(f"activations {', '.join(sorted(unknown))}; known are {', '.join(ACTIVATIONS)}")
 
 
-QUICK = WanSettings(rtts_ms=(0, 20), streams=(1, 8), mbits_per_s=(100,), is_full=True, tokens=12, rounds=1, minutes=3)
+QUICK = WanSettings(
+    rtts_ms=(0, 20), streams=(1, 8), mbits_per_s=(100,), is_full=True, tokens=12, tokens_alone=24, rounds=1, minutes=3
+)
 """A few minutes."""
 
 FULL_MINUTES = 60.0
@@ -94,7 +110,7 @@ class Said:
 def parse(arguments: Sequence[str]) -> Said:
     """What the command line says. Who names networks gets every combination of them."""
     parser = argparse.ArgumentParser(prog="bench-wan", description="Decoding over networks of namespaces. Needs root.")
-    parser.add_argument("--quick", action="store_true", help="a subset of a few minutes")
+    parser.add_argument("--quick", action="store_true", help="eight cells, a minute")
     parser.add_argument("--full", action="store_true", help="every combination: 90 cells, up to an hour")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of table.md and result.json")
@@ -104,8 +120,9 @@ def parse(arguments: Sequence[str]) -> Said:
     parser.add_argument("--loss", type=_numbers, help="percent, e.g. 0,1")
     parser.add_argument("--mbit", type=_numbers, help="of every machine, each way, e.g. 1000,100,20")
     parser.add_argument("--activations", type=lambda words: tuple(words.split(",")), help="e.g. exact,int8,auto")
+    parser.add_argument("--swarm", type=_shapes, help="nodes x holders of every expert, e.g. 2x1,4x2,4x1; default 4x2")
     parser.add_argument("--congestion", help="TCP's congestion control in the namespaces; default reno")
-    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--tokens", type=int, help="of every answer")
     parser.add_argument("--rounds", type=int)
     said = parser.parse_args(list(arguments))
     base = QUICK if said.quick else WanSettings()
@@ -118,7 +135,9 @@ def parse(arguments: Sequence[str]) -> Said:
         activations=said.activations or base.activations,
         congestion_control=said.congestion or base.congestion_control,
         tokens=said.tokens or base.tokens,
+        tokens_alone=said.tokens or base.tokens_alone,
         rounds=said.rounds or base.rounds,
+        swarms=said.swarm or base.swarms,
         minutes=said.minutes or (FULL_MINUTES if said.full else base.minutes),
     )
     return Said(settings, said.json, said.out)
@@ -127,3 +146,8 @@ def parse(arguments: Sequence[str]) -> Said:
 def _numbers(words: str) -> tuple[float, ...]:
     """`0,5,20`."""
     return tuple(float(word) for word in words.split(","))
+
+
+def _shapes(words: str) -> tuple[SwarmShape, ...]:
+    """`2x1,4x2`."""
+    return tuple(SwarmShape(*(int(number) for number in word.split("x"))) for word in words.split(","))

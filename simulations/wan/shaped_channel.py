@@ -13,6 +13,7 @@ from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Dispatch
 from shoal.protocol.net.channel import Channel, Connector, Reply, Traffic
+from shoal.simulations.exact_timers import LOOPS, Timers
 from shoal.simulations.wan.link import Link
 
 PACKET_BYTES = 1448
@@ -39,7 +40,7 @@ class Ways:
 
     def delay_s(self, size_bytes: int, is_out: bool, now: float) -> float:
         """When a frame that is sent now will be there: behind those before it, at the link's rate, half a round trip
-        later. now: loop time."""
+        later. now: seconds of one clock."""
         self.num_bytes[is_out] += size_bytes
         sent_at = now
         if self.link.rate_bytes_per_s is not None:
@@ -51,19 +52,28 @@ class Ways:
 class ShapedConnector:
     """Implements `Connector`: another's channels, with a link's delays."""
 
-    def __init__(self, inner: Connector, link: Link, draw: Callable[[], float], shared: Ways | None = None) -> None:
+    def __init__(
+        self,
+        inner: Connector,
+        link: Link,
+        draw: Callable[[], float],
+        shared: Ways | None = None,
+        timers: Timers = LOOPS,
+    ) -> None:
         """draw: a number in [0, 1), for losses. shared: the one link that all channels go through; None: each has one
-        of its own."""
+        of its own. timers: what delays are made with."""
         self._inner = inner
         self._link = link
         self._draw = draw
         self._shared = shared
+        self._timers = timers
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> Channel:
         """See `Connector.connect`."""
         link = self._shared.link if self._shared else self._link
-        await asyncio.sleep(CONNECT_ROUND_TRIPS * link.rtt_ms / 1000)
-        return ShapedChannel(await self._inner.connect(peer, addresses, timeout_s), link, self._draw, self._shared)
+        await self._timers.sleep(CONNECT_ROUND_TRIPS * link.rtt_ms / 1000)
+        inner = await self._inner.connect(peer, addresses, timeout_s)
+        return ShapedChannel(inner, link, self._draw, self._shared, self._timers)
 
     async def aclose(self) -> None:
         """See `Connector.aclose`."""
@@ -73,9 +83,17 @@ class ShapedConnector:
 class ShapedChannel:
     """Implements `Channel`: half of a round trip before a request and half after its answer, or its error."""
 
-    def __init__(self, inner: Channel, link: Link, draw: Callable[[], float], shared: Ways | None = None) -> None:
+    def __init__(
+        self,
+        inner: Channel,
+        link: Link,
+        draw: Callable[[], float],
+        shared: Ways | None = None,
+        timers: Timers = LOOPS,
+    ) -> None:
         """See `ShapedConnector`."""
         self._inner = inner
+        self._timers = timers
         self._ways = shared or Ways(link)
         self._draw = draw
 
@@ -112,8 +130,7 @@ class ShapedChannel:
 
     async def ping(self, timeout_s: float) -> float:
         """See `Channel.ping`."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = self._timers.now_s()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._cross(0, is_out=True)
@@ -121,7 +138,7 @@ class ShapedChannel:
                 await self._cross(0, is_out=False)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.peer} did not answer a ping in {timeout_s} s") from error
-        return loop.time() - started
+        return self._timers.now_s() - started
 
     async def aclose(self) -> None:
         """See `Channel.aclose`."""
@@ -129,8 +146,8 @@ class ShapedChannel:
 
     async def _cross(self, body_bytes: int, is_out: bool) -> None:
         size_bytes = body_bytes + FRAME_BYTES
-        delay_s = self._ways.delay_s(size_bytes, is_out, asyncio.get_running_loop().time())
-        await asyncio.sleep(delay_s + self._repair_s(size_bytes))
+        delay_s = self._ways.delay_s(size_bytes, is_out, self._timers.now_s())
+        await self._timers.sleep(delay_s + self._repair_s(size_bytes))
 
     def _repair_s(self, size_bytes: int) -> float:
         """What the losses of a frame's packets cost: the worst of them, which may be lost again and again."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shoal.cli import tcp_words
+from shoal.cli.tcp_words import tcp_words as sentences
 from shoal.cli.tcp_words import warn_of_tcp
 from shoal.client.routing.peers import Breaker, PeerSnapshot
 from shoal.node import host
@@ -31,6 +32,14 @@ def test_all_of_it_is_said_with_one_command(tmp_path: Path, capsys: pytest.Captu
         "shoal: TCP's window shrinks in idle moments here: what is said after a pause takes 3 round trips.\n"
         f"       Try: {COMMAND}\n"
     )
+
+
+def test_a_chat_is_told_the_same_in_sentences_of_its_own(tmp_path: Path) -> None:
+    kernel = proc(tmp_path, "bbr", "reno bbr cubic", "1")
+    *troubles, command = sentences([holder("192.168.1.7:4000")], "libp2p", kernel)
+    assert len(troubles) == 2
+    assert command == f"Try: {COMMAND}"
+    assert sentences([holder("127.0.0.1:4000")], "libp2p", kernel) == ()
 
 
 def test_sockets_that_choose_for_themselves_are_no_trouble(

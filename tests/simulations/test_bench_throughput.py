@@ -14,7 +14,15 @@ from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.events import DispatchSent, ExpertsTimed, LayerTimed, PassTaken
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.simulations.bench.pass_budget import PassBudget
-from shoal.simulations.bench.throughput import Cell, Round, ThroughputSettings, bench_throughput, summary
+from shoal.simulations.bench.throughput import (
+    Cell,
+    Round,
+    ThroughputSettings,
+    _joined,
+    bench_throughput,
+    summary,
+    together_ms,
+)
 from shoal.simulations.bench.throughput_table import table
 from shoal.simulations.local import LocalSwarmSettings
 
@@ -22,6 +30,7 @@ ROUND = Round(
     tokens_per_s=100.0,
     token_ms=10.0,
     token_ms_p99=20.0,
+    together_ms=9.0,
     slowest_stream_ms=11.0,
     rows_per_pass=1.0,
     waves_per_pass=1.0,
@@ -65,8 +74,18 @@ def test_the_ratio_is_to_one_stream_of_the_same_round() -> None:
         }
     )
     assert "RTT 20 ms, loss 1 %, 100 Mbit/s, namespaces, TCP reno" in shown
-    assert "| 4 | 2 | 225 (150-300) | 3.00 (3.00-3.00) | 10.0 | 20.0 | 11.0 | 1.0 | 1.00 | 8.00 | 1.00 |" in shown
+    assert "| 4 | 2 | 225 (150-300) | 3.00 (3.00-3.00) | 10.0 | 20.0 | 9.0 | 11.0 | 1.0 | 1.00 | 8.00 | 1.00 |" in shown
     assert "| 1 | auto | 10.0 | 3.0 | 6.5 |" in shown
+
+
+def test_the_time_while_all_answer_leaves_out_prompts_and_those_that_have_ended() -> None:
+    """The second begins at 2 s and the first ends at 4 s; between them a token a second, outside slower and faster."""
+    assert together_ms([[0.0, 0.1, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 9.0]]) == 1000.0
+    assert together_ms([[0.0, 1.0], [2.0, 3.0]]) == 0.0
+
+
+def test_prompts_that_are_longer_than_stories_go_on_with_the_next_one() -> None:
+    assert _joined([[1, 2], [3], [4, 5]], 4, 5) == [[1, 2, 3, 4, 5], [3, 4, 5, 1, 2], [4, 5, 1, 2, 3], [1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("streams", [(), (0,), (1, 257)])

@@ -2,13 +2,17 @@
 
 import asyncio
 import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from shoal.client.chat.backend import ChatPiece
 from shoal.client.chat.plain_chat import COMMANDS, PlainChat
+from shoal.client.tui.session import Connection, Tell
 from shoal.protocol.errors import ChannelClosed
+from shoal.protocol.events import Observer
 from tests.client.tui.fakes import World, large_swarm, pieces_of, small_swarm, world
 
 MAX_BYTES = 6 * 1024
@@ -35,6 +39,21 @@ def test_a_short_exchange_is_a_few_plain_lines(tmp_path: Path) -> None:
     assert "tokens per second" in said
     assert len(said.encode()) <= MAX_BYTES
     assert all(character.isprintable() or character == "\n" for character in said)
+
+
+def test_what_makes_exchanges_slow_here_is_a_line_each_before_the_first_question(tmp_path: Path) -> None:
+    there = world(tmp_path, small_swarm())
+    notices = ("TCP is slow here.", "Try: sudo sysctl a.b=0")
+
+    @asynccontextmanager
+    async def opener(observe: Observer, tell: Tell) -> AsyncIterator[Connection]:
+        yield Connection(there.model, there.swarm, notices)
+
+    out = io.StringIO()
+    asyncio.run(PlainChat(there.session, opener, io.StringIO("/help\n/quit\n"), out).run())
+    lines = out.getvalue().splitlines()
+    assert [lines.count(notice) for notice in notices] == [1, 1]
+    assert lines.index(notices[1]) < lines.index("Type a question, or /help.")
 
 
 def test_every_command_of_the_help_is_known(tmp_path: Path) -> None:

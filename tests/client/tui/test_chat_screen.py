@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from textual.events import Key
 from textual.widgets import Collapsible, OptionList, TextArea
 
@@ -10,6 +11,7 @@ from shoal.client.chat.backend import ChatPiece
 from shoal.client.tui.message_view import AnswerView, NoteView
 from shoal.client.tui.preferences import Preferences
 from shoal.client.tui.prompt import Prompt
+from shoal.client.tui.session import Connection
 from shoal.protocol.errors import ChannelClosed
 from tests.client.tui.conftest import Run
 from tests.client.tui.driving import answered, type_and_send, workers_done
@@ -205,6 +207,38 @@ def test_without_a_connection_again_tries_to_connect(tmp_path: Path, run: Run) -
             there.session.connection = connection
             there.app.redraw()
             await answered(pilot, there)
+        assert len(there.model.asked) == 1
+
+    run(main())
+
+
+NOTICES = ("TCP is slow here.", "Try: sudo sysctl a.b=0 [c]")
+
+
+def test_what_a_connection_has_to_say_is_said_once_and_in_a_corner(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    async def main() -> None:
+        there = world(tmp_path)
+
+        def notify(words: str, timeout: float, markup: bool) -> None:
+            assert not markup  # a command may have square brackets
+            said.append(words)
+
+        monkeypatch.setattr(there.app, "notify", notify)
+        async with there.app.run_test() as pilot:
+            there.app.redraw()
+            assert said == []
+            for _ in range(2):  # a connection that is made anew says the same
+                there.session.connection = Connection(there.model, None, NOTICES)
+                there.app.redraw()
+                there.app.redraw()
+            assert said == ["\n".join([*NOTICES, "shoal doctor says this again."])]
+            await type_and_send(pilot, "hello")
+            await answered(pilot, there)
+        assert len(said) == 1
         assert len(there.model.asked) == 1
 
     run(main())
