@@ -34,7 +34,7 @@ bench: $(VENV)/.installed
 	$(BIN)/shoal bench formats
 
 # Decoding over networks of namespaces, delays, losses and rates: needs root, else it skips. It ends within 13 minutes and
-# writes build/bench-wan/table.md and result.json. WAN="--quick" takes three, WAN="--full" has every combination (an hour).
+# writes build/bench-wan/table.md and result.json. WAN="--quick" takes one, WAN="--full" has every combination (an hour).
 bench-wan: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.wan $(WAN)
 
