@@ -143,7 +143,7 @@ class LaneServer:
         self._random_bytes = random_bytes
         self._log = log or logging.getLogger(__name__)
         self._throttle = throttle or Throttle()
-        self._lanes: set[LaneStream] = set()
+        self._lanes: dict[LaneStream, None] = {}  # in the order in which they came
         self._sessions: dict[tuple[PeerId, bytes], ServerSession] = {}
         self._is_draining = False
         self._is_closed = False
@@ -161,7 +161,7 @@ class LaneServer:
         if self._is_closed:
             lane.abort()
             return
-        self._lanes.add(lane)
+        self._lanes[lane] = None
         try:
             origin = origin_of(writer.get_extra_info("peername"))
             await self._serve(lane, proven_peer, origin, throttle.traffic)
@@ -172,7 +172,7 @@ class LaneServer:
             self._log.debug("a connection was cut: %s", type(error).__name__)
         finally:
             lane.abort()
-            self._lanes.discard(lane)
+            self._lanes.pop(lane, None)
             self._changed.set()
 
     def clients(self) -> list[ClientCount]:
