@@ -2,18 +2,22 @@
 
 The order in which ready tasks run is drawn from a generator, so one seed is one schedule and many seeds are many. Plain
 callbacks keep their order, which asyncio promises. Sockets do not exist here, and no threads: what goes to one is done
-at once, in the step that asks for it.
+at once, in the step that asks for it. Tasks hash by number: asyncio.TaskGroup cancels a set of them, and by memory
+address, as objects hash otherwise, one seed would be several schedules.
 """
 
 import asyncio
+import itertools
 import random
 from asyncio import Handle, Task
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import TypeVar, TypeVarTuple
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
+TaskBody: TypeAlias = Coroutine[Any, Any, Result] | Generator[Any, None, Result]
 
 MAX_TURNS = 100_000
 """Turns of the loop at one moment: the busiest honest moment (all nodes start) takes a few hundred."""
@@ -44,6 +48,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._limit_s = limit_s
         self._turns = 0
         self._selector = _NoSockets(self._jump)
+        self._numbers = itertools.count()
+        self.set_task_factory(self._numbered)
 
     def time(self) -> float:
         return self._now_s
@@ -67,6 +73,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             done.set_exception(error)
         self.call_soon(_hand_over, done, future)
         return future
+
+    def _numbered(
+        self, loop: asyncio.AbstractEventLoop, coroutine: TaskBody[Result], /, *, context: Context | None = None
+    ) -> "_NumberedTask[Result]":
+        return _NumberedTask(coroutine, loop=loop, number=next(self._numbers), context=context)
 
     def _jump(self, timeout_s: float | None) -> None:
         if timeout_s is None:
@@ -94,6 +105,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _process_events(self, event_list: object) -> None: ...
 
     def _write_to_self(self) -> None: ...
+
+
+class _NumberedTask(Task[Result]):
+    """A task that hashes by its number: how a set of tasks is walked depends on what was made, and not on where."""
+
+    def __init__(
+        self,
+        coroutine: TaskBody[Result],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        context: Context | None,
+    ) -> None:
+        self._number = number  # first: the base class puts the task into a set
+        super().__init__(coroutine, loop=loop, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 class _NoSockets:

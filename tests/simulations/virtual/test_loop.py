@@ -40,6 +40,44 @@ def test_the_same_seed_is_the_same_schedule_and_another_is_another() -> None:
     assert len({tuple(order_of_tasks(seed)) for seed in range(20)}) == 20
 
 
+OUTSIDE = random.Random()
+"""Chance that is no seed's."""
+
+
+def order_of_cancellation() -> list[int]:
+    """Of the tasks of a TaskGroup, which keeps them in a set."""
+
+    async def main() -> list[int]:
+        order: list[int] = []
+        kept: list[object] = []
+
+        async def wait(number: int) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                order.append(number)
+
+        async def fail() -> None:
+            await asyncio.sleep(1)
+            raise LookupError
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(12):
+                    kept.append(bytearray(OUTSIDE.randrange(4000)))  # so that no two runs lie alike in memory
+                    group.create_task(wait(number))
+                group.create_task(fail())
+        except* LookupError:
+            pass
+        return order
+
+    return run_virtual(main, random.Random(0), 10)
+
+
+def test_the_tasks_of_a_group_are_cancelled_in_an_order_that_is_the_seeds_alone() -> None:
+    assert len({tuple(order_of_cancellation()) for _ in range(30)}) == 1
+
+
 def test_plain_callbacks_keep_their_order() -> None:
     async def main() -> list[int]:
         order: list[int] = []

@@ -43,6 +43,16 @@ def test_the_same_seed_gives_the_same_trace(model: SimulatedModel, oracle: Oracl
     assert len(set(hashes)) == len(hashes)
 
 
+def test_a_seed_gives_the_same_trace_whatever_ran_before(model: SimulatedModel, oracle: Oracle) -> None:
+    """These two had other traces in other runs while tasks were cancelled in the order of their addresses."""
+    hashes: dict[int, set[str]] = {61: set(), 109: set()}
+    for other in range(6):
+        run_seed(model, oracle, other)
+        for seed, found in hashes.items():
+            found.add(run_seed(model, oracle, seed).trace_hash)
+    assert [len(found) for found in hashes.values()] == [1, 1]
+
+
 def test_another_process_gives_the_same_trace(model: SimulatedModel, oracle: Oracle, tmp_path: Path) -> None:
     """With other hash seeds, so that no set of strings decides anything."""
     told = [
