@@ -7,8 +7,7 @@ import pytest
 from shoal.protocol.net.task_set import TaskSet
 
 
-async def test_closing_cancels_the_oldest_first_and_waits_for_all() -> None:
-    tasks = TaskSet()
+def test_closing_cancels_the_oldest_first_and_waits_for_all() -> None:
     order: list[int] = []
 
     async def wait(number: int) -> None:
@@ -17,33 +16,41 @@ async def test_closing_cancels_the_oldest_first_and_waits_for_all() -> None:
         finally:
             order.append(number)
 
-    for number in range(40):
-        tasks.start(wait(number), f"wait {number}")
-    await tasks.aclose()
+    async def main() -> int:
+        tasks = TaskSet()
+        for number in range(40):
+            tasks.start(wait(number), f"wait {number}")
+        await tasks.aclose()
+        return len(tasks)
+
+    assert asyncio.run(main()) == 0
     assert order == list(range(40))
-    assert len(tasks) == 0
 
 
-async def test_what_has_ended_is_forgotten() -> None:
-    tasks = TaskSet()
-
+def test_what_has_ended_is_forgotten() -> None:
     async def end() -> None: ...
 
-    tasks.start(end(), "end")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert len(tasks) == 0
+    async def main() -> int:
+        tasks = TaskSet()
+        tasks.start(end(), "end")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return len(tasks)
+
+    assert asyncio.run(main()) == 0
 
 
-async def test_an_error_that_a_task_did_not_report_reaches_whoever_closes() -> None:
-    tasks = TaskSet()
-
+def test_an_error_that_a_task_did_not_report_reaches_whoever_closes() -> None:
     async def fail() -> None:
         try:
             await asyncio.Event().wait()
         finally:
             raise LookupError("unreported")
 
-    tasks.start(fail(), "fail")
-    with pytest.raises(LookupError, match="unreported"):
+    async def main() -> None:
+        tasks = TaskSet()
+        tasks.start(fail(), "fail")
         await tasks.aclose()
+
+    with pytest.raises(LookupError, match="unreported"):
+        asyncio.run(main())
