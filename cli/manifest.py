@@ -75,15 +75,17 @@ def make(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every weight once and write shoal.manifest.json beside them."""
+    """Read every weight once and write shoal.manifest.json beside them, and shoal.layout: where each tensor is."""
     with reporting_errors():
         from shoal.cli.progress import ProgressBar
         from shoal.experts.manifest import MANIFEST_FILE, write_manifest
         from shoal.experts.manifest_maker import Making, make_manifest
+        from shoal.experts.pieces.layout import write_layout
 
         with ProgressBar() as bar:
             made = make_manifest(directory, partial(bar, _("hashing")), Making(probes, jobs))
         write_manifest(made, directory / MANIFEST_FILE)
+        write_layout(directory)
         _print(made, directory, as_json)
 
 

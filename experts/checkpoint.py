@@ -285,14 +285,15 @@ def parse_index(raw: bytes) -> dict[str, str]:
         raise CheckpointError(INDEX_FILE, None, "no weight_map")
     for name, file in weight_map.items():
         check_name(name, INDEX_FILE)
-        if not isinstance(file, str) or not _is_plain_file_name(file):
+        if not isinstance(file, str) or not is_plain_file_name(file):
             raise CheckpointError(INDEX_FILE, name, f"in a file named {file!r:.200}")
     if len(set(weight_map.values())) > MAX_FILES:
         raise CheckpointError(INDEX_FILE, None, f"more than {MAX_FILES} files")
     return weight_map
 
 
-def _is_plain_file_name(file: str) -> bool:
+def is_plain_file_name(file: str) -> bool:
+    """Whether a file of a checkpoint may be called so: no path, nothing hidden, `.safetensors`."""
     is_plain = file.isprintable() and not set(file) & set("/\\:") and not file.startswith(".")
     return is_plain and file.endswith(FILE_SUFFIX) and len(file) <= 255
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 from shoal.protocol.errors import CheckpointError
 
@@ -135,9 +135,9 @@ def _entry(name: str, value: object, file: str) -> TensorEntry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(file, name, f"unknown dtype {dtype!r:.40}")
-    if not _is_naturals(shape) or len(shape) > MAX_RANK:
+    if not is_naturals(shape) or len(shape) > MAX_RANK:
         raise CheckpointError(file, name, f"shape {shape!r:.80} is not a list of at most {MAX_RANK} sizes")
-    if not _is_naturals(offsets) or len(offsets) != 2:
+    if not is_naturals(offsets) or len(offsets) != 2:
         raise CheckpointError(file, name, f"data_offsets {offsets!r:.80} are not two positions")
     begin, end = offsets
     size_bytes = math.prod(shape) * ITEM_BYTES[dtype]
@@ -146,7 +146,8 @@ def _entry(name: str, value: object, file: str) -> TensorEntry:
     return TensorEntry(dtype, tuple(shape), begin, size_bytes)
 
 
-def _is_naturals(value: object) -> bool:
+def is_naturals(value: object) -> TypeGuard[list[int]]:
+    """Whether it is a list of integers from zero to a terabyte."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_TENSOR_BYTES for item in value)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from shoal.experts.digest import digest_bytes
 from shoal.experts.family import CONFIG_FILE
 from shoal.experts.manifest import MANIFEST_FILE, Manifest, encode_manifest
+from shoal.experts.pieces.layout import LAYOUT_FILE
 from shoal.experts.pieces.shelf import SMALL_FILES
 from shoal.experts.store import ModelStore
 from shoal.protocol.model_files import MAX_FILE_BYTES, ListedFile, encode_files, list_digest
 
-LISTED = (CONFIG_FILE, MANIFEST_FILE, *SMALL_FILES)
+LISTED = (CONFIG_FILE, MANIFEST_FILE, LAYOUT_FILE, *SMALL_FILES)
 """Names that a list may have for us; others are passed over, whatever they are."""
 
 

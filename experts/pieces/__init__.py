@@ -8,6 +8,9 @@
     sources.py      the seam to where pieces come from
     fetching.py     several sources at once into a store
     ranges.py       a published checkpoint, read by byte ranges
+    places.py       where its tensors are: by a layout, by what was kept, by index and headers
+    layout.py       all places of a checkpoint in 10 kB
+    kept.py         what a source said of itself, kept beside the model
     shelf.py        which models this machine knows
     model.py        a model opened from the store
 

@@ -1,8 +1,8 @@
-"""A published checkpoint far away: its index and headers first, then only the bytes of the pieces that are wanted.
+"""A published checkpoint far away: only the bytes of the pieces that are wanted.
 
-safetensors states the place of every tensor in a file's header, so an expert of DeepSeek-V3 costs one or two ranges of
-44 MB in all, and once per file 75 kB of header. Knows names and places; knows no network (`sources.RangeReader`) and
-whether nothing of it is true.
+An expert of DeepSeek-V3 costs one or two ranges of 44 MB in all; where they are, `places.py` knows, and if what it goes
+by turns out to be of other files, is told to ask again before the source is blamed. Knows names and places; knows no
+network (`sources.RangeReader`) and whether nothing of it is true.
 """
 
 import asyncio
@@ -12,23 +12,20 @@ from math import prod
 
 import torch
 
-from shoal.experts.checkpoint import INDEX_FILE, SINGLE_FILE, TORCH_DTYPES, StoredTensor, parse_index
+from shoal.experts.checkpoint import TORCH_DTYPES, StoredTensor
+from shoal.experts.digest import digest_bytes, head_of
 from shoal.experts.manifest import Manifest
 from shoal.experts.pieces.encoding import encode_piece
+from shoal.experts.pieces.kept import Kept
 from shoal.experts.pieces.pieces import ExpertPiece, Piece
+from shoal.experts.pieces.places import Places, unheard
 from shoal.experts.pieces.sources import OnBytes, RangeReader
-from shoal.experts.safetensors_header import (
-    ITEM_BYTES,
-    LENGTH_BYTES,
-    MAX_HEADER_BYTES,
-    TensorEntry,
-    parse_header,
-)
+from shoal.experts.safetensors_header import ITEM_BYTES, LENGTH_BYTES
 from shoal.experts.shard import SCALE_DTYPES
 from shoal.experts.specs import PROJECTIONS, ExpertLayout, ModelSpec
 from shoal.experts.stacked_experts import BLOCKS
 from shoal.experts.weight_formats import stored_bytes
-from shoal.protocol.errors import CheckpointError, ModelNotFound
+from shoal.protocol.errors import CheckpointError, ModelNotFound, ShoalError, SourceFailed
 from shoal.protocol.messages import WeightFormat
 
 MEASURED_BYTES = 4 * 1024 * 1024
@@ -62,23 +59,23 @@ class _Place:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    data_start: int
-    entries: dict[str, TensorEntry]
-
-
 class CheckpointSource:
     """`PieceSource` over the files of a checkpoint in its published layout."""
 
-    def __init__(self, reader: RangeReader, manifest: Manifest, spec: ModelSpec) -> None:
-        """`spec`: of the model's config, its layers those of the manifest."""
+    def __init__(
+        self,
+        reader: RangeReader,
+        manifest: Manifest,
+        spec: ModelSpec,
+        kept: Kept | None = None,
+        layout: bytes | None = None,
+    ) -> None:
+        """`spec`: of the model's config, its layers those of the manifest. kept: what this source said before; None:
+        nothing is kept. layout: of `layout.py`, if the model came with one."""
         self._reader = reader
         self._manifest = manifest
         self._spec = spec
-        self._index: dict[str, str] | None = None
-        self._headers: dict[str, _Header] = {}
-        self._lock = asyncio.Lock()
+        self._tensors = Places(reader, kept or Kept(None, reader.name), layout)
 
     @property
     def name(self) -> str:
@@ -96,11 +93,58 @@ class CheckpointSource:
         place = max(await self._places(piece), key=lambda place: place.size_bytes)
         clock = asyncio.get_running_loop()
         begun_s, size = clock.time(), min(place.size_bytes, MEASURED_BYTES)
-        await self._reader.read_range(place.file, place.begin, size, _unheard)
+        await self._reader.read_range(place.file, place.begin, size, unheard)
         return size / max(clock.time() - begun_s, 1e-6)
 
-    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
+    def keep(self) -> None:
+        """The model is on the shelf now: keep there what was read of index and headers. Blocking."""
+        self._tensors.keep()
+
+    async def piece_bytes(self, piece: Piece) -> int:
+        """Of its encoding, exactly: what it takes in a store. Raises as `fetch`."""
         places = await self._places(piece)
+        return sum(
+            len(head_of(place.name, place.dtype, place.shape, place.size_bytes)) + place.size_bytes for place in places
+        )
+
+    async def fetch(self, piece: Piece, on_bytes: OnBytes) -> bytearray:
+        places, arrived = await self._places(piece), 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal arrived
+            arrived += size_bytes
+            on_bytes(size_bytes)
+
+        failure: ModelNotFound | CheckpointError | SourceFailed | None = None
+        try:
+            data = await self._read(places, count)
+            if self._tensors.is_certain or await asyncio.to_thread(digest_bytes, data) == piece.digest:
+                return data
+        except (ModelNotFound, CheckpointError, SourceFailed) as error:
+            if self._tensors.is_certain or not await self._is_stale(places, error):
+                raise
+            failure = error
+        await self._tensors.read_anew()
+        again = await self._places(piece)
+        if again != places:
+            on_bytes(-arrived)
+            return await self._read(again, on_bytes)
+        if failure is not None:
+            raise failure
+        return data
+
+    async def _is_stale(self, places: Sequence[_Place], error: Exception) -> bool:
+        """Whether what we go by may be of other files; a line that broke says nothing of them."""
+        if not isinstance(error, SourceFailed):
+            return True
+        file = places[0].file
+        try:
+            _, file_bytes = await self._reader.read_range(file, 0, LENGTH_BYTES, unheard)
+        except ShoalError:
+            return False
+        return file_bytes != self._tensors.size_of(file)
+
+    async def _read(self, places: Sequence[_Place], on_bytes: OnBytes) -> bytearray:
         tensors = {}
         for run in _runs(places):
             begin, size = run[0].begin, sum(place.size_bytes for place in run)
@@ -111,9 +155,17 @@ class CheckpointSource:
         return await asyncio.to_thread(encode_piece, [tensors[place.name] for place in places])
 
     async def _places(self, piece: Piece) -> list[_Place]:
-        index = await self._read_index()
+        try:
+            return await self._said_places(piece)
+        except (ModelNotFound, CheckpointError):
+            if self._tensors.is_certain:
+                raise
+            await self._tensors.read_anew()
+            return await self._said_places(piece)
+
+    async def _said_places(self, piece: Piece) -> list[_Place]:
         parts = parts_of(piece, self._manifest.weight_format, self._spec)
-        places = [await self._place(index, part) for part in parts]
+        places = [await self._place(part) for part in parts]
         total = sum(place.size_bytes for place in places)
         if total > self._most(piece):
             raise CheckpointError(self.name, piece.name, f"{total} bytes, far more than it can have")
@@ -125,47 +177,15 @@ class CheckpointSource:
         leaf = self._manifest.trunk[piece.name]
         return prod(leaf.shape) * ITEM_BYTES[leaf.dtype]
 
-    async def _place(self, index: dict[str, str], part: Part) -> _Place:
-        file = index.get(part.tensor) if index else SINGLE_FILE
-        if file is None:
-            raise ModelNotFound(f"{self.name} has no tensor {part.tensor}")
-        header = await self._header(file)
-        entry = header.entries.get(part.tensor)
-        if entry is None:
-            raise ModelNotFound(f"{self.name} has no tensor {part.tensor} in {file}")
-        begin, size, shape = header.data_start + entry.begin, entry.size_bytes, entry.shape
+    async def _place(self, part: Part) -> _Place:
+        found = await self._tensors.find(part.tensor)
+        begin, size, shape = found.begin, found.entry.size_bytes, found.entry.shape
         if part.index is not None:
             if not shape or part.index >= shape[0]:
                 raise CheckpointError(self.name, part.tensor, f"shape {list(shape)} has no item {part.index}")
             size, shape = size // shape[0], shape[1:]
             begin += part.index * size
-        return _Place(part.name, file, entry.dtype, shape, begin, size)
-
-    async def _read_index(self) -> dict[str, str]:
-        """The index; empty if there is one file only."""
-        async with self._lock:
-            if self._index is None:
-                try:
-                    self._index = parse_index(await self._reader.read_file(INDEX_FILE, MAX_HEADER_BYTES))
-                except ModelNotFound:
-                    self._index = {}
-            return self._index
-
-    async def _header(self, file: str) -> _Header:
-        async with self._lock:
-            if file not in self._headers:
-                self._headers[file] = await self._read_header(file)
-            return self._headers[file]
-
-    async def _read_header(self, file: str) -> _Header:
-        raw, file_bytes = await self._reader.read_range(file, 0, LENGTH_BYTES, _unheard)
-        header_bytes = int.from_bytes(raw, "little")
-        if not 0 < header_bytes <= min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
-            raise CheckpointError(file, None, f"a header of {header_bytes} bytes in a file of {file_bytes}")
-        header, _ = await self._reader.read_range(file, LENGTH_BYTES, header_bytes, _unheard)
-        start = LENGTH_BYTES + header_bytes
-        entries = await asyncio.to_thread(parse_header, bytes(header), file_bytes - start, file)
-        return _Header(start, entries)
+        return _Place(part.name, found.file, found.entry.dtype, shape, begin, size)
 
 
 def parts_of(piece: Piece, weight_format: WeightFormat, spec: ModelSpec) -> list[Part]:
@@ -202,7 +222,3 @@ def _tensor(place: _Place, raw: memoryview) -> StoredTensor:
     data = torch.empty(place.size_bytes, dtype=torch.uint8)
     data.numpy().data[:] = raw
     return StoredTensor(place.name, place.file, place.dtype, data.view(TORCH_DTYPES[place.dtype]).view(place.shape))
-
-
-def _unheard(size_bytes: int) -> None:
-    """Headers are not part of what a user waits for."""

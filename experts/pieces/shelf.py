@@ -3,6 +3,8 @@
     models/<64 hex digits>/shoal.manifest.json   what its pieces must hash to
     models/<64 hex digits>/config.json           and what small files came with it: tokenizer, generation config
     models/<64 hex digits>/shoal.pieces.json     its name here, and where pieces come from
+    models/<64 hex digits>/shoal.layout          where its tensors are in the published files, if somebody said so
+    models/<64 hex digits>/layout/…              what sources said of themselves (`kept.py`)
 
 Such a folder is given wherever a checkpoint directory is: `ModelStore.open` knows it by the last of these files. Knows
 folders; knows no network.
@@ -21,6 +23,7 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.manifest import MANIFEST_FILE, Manifest, load_manifest, write_manifest
 from shoal.experts.pieces.arriving import forget
 from shoal.experts.pieces.disk import FolderDisk
+from shoal.experts.pieces.kept import Kept
 from shoal.experts.pieces.pins import pinned_in
 from shoal.experts.pieces.store import EvictionOrder, PieceStore, StorePolicy
 from shoal.experts.safetensors_header import parse_object
@@ -93,6 +96,10 @@ class Shelf:
             self._make(folder, manifest, files)
         _write_note(folder, name, sources)
         return ShelfModel(name, manifest.root, folder, tuple(sources))
+
+    def kept(self, root: bytes, source: str) -> Kept:
+        """What a source said of a model's files; it is on disk when the model is on the shelf."""
+        return Kept(self.root / "models" / root.hex(), source)
 
     def check(self, name: str, root: bytes) -> None:
         """Raises InvalidRequest if this is no name, or another model's."""

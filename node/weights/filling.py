@@ -23,7 +23,7 @@ from shoal.node.holdings.assignment import Holding
 from shoal.node.log_events import LibrarySaid, PieceDamaged, PiecesFetched, SourcesNotOpened, log_event
 from shoal.node.seeding.peers import Peers
 from shoal.node.weights.loading import StageProgress
-from shoal.node.weights.model_sources import open_readers
+from shoal.node.weights.model_sources import open_readers, sources_of
 from shoal.protocol.errors import ShoalError
 from shoal.protocol.ids import ExpertId, LayerId
 
@@ -220,7 +220,7 @@ class Supply:
             if model.model.sources:
                 log_event(SourcesNotOpened(type(error).__name__))
             return []
-        return [CheckpointSource(reader, model.manifest, model.spec) for reader in readers]
+        return list(sources_of(model, readers))
 
     async def _reverify(self) -> None:
         """For ever. What is damaged on disk is removed there, and fetched again when the node starts again; what it

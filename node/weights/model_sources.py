@@ -5,13 +5,19 @@
 Shared by the node, which fills its store, and `shoal models`. Knows words and readers; knows no models.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
 
+from shoal.experts.manifest import Manifest
+from shoal.experts.pieces.layout import LAYOUT_FILE
+from shoal.experts.pieces.model import PieceModel
+from shoal.experts.pieces.ranges import CheckpointSource
+from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.pieces.sources import FolderReader, RangeReader
+from shoal.experts.specs import ModelSpec
 from shoal.protocol.errors import InvalidRequest, ModelNotFound, ShoalError
 from shoal.protocol.net.http_files import http_client, mirror
 from shoal.protocol.net.hub import HubAccess, HubRepository, cached_snapshot, hub_access, open_hub
@@ -37,6 +43,35 @@ async def open_readers(words: Sequence[str]) -> AsyncIterator[list[RangeReader]]
         if not readers:
             raise failure
         yield readers
+
+
+def checkpoint_sources(
+    readers: Iterable[RangeReader], manifest: Manifest, spec: ModelSpec, shelf: Shelf, layout: bytes | None
+) -> tuple[CheckpointSource, ...]:
+    """Sources of pieces. What they say of their files is kept on the shelf, but for folders, which are read faster.
+    layout: the model's, if it came with one."""
+    return tuple(
+        CheckpointSource(
+            reader,
+            manifest,
+            spec,
+            None if isinstance(reader, FolderReader) else shelf.kept(manifest.root, reader.name),
+            layout,
+        )
+        for reader in readers
+    )
+
+
+def sources_of(model: PieceModel, readers: Iterable[RangeReader]) -> tuple[CheckpointSource, ...]:
+    """As `checkpoint_sources`, of a model on the shelf. Blocking, for a moment."""
+    return checkpoint_sources(readers, model.manifest, model.spec, model.shelf, _layout_in(model.directory))
+
+
+def _layout_in(directory: Path) -> bytes | None:
+    try:
+        return (directory / LAYOUT_FILE).read_bytes()
+    except OSError:
+        return None
 
 
 def full_word(word: str) -> str:

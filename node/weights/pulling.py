@@ -14,6 +14,7 @@ from pathlib import Path
 from shoal.experts.family import CONFIG_FILE, MAX_CONFIG_BYTES
 from shoal.experts.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, decode_manifest, load_manifest
 from shoal.experts.pieces.fetching import Fetched, fetch_pieces
+from shoal.experts.pieces.layout import LAYOUT_FILE
 from shoal.experts.pieces.model import PieceModel, check_config, spec_of
 from shoal.experts.pieces.pieces import ExpertPiece, Piece, expert_pieces, trunk_pieces
 from shoal.experts.pieces.pins import Pins
@@ -22,7 +23,7 @@ from shoal.experts.pieces.shelf import MAX_SMALL_FILE_BYTES, SMALL_FILES, Shelf,
 from shoal.experts.pieces.sources import RangeReader
 from shoal.experts.safetensors_header import parse_object
 from shoal.node.holdings.assignment import parse_holding
-from shoal.node.weights.model_sources import full_word, open_readers
+from shoal.node.weights.model_sources import checkpoint_sources, full_word, open_readers, sources_of
 from shoal.protocol.errors import CheckpointError, ModelNotFound, ShoalError
 
 NOTHING = "none"
@@ -71,6 +72,11 @@ class Pull:
     put_on_shelf: Callable[[], object]
     """Makes the model known on this machine; a plan alone leaves nothing behind."""
 
+    def _put_on_shelf(self) -> None:
+        self.put_on_shelf()
+        for source in self.sources:
+            source.keep()
+
     async def forecast_s(self) -> float | None:
         """Seconds that the missing pieces will take, by the rate of a part of one from each source; None: no rate."""
         if not self.plan.missing:
@@ -84,7 +90,7 @@ class Pull:
         def tell(arrived: int) -> None:
             progress(arrived, self.plan.missing_bytes)
 
-        await asyncio.to_thread(self.put_on_shelf)
+        await asyncio.to_thread(self._put_on_shelf)
         with Pins(self.shelf.disk) as pins:
             await asyncio.to_thread(pins.hold, "pull", [piece.digest for piece in self.plan.pieces])
             return await fetch_pieces(self.plan.missing, self.sources, self.shelf.store, progress=tell)
@@ -104,11 +110,11 @@ async def planned(wish: Wish, shelf: Shelf) -> AsyncIterator[Pull]:
         manifest = await _manifest(wish, known, readers)
         if wish.root is not None and not manifest.root.startswith(wish.root):
             raise CheckpointError(MANIFEST_FILE, None, f"its root is {manifest.root.hex()}, not {wish.root.hex()}…")
-        files = await _small_files(readers, manifest)
+        files = _shelved_files(known, manifest) or await _small_files(readers, manifest)
         config = parse_object(files[CONFIG_FILE], CONFIG_FILE)
         spec = spec_of(config, manifest)
         shelf.check(wish.name, manifest.root)
-        sources = tuple(CheckpointSource(reader, manifest, spec) for reader in readers)
+        sources = checkpoint_sources(readers, manifest, spec, shelf, files.get(LAYOUT_FILE))
         holding = {} if wish.experts == NOTHING else parse_holding(wish.experts, spec)
         wanted = [(layer, expert) for layer, experts in holding.items() for expert in experts]
         pieces: list[Piece] = [*expert_pieces(manifest, wanted), *(trunk_pieces(manifest) if wish.has_trunk else ())]
@@ -124,7 +130,7 @@ async def fill(model: PieceModel, holding: Sequence[ExpertPiece], progress: Pull
         As `planned` and `fetch_pieces`.
     """
     async with open_readers(model.model.sources) as readers:
-        sources = tuple(CheckpointSource(reader, model.manifest, model.spec) for reader in readers)
+        sources = sources_of(model, readers)
         plan = await _plan(model.name, model.manifest.root, holding, sources, model.shelf)
         return await Pull(plan, sources, model.shelf, lambda: None).run(progress)
 
@@ -170,13 +176,27 @@ async def _manifest(wish: Wish, known: ShelfModel | None, readers: Sequence[Rang
     return await asyncio.to_thread(decode_manifest, raw)
 
 
+def _shelved_files(known: ShelfModel | None, manifest: Manifest) -> dict[str, bytes]:
+    """Config and layout of a model that is on the shelf: what came with it need not come again. Empty: it is not, or
+    its config is another than the manifest's."""
+    if known is None or known.root != manifest.root:
+        return {}
+    files = {name: known.directory / name for name in (CONFIG_FILE, LAYOUT_FILE)}
+    found = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    try:
+        check_config(parse_object(found.get(CONFIG_FILE, b""), CONFIG_FILE), manifest)
+    except CheckpointError:
+        return {}
+    return found
+
+
 async def _small_files(readers: Sequence[RangeReader], manifest: Manifest) -> dict[str, bytes]:
     """config.json, which must be the manifest's, and whatever else of `SMALL_FILES` there is."""
     config = await _first(readers, CONFIG_FILE, MAX_CONFIG_BYTES)
     if config is None:
         raise ModelNotFound(f"{readers[0].name} has no {CONFIG_FILE}")
     check_config(parse_object(config, CONFIG_FILE), manifest)
-    found = {name: await _first(readers, name, MAX_SMALL_FILE_BYTES) for name in SMALL_FILES}
+    found = {name: await _first(readers, name, MAX_SMALL_FILE_BYTES) for name in (*SMALL_FILES, LAYOUT_FILE)}
     return {CONFIG_FILE: config} | {name: data for name, data in found.items() if data is not None}
 
 

@@ -19,7 +19,7 @@ from shoal.node.log_events import FillFailed, SourcesNotOpened, TrunkKept, log_e
 from shoal.node.seeding.peers import Peers
 from shoal.node.weights.by_token import check_room
 from shoal.node.weights.loading import StageProgress
-from shoal.node.weights.model_sources import open_readers
+from shoal.node.weights.model_sources import open_readers, sources_of
 from shoal.protocol.errors import ShoalError
 
 RETRY_S = 60.0
@@ -110,7 +110,7 @@ class TrunkKeeper:
             if words:
                 log_event(SourcesNotOpened(type(error).__name__))
             return []
-        return [CheckpointSource(reader, self._store.manifest, self._store.spec) for reader in readers]
+        return list(sources_of(self._store, readers))
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
         while not is_true():  # noqa: ASYNC110  # a pause has no event; as in `filling.py`

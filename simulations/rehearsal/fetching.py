@@ -40,6 +40,14 @@ class Pulled:
 
 
 @dataclass(frozen=True, slots=True)
+class Twice:
+    """So many experts into a new store, and as many others after them."""
+
+    first: Pulled
+    second: Pulled
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A pull that must fail."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from shoal.simulations.rehearsal.fetching import Pulled
+from shoal.simulations.rehearsal.fetching import Pulled, Twice
 from shoal.simulations.rehearsal.run import Rehearsal
 
 GB, GIB, MB = 10**9, 2**30, 10**6
@@ -25,7 +25,10 @@ def _checkpoint(found: Rehearsal) -> list[tuple[str, str]]:
     return [
         ("the checkpoint", f"{published} ({made.size_bytes / GIB:.1f} GiB)"),
         ("what it takes on disk", f"{made.disk_bytes / MB:.0f} MB, written in {found.written_s:.1f} s"),
-        ("index, all headers, manifest", _sizes(made.index_bytes, made.header_bytes, found.manifest_bytes)),
+        (
+            "index, all headers, manifest, layout",
+            _sizes(made.index_bytes, made.header_bytes, found.manifest_bytes, found.layout_bytes),
+        ),
     ]
 
 
@@ -54,10 +57,12 @@ def _fetches(found: Rehearsal) -> list[tuple[str, str]]:
     rows = [
         (
             f"plan of a node of {share} (`pull --dry-run`)",
-            f"{found.pulls[-1].num_experts} experts, {found.planned_bytes:,} bytes, in {found.plan_s:.1f} s",
+            f"{found.whole.num_experts} experts, {found.planned_bytes:,} bytes, in {found.plan_s:.1f} s",
         )
     ]
-    rows += [(f"fetched: {pull.num_experts} experts", _pull(pull)) for pull in found.pulls]
+    rows += [(f"fetched: {_experts(each)}, then as many more", _twice(each)) for each in found.published]
+    rows += [(f"the same with `shoal.layout`: {_experts(each)}", _twice(each)) for each in found.told]
+    rows += [(f"fetched: {found.whole.num_experts} experts at once", _pull(found.whole))]
     rate = found.verified_bytes / found.verify_s / GB
     rows += [
         (
@@ -73,10 +78,24 @@ def _gb(size_bytes: int) -> str:
     return f"{size_bytes / GB:.2f} GB"
 
 
+def _verdict(pull: Pulled) -> str:
+    return "kept" if pull.ratio <= LIMIT else f"over {LIMIT}"
+
+
 def _pull(pull: Pulled) -> str:
-    verdict = "kept" if pull.ratio <= LIMIT else f"over {LIMIT}"
     sizes = f"{pull.piece_bytes:,} bytes of experts, {pull.wire_bytes:,} over the wire"
-    return f"{sizes}: {pull.ratio:.4f} ({verdict}); {pull.num_requests} requests, {pull.taken_s:.1f} s"
+    return f"{sizes}: {pull.ratio:.4f} ({_verdict(pull)}); {pull.num_requests} requests, {pull.taken_s:.1f} s"
+
+
+def _experts(fetched: Twice) -> str:
+    number = fetched.first.num_experts
+    return f"{number} expert{'s' if number > 1 else ''}"
+
+
+def _twice(fetched: Twice) -> str:
+    first, second = fetched.first, fetched.second
+    begun = f"{first.wire_bytes:,} bytes over the wire: {first.ratio:.4f} ({_verdict(first)})"
+    return f"{begun}; then {second.wire_bytes:,}: {second.ratio:.4f} ({_verdict(second)})"
 
 
 def _assignment(found: Rehearsal) -> list[tuple[str, str]]:
@@ -84,7 +103,8 @@ def _assignment(found: Rehearsal) -> list[tuple[str, str]]:
     chosen = f"{swarm.experts_per_node} experts each, in {swarm.median_layers:g} layers (median)"
     fetched = f"{swarm.fetched_bytes / 10**12:.3f} TB in all; {swarm.median_ratio:.4f} of a node's experts (median)"
     covered = f"covered {churn.coverage_mean:.3%} (least {churn.coverage_least:.3%})"
-    moved = f"{churn.moves_per_h:.0f} experts an hour ({churn.moves_per_h * found.pulls[0].piece_bytes / GB:.1f} GB)"
+    expert_bytes = found.whole.piece_bytes // found.whole.num_experts
+    moved = f"{churn.moves_per_h:.0f} experts an hour ({churn.moves_per_h * expert_bytes / GB:.1f} GB)"
     least = churn.least_after_giving_up
     left = "no expert was given up for another" if least is None else f"what was given up had {least} holders left"
     share = found.settings.share_bytes / GB

@@ -14,6 +14,7 @@ from pathlib import Path
 from shoal.experts.checkpoint import INDEX_FILE, Checkpoint
 from shoal.experts.family import CONFIG_FILE, ModelSpec, model_spec
 from shoal.experts.manifest import MANIFEST_FILE, Manifest, write_manifest
+from shoal.experts.pieces.layout import LAYOUT_FILE, write_layout
 from shoal.experts.pieces.pieces import expert_pieces
 from shoal.experts.pieces.shelf import Shelf
 from shoal.experts.shard import expert_tensor_names
@@ -22,7 +23,7 @@ from shoal.node.holdings.placement import Shape
 from shoal.protocol.ids import ExpertId, PeerId
 from shoal.simulations.local_hub import local_hub
 from shoal.simulations.rehearsal.assigning import Assigned, Costs, assign, own_choice
-from shoal.simulations.rehearsal.fetching import Pulled, Puller, Refused, expert_words, flip_a_bit
+from shoal.simulations.rehearsal.fetching import Pulled, Puller, Refused, Twice, expert_words, flip_a_bit
 from shoal.simulations.rehearsal.hashing import Hashed, hash_layers, hash_rate
 from shoal.simulations.rehearsal.layout import DEEPSEEK_V3_1, PublishedShape
 from shoal.simulations.rehearsal.sparse import SparseCheckpoint, write_sparse
@@ -43,6 +44,8 @@ class RehearsalSettings:
     """Of churn."""
     num_jobs: int = 2
     """Threads that hash."""
+    steps: tuple[int, ...] = (1, 4, 16, 58)
+    """How many experts are fetched into a new store, and as many others then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,20 @@ class Rehearsal:
     manifest_bytes: int
     planned_bytes: int
     plan_s: float
-    pulls: tuple[Pulled, ...]
+    layout_bytes: int
+    published: tuple[Twice, ...]
+    """By `steps`, of a repository that has an index and headers."""
+    told: tuple[Twice, ...]
+    """The same, with `shoal.layout` beside the manifest."""
+    whole: Pulled
+    """All that a node holds, as published."""
     verified_bytes: int
     verify_s: float
     num_damaged: int
     refused: Refused
     assigned: Assigned
     expected_wire_bytes: tuple[int, ...]
-    """Of each pull, by the costs that the assignment is reckoned with."""
+    """Of each first fetch as published and of `whole`, by the costs that the assignment is reckoned with."""
 
 
 async def rehearse(settings: RehearsalSettings, scratch: Path, environment: Mapping[str, str]) -> Rehearsal:
@@ -84,16 +93,16 @@ async def rehearse(settings: RehearsalSettings, scratch: Path, environment: Mapp
     written_s = time.perf_counter() - begun_s
     hashed = hash_layers(directory, layers, settings.num_jobs)
     write_manifest(hashed.manifest, directory / MANIFEST_FILE)
-    costs, parts = _costs(directory, spec, expert_bytes), _parts(holding, settings.shape)
+    costs, parts = _costs(directory, spec, expert_bytes), [_part(holding, 0, step) for step in settings.steps]
     async with local_hub(directory) as hub:
         puller = Puller(hub, scratch, environment)
         planned_bytes, plan_s = await puller.plan(expert_words(holding))
-        pulls = []
-        for number, part in enumerate(parts):
-            if number:  # of one model in three stores, the last is looked at
-                await asyncio.to_thread(shutil.rmtree, puller.store(f"store{number - 1}"))
-            pulls.append(await puller.pull(f"store{number}", expert_words(part)))
-        store = puller.store(f"store{number}")
+        published = [await _twice(puller, holding, step) for step in settings.steps]
+        layout_bytes = await asyncio.to_thread(write_layout, directory)
+        told = [await _twice(puller, holding, step) for step in settings.steps]
+        (directory / LAYOUT_FILE).unlink()
+        whole = await puller.pull("store", expert_words(holding))
+        store = puller.store("store")
         verified_bytes, verify_s, num_damaged = await asyncio.to_thread(_verify, store, hashed.manifest, holding)
         refused = await _damage_and_pull(puller, directory, spec, holding)
     return Rehearsal(
@@ -105,13 +114,16 @@ async def rehearse(settings: RehearsalSettings, scratch: Path, environment: Mapp
         manifest_bytes=(directory / MANIFEST_FILE).stat().st_size,
         planned_bytes=planned_bytes,
         plan_s=plan_s,
-        pulls=tuple(pulls),
+        layout_bytes=layout_bytes,
+        published=tuple(published),
+        told=tuple(told),
+        whole=whole,
         verified_bytes=verified_bytes,
         verify_s=verify_s,
         num_damaged=num_damaged,
         refused=refused,
         assigned=assign(Shape.of(spec), costs, settings.num_nodes, settings.share_bytes, settings.hours),
-        expected_wire_bytes=tuple(costs.wire_bytes(part) for part in parts),
+        expected_wire_bytes=tuple(costs.wire_bytes(part) for part in (*parts, holding)),
     )
 
 
@@ -122,11 +134,21 @@ def _expert_bytes(shape: PublishedShape) -> int:
     return weights + 3 * 4 * rows * columns
 
 
-def _parts(holding: Holding, shape: PublishedShape) -> list[Holding]:
-    """One expert, one routing group, everything."""
-    layer = min(holding)
-    group = holding[layer][: shape.num_experts // shape.num_groups]
-    return [{layer: group[:1]}, {layer: group}, holding]
+def _part(holding: Holding, begin: int, num_experts: int) -> Holding:
+    """Some experts of a holding, by their place in it."""
+    part: Holding = {}
+    places = [(layer, expert) for layer, experts in holding.items() for expert in experts]
+    for layer, expert in places[begin : begin + num_experts]:
+        part[layer] = (*part.get(layer, ()), expert)
+    return part
+
+
+async def _twice(puller: Puller, holding: Holding, num_experts: int) -> Twice:
+    """Fetch experts into a store that is made for it and removed, then as many others."""
+    parts = [expert_words(_part(holding, begin, num_experts)) for begin in (0, num_experts)]
+    found = Twice(*[await puller.pull("twice", words) for words in parts])
+    await asyncio.to_thread(shutil.rmtree, puller.store("twice"))
+    return found
 
 
 def _verify(store: Path, manifest: Manifest, holding: Holding) -> tuple[int, float, int]:

@@ -29,7 +29,7 @@ SMALL = PublishedShape(
     v_head_dim=16, vocab_size=512, stages=(2,), file_elements=600_000,
 )  # fmt: skip
 EXPERT_BYTES = 3 * 128 * 256 + 3 * 4 * 2
-SETTINGS = RehearsalSettings(SMALL, share_bytes=10 * EXPERT_BYTES, num_nodes=20, hours=0.2, num_jobs=1)
+SETTINGS = RehearsalSettings(SMALL, share_bytes=10 * EXPERT_BYTES, num_nodes=20, hours=0.2, num_jobs=1, steps=(3,))
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,29 @@ def test_what_was_hashed_is_what_a_whole_manifest_says(found: Rehearsal) -> None
 
 
 def test_a_fetch_costs_its_pieces_and_the_index_manifest_config_and_headers_and_nothing_else(found: Rehearsal) -> None:
-    for pull in found.pulls:
+    pulls = [*(each.first for each in found.published), found.whole]
+    for pull in pulls:
         assert pull.piece_bytes == pull.num_experts * EXPERT_BYTES
-    assert [pull.num_experts for pull in found.pulls] == [1, 4, 10]
+    assert [pull.num_experts for pull in pulls] == [3, 10]
     assert found.planned_bytes == 10 * EXPERT_BYTES
-    assert tuple(pull.wire_bytes for pull in found.pulls) == found.expected_wire_bytes
+    assert tuple(pull.wire_bytes for pull in pulls) == found.expected_wire_bytes
+
+
+def test_the_second_fetch_reads_neither_index_nor_manifest_again(found: Rehearsal) -> None:
+    for each in found.published:
+        header_bytes = each.second.wire_bytes - each.second.num_experts * EXPERT_BYTES
+        assert header_bytes < found.checkpoint.header_bytes, "headers of files that are new to it, at most"
+        assert header_bytes < found.manifest_bytes
+
+
+def test_with_a_layout_a_fetch_costs_its_pieces_manifest_config_and_layout_and_the_second_its_pieces(
+    found: Rehearsal,
+) -> None:
+    config_bytes = (found.checkpoint.directory / "config.json").stat().st_size
+    fixed_bytes = found.manifest_bytes + config_bytes + found.layout_bytes
+    for each in found.told:
+        assert each.first.wire_bytes == each.first.num_experts * EXPERT_BYTES + fixed_bytes
+        assert each.second.wire_bytes == each.second.num_experts * EXPERT_BYTES
 
 
 def test_what_was_fetched_is_whole_and_a_flipped_bit_at_the_hub_is_refused(found: Rehearsal) -> None:
