@@ -29,8 +29,8 @@ class Found:
 class Places:
     """The places of one source's tensors."""
 
-    def __init__(self, reader: RangeReader, kept: Kept, layout: bytes | None) -> None:
-        """layout: the model's, as somebody made it; None: there is none."""
+    def __init__(self, reader: RangeReader, kept: Kept | None, layout: bytes | None) -> None:
+        """kept: what the source said before, or None. layout: the model's, as somebody made it, or None."""
         self._reader = reader
         self._kept = kept
         self._raw_layout = layout
@@ -69,16 +69,18 @@ class Places:
         """From now on ask the source itself."""
         async with self._lock:
             if not self.is_certain:
-                await asyncio.to_thread(self._kept.forget)
+                if self._kept is not None:
+                    await asyncio.to_thread(self._kept.forget)
                 self._raw_layout, self._file_of, self._files, self.is_certain = None, None, {}, True
 
     def keep(self) -> None:
         """The model is on the shelf now: keep there what was read. Blocking."""
-        self._kept.settle()
+        if self._kept is not None:
+            self._kept.settle()
 
     async def _read_tables(self) -> dict[str, str]:
         """Which file each tensor is in; empty if there is one file only."""
-        kept = await asyncio.to_thread(self._kept.get, INDEX_FILE)
+        kept = await self._said_before(INDEX_FILE)
         if kept is None and self._raw_layout is not None and await self._take_layout(self._raw_layout):
             return {tensor: file for file, each in self._files.items() for tensor in each.entries}
         if kept is not None:
@@ -89,7 +91,7 @@ class Places:
             index = parse_index(raw)
         except ModelNotFound:
             raw, index = b"", {}
-        await asyncio.to_thread(self._kept.put, INDEX_FILE, raw)
+        await self._keep(INDEX_FILE, raw)
         return index
 
     async def _take_layout(self, raw: bytes) -> bool:
@@ -102,17 +104,24 @@ class Places:
         return True
 
     async def _read_header(self, file: str) -> FileLayout:
-        kept = await asyncio.to_thread(self._kept.get, file)
+        kept = await self._said_before(file)
         if kept is not None:
             self.is_certain = False
             file_bytes, header = int.from_bytes(kept[:LENGTH_BYTES], "little"), kept[LENGTH_BYTES:]
         else:
             file_bytes, header = await self._ask_header(file)
             stated = file_bytes.to_bytes(LENGTH_BYTES, "little")
-            await asyncio.to_thread(self._kept.put, file, stated + header)
+            await self._keep(file, stated + header)
         start = LENGTH_BYTES + len(header)
         entries = await asyncio.to_thread(parse_header, header, file_bytes - start, file)
         return FileLayout(start, entries)
+
+    async def _said_before(self, key: str) -> bytes | None:
+        return None if self._kept is None else await asyncio.to_thread(self._kept.get, key)
+
+    async def _keep(self, key: str, data: bytes) -> None:
+        if self._kept is not None:
+            await asyncio.to_thread(self._kept.put, key, data)
 
     async def _ask_header(self, file: str) -> tuple[int, bytes]:
         """A file's length and its header, of the source."""

@@ -75,7 +75,7 @@ class CheckpointSource:
         self._reader = reader
         self._manifest = manifest
         self._spec = spec
-        self._tensors = Places(reader, kept or Kept(None, reader.name), layout)
+        self._tensors = Places(reader, kept, layout)
 
     @property
     def name(self) -> str:
