@@ -53,6 +53,8 @@ class ShownPull:
     free_bytes: int
     """On the store's disk, before."""
     fits: bool
+    num_nowhere: int
+    """Of the missing pieces, those that no peer and no source has now; told with `--join`."""
     forecast_s: float | None
     num_fetched: int
     fetched_bytes: int
@@ -102,6 +104,8 @@ def plan_lines(shown: ShownPull) -> list[str]:
     ]  # fmt: skip
     if not shown.fits:
         lines.append(_("this does not fit the disk"))
+    if shown.num_nowhere:
+        lines.append(_("{number} of them nobody has now").format(number=shown.num_nowhere))
     if shown.forecast_s:
         lines.append(
             _("about {minutes:.1f} minutes, at {rate}").format(

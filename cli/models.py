@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from shoal.experts.pieces.fetching import Fetched
     from shoal.experts.pieces.pieces import Piece
     from shoal.experts.pieces.shelf import Shelf, ShelfModel
-    from shoal.node.weights.pulling import Plan, Wish
+    from shoal.node.weights.pulling import Plan, Pull, Wish
+    from shoal.node.weights.pulling_from_peers import PeerPull
 
 models_app = typer.Typer(no_args_is_help=True, help="Models on this machine: list, fetch, verify and remove them.")
 
@@ -50,10 +51,17 @@ def ls(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
 @models_app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="What to call the model here; NAME@ROOT trusts that root only.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="What to call the model here; NAME@ROOT trusts that root only. Not needed with --join."),
+    ] = "",
     sources: Annotated[
         list[str] | None,
         typer.Option("--from", help="hf:OWNER/NAME@COMMIT, a mirror's URL or a directory; repeatable."),
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(help="A token: fetch its swarm's model from peers, and what none has from --from; repeatable."),
     ] = None,
     experts: ExpertsOption = "all",
     trunk: TrunkOption = True,
@@ -68,10 +76,17 @@ def pull(
     """Fetch a model, or a part of it; every byte is verified. Interrupted, it goes on where it was."""
     with reporting_errors():
         from shoal.node.weights.pulling import Wish
+        from shoal.protocol.errors import InvalidRequest
 
         name, _at, root = name.partition("@")
         wish = Wish(name, tuple(sources or ()), experts, trunk, _root(root), manifest)
-        run_coroutine(lambda: _pull(wish, _shelf(store, disk), dry_run, as_json))
+        shelf, shown = _shelf(store, disk), _Showing(dry_run, as_json)
+        if join:
+            run_coroutine(lambda: _pull_with_peers(wish, join, shelf, shown))
+        elif not name:
+            raise InvalidRequest("give the model's name, or --join TOKEN")
+        else:
+            run_coroutine(lambda: _pull(wish, shelf, shown))
 
 
 @models_app.command("import")
@@ -99,7 +114,7 @@ def import_(
         with files.checkpoint, ProgressBar() as bar:
             write_manifest(manifest_of(files, default_cache_dir(), partial(bar, _("hashing"))), made)
         wish = Wish(name or directory.resolve().name, (str(directory),), experts, trunk, manifest=made)
-        run_coroutine(lambda: _pull(wish, shelf, dry_run, as_json))
+        run_coroutine(lambda: _pull(wish, shelf, _Showing(dry_run, as_json)))
 
 
 @models_app.command()
@@ -141,23 +156,54 @@ def verify(name: NameArgument, store: StoreOption = None, as_json: JsonOption = 
             raise SystemExit(6)
 
 
-async def _pull(wish: "Wish", shelf: "Shelf", dry_run: bool, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Showing:
+    """What the user wants to see of a pull."""
+
+    is_dry_run: bool
+    as_json: bool
+
+
+async def _pull(wish: "Wish", shelf: "Shelf", showing: _Showing) -> None:
+    from shoal.node.weights.pulling import planned
+
+    async with planned(wish, shelf) as pulled:
+        await _shown_run(pulled, showing)
+
+
+async def _pull_with_peers(wish: "Wish", join: Sequence[str], shelf: "Shelf", showing: _Showing) -> None:
+    import time
+
+    from shoal.cli.progress import ProgressBar
+    from shoal.cli.token_model import Telling, on_stderr, token_in
+    from shoal.node.weights.by_token import TokenWish
+    from shoal.node.weights.pulling_from_peers import planned_with_peers
+    from shoal.protocol.errors import InvalidRequest
+
+    if wish.manifest is not None:
+        raise InvalidRequest("the token says which manifest it is; give one of --join and --manifest")
+    token = TokenWish(token_in(join), tuple(join), time.time)
+    with ProgressBar() as bar:
+        async with planned_with_peers(wish, token, shelf, Telling(bar, on_stderr).progress) as pulled:
+            bar.stop()
+            await _shown_run(pulled, showing)
+
+
+async def _shown_run(pulled: "Pull | PeerPull", showing: _Showing) -> None:
     import sys
 
     from shoal.cli.model_reports import plan_lines, pull_lines
     from shoal.cli.progress import ProgressBar
-    from shoal.node.weights.pulling import planned
 
-    async with planned(wish, shelf) as pulled:
-        if dry_run:
-            shown = _shown_pull(pulled.plan, forecast_s=await pulled.forecast_s())
-            print(json.dumps(asdict(shown)) if as_json else "\n".join(plan_lines(shown)))
-            return
-        print("\n".join(plan_lines(_shown_pull(pulled.plan))), file=sys.stderr)
-        with ProgressBar() as bar:
-            fetched = await pulled.run(partial(bar, _("fetching")))
-        shown = _shown_pull(pulled.plan, fetched)
-        print(json.dumps(asdict(shown)) if as_json else "\n".join(pull_lines(shown)))
+    if showing.is_dry_run:
+        shown = _shown_pull(pulled.plan, forecast_s=await pulled.forecast_s())
+        print(json.dumps(asdict(shown)) if showing.as_json else "\n".join(plan_lines(shown)))
+        return
+    print("\n".join(plan_lines(_shown_pull(pulled.plan))), file=sys.stderr)
+    with ProgressBar() as bar:
+        fetched = await pulled.run(partial(bar, _("fetching")))
+    shown = _shown_pull(pulled.plan, fetched)
+    print(json.dumps(asdict(shown)) if showing.as_json else "\n".join(pull_lines(shown)))
 
 
 def _shown_pull(plan: "Plan", fetched: "Fetched | None" = None, forecast_s: float | None = None) -> "ShownPull":
@@ -175,6 +221,7 @@ def _shown_pull(plan: "Plan", fetched: "Fetched | None" = None, forecast_s: floa
         missing_bytes=plan.missing_bytes,
         free_bytes=plan.free_bytes,
         fits=plan.missing_bytes <= plan.free_bytes,
+        num_nowhere=plan.num_nowhere,
         forecast_s=forecast_s,
         num_fetched=fetched.num_pieces if fetched else 0,
         fetched_bytes=fetched.size_bytes if fetched else 0,

@@ -138,6 +138,16 @@ def _invite_in(join: Sequence[str]) -> "Invite | None":
     return next((each for each in found if each.files is not None), found[0] if found else None)
 
 
+def token_in(join: Sequence[str]) -> "Invite":
+    """As `_invite_in`. Raises InvalidRequest: there is none."""
+    from shoal.protocol.errors import InvalidRequest
+
+    invite = _invite_in(join)
+    if invite is None:
+        raise InvalidRequest("--join needs an invite token here: an address alone does not say which model it is")
+    return invite
+
+
 def _root_of(directory: Path) -> bytes:
     from shoal.experts.manifest import MANIFEST_FILE, load_manifest
 

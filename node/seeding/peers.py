@@ -133,6 +133,10 @@ class Peers:
         """What is known of a peer."""
         return self._standings.setdefault(peer, Standing())
 
+    def widen(self, wanted: Wanted) -> None:
+        """From now on these layers are looked for, and pieces of this size expected."""
+        self._wanted, self._first = wanted, FirstCopies(wanted.max_piece_bytes)
+
     async def begin(self) -> None:
         """Before a fetch: see who is there, and be patient from now on."""
         with suppress(ShoalError):  # a directory that does not answer may do so the next time
@@ -163,8 +167,8 @@ class Peers:
         now_s = self._clock()
         self._first.count_given(self._given_bytes(), now_s)
         pieces = [self._elsewhere[digest] for digest in self._first.unpassed(now_s)]
-        self._helping.judge(lambda digest: bool(self._holders(self._elsewhere[digest])), now_s)
-        self._first.forget([each.digest for each in pieces if self._holders(each) or not self._rivals(each)])
+        self._helping.judge(lambda digest: bool(self.holders(self._elsewhere[digest])), now_s)
+        self._first.forget([each.digest for each in pieces if self.holders(each) or not self._rivals(each)])
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -182,10 +186,10 @@ class Peers:
 
     def has_now(self, piece: Piece) -> bool:
         now_s = self._clock()
-        return any(self._is_free(peer, piece, now_s) for peer in self._holders(piece))
+        return any(self._is_free(peer, piece, now_s) for peer in self.holders(piece))
 
     def rarity(self, piece: Piece) -> tuple[int, bytes]:
-        return len(self._holders(piece)), _rank(piece, self._wanted.me)
+        return len(self.holders(piece)), _rank(piece, self._wanted.me)
 
     def turn(self, piece: Piece) -> tuple[int, bytes] | None:
         """See `PeerSource`. Of those who say that they are about to get a piece, the first by a hash of both fetches it
@@ -194,7 +198,7 @@ class Peers:
         if isinstance(piece, ExpertPiece):
             self._helping.wants(piece.digest)
         ours, waited_s = _rank(piece, self._wanted.me), self._clock() - self._gave_s
-        if any(not self.standing(peer).is_dropped for peer in self._holders(piece)):
+        if any(not self.standing(peer).is_dropped for peer in self.holders(piece)):
             return (0, ours) if waited_s > LINE_PATIENCE_S else None
         rivals = self._rivals(piece)
         if not rivals or waited_s > self._patience_s:
@@ -262,7 +266,7 @@ class Peers:
             if self._is_too_slow(peer, piece, taken, self._gave_s - begun_s):
                 raise SourceFailed(f"peer {peer}", "another is much faster")
 
-        channel = await self._channel(peer)
+        channel = await self.channel(peer)
         try:
             most_bytes = await self.size(piece)
             await Taking(channel, self._wanted.model_root, piece.digest, most_bytes, count).run(partial)
@@ -286,7 +290,7 @@ class Peers:
             self.standing(giver).is_doubted = True
         raise SourceFailed(f"peer {peer}", f"{piece.name} was put together from several, and one gave wrong bytes")
 
-    def _holders(self, piece: Piece) -> set[PeerId]:
+    def holders(self, piece: Piece) -> set[PeerId]:
         """Who may be asked for it."""
         if self._disk is None and isinstance(piece, TrunkPiece):
             return set()
@@ -299,7 +303,7 @@ class Peers:
     def _fastest(self, piece: Piece) -> PeerId | None:
         """Of those that are free, the fastest, or while few are known one that was not tried yet."""
         now_s = self._clock()
-        free = [peer for peer in sorted(self._holders(piece)) if self._is_free(peer, piece, now_s)]
+        free = [peer for peer in sorted(self.holders(piece)) if self._is_free(peer, piece, now_s)]
 
         rates = sorted(rate for each in self._standings.values() if (rate := each.rate_bytes_per_s) is not None)
         untried = rates[len(rates) // 2] if len(rates) >= NUM_TRIED else float("inf")
@@ -316,7 +320,7 @@ class Peers:
         now_s = self._clock()
         rates = [
             self.standing(other).rate_bytes_per_s or 0.0
-            for other in self._holders(piece)
+            for other in self.holders(piece)
             if other != peer and self._is_free(other, piece, now_s)
         ]
         return max(rates, default=0.0) > SLOW_FACTOR * taken / took_s
@@ -346,7 +350,7 @@ class Peers:
         while len(self._partials) > MAX_PARTIALS:
             self._partials.popitem(last=False)[1].close()
 
-    async def _channel(self, peer: PeerId) -> PieceChannel:
+    async def channel(self, peer: PeerId) -> PieceChannel:
         """The connection to a peer, opened if need be."""
         opening = self._channels.pop(peer, None)
         if opening is None or not _is_of_use(opening):

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from shoal.experts.family import CONFIG_FILE
-from shoal.experts.manifest import MANIFEST_FILE, decode_manifest
-from shoal.experts.pieces.fetching import fetch_pieces
+from shoal.experts.manifest import MANIFEST_FILE, Manifest, decode_manifest
+from shoal.experts.pieces.fetching import Fetched, fetch_pieces
 from shoal.experts.pieces.model import PieceModel, check_config, spec_of
 from shoal.experts.pieces.pieces import FilePiece, TrunkPiece, trunk_pieces
 from shoal.experts.pieces.pins import Pins
@@ -83,11 +83,22 @@ async def peers_by_token(wish: TokenWish, shelf: Shelf) -> AsyncIterator[Peers]:
 
 
 async def fetch_small_files(wish: TokenWish, peers: Peers, shelf: Shelf, progress: StageProgress) -> ShelfModel:
-    """Put the token's model on the shelf, without a byte of its weights.
+    """Put the token's model on the shelf, without a byte of its weights. Raises as `take_small_files`; OSError."""
+    manifest, files = await take_small_files(wish, peers, progress)
+    return await asyncio.to_thread(shelf.add, default_name(manifest), manifest, files, ())
+
+
+def default_name(manifest: Manifest) -> str:
+    """What a model is called that nobody has named."""
+    return f"{manifest.model_type}-{manifest.root.hex()[:8]}"
+
+
+async def take_small_files(wish: TokenWish, peers: Peers, progress: StageProgress) -> tuple[Manifest, dict[str, bytes]]:
+    """The token's manifest and the other small files, config.json among them; nothing is written.
 
     Raises:
         InvalidRequest: the token names no files. SourceLied, SourceFailed: nobody gives them. CheckpointError: what the
-        token vouches for is no model, or another than its root. OSError: the disk.
+        token vouches for is no model, or another than its root.
     """
     if wish.invite.files is None:
         raise InvalidRequest(
@@ -103,7 +114,7 @@ async def fetch_small_files(wish: TokenWish, peers: Peers, shelf: Shelf, progres
     for file in listed:
         files[file.name] = await _take(FilePiece(file.digest, file.name, file.size_bytes), peers, wish)
         progress("files", sum(map(len, files.values())), total)
-    return await asyncio.to_thread(_put_on_shelf, wish.invite.model_root, files, shelf)
+    return await asyncio.to_thread(_checked, wish.invite.model_root, files)
 
 
 async def fetch_trunk(wish: TokenWish, peers: Peers, model: PieceModel, progress: StageProgress) -> None:
@@ -128,7 +139,7 @@ async def fetch_trunk(wish: TokenWish, peers: Peers, model: PieceModel, progress
         await asyncio.to_thread(pins.hold, "trunk", [piece.digest for piece in pinned])
         fetching = asyncio.create_task(_fetch(missing, peers, model.shelf, tell), name="fetch the trunk")
         try:
-            await _unless_silent(fetching, lambda: arrived, peers, wish)
+            await unless_silent(fetching, lambda: arrived, peers, wish, "the trunk")
         finally:
             fetching.cancel()
             await asyncio.wait({fetching})
@@ -141,8 +152,8 @@ def missing_trunk(model: PieceModel) -> list[TrunkPiece]:
     return [piece for piece in pieces if piece.digest not in there]
 
 
-async def _fetch(missing: list[TrunkPiece], peers: Peers, shelf: Shelf, tell: Callable[[int], None]) -> None:
-    await fetch_pieces(missing, (), shelf.store, progress=tell, peers=peers)
+async def _fetch(missing: list[TrunkPiece], peers: Peers, shelf: Shelf, tell: Callable[[int], None]) -> Fetched:
+    return await fetch_pieces(missing, (), shelf.store, progress=tell, peers=peers)
 
 
 def check_room(shelf: Shelf, missing: list[TrunkPiece]) -> None:
@@ -152,9 +163,10 @@ def check_room(shelf: Shelf, missing: list[TrunkPiece]) -> None:
         raise DiskFull(f"the trunk needs {needed / 1e9:,.2f} GB more and {shelf.root} has {free / 1e9:,.2f} GB free")
 
 
-async def _unless_silent(
-    fetching: asyncio.Task[None], arrived: Callable[[], int], peers: Peers, wish: TokenWish
-) -> None:
+async def unless_silent(
+    fetching: asyncio.Task[Fetched], arrived: Callable[[], int], peers: Peers, wish: TokenWish, what: str
+) -> Fetched:
+    """What comes of a fetch, for as long as bytes come. Raises as the fetch; as `_silence` when it is given up."""
     clock = asyncio.get_running_loop().time
     before, heard_s = arrived(), clock()
     while not fetching.done():
@@ -162,8 +174,8 @@ async def _unless_silent(
         if arrived() != before:
             before, heard_s = arrived(), clock()
         if clock() - heard_s > _patience_s(wish, peers):
-            raise _silence("the trunk", peers)
-    fetching.result()
+            raise _silence(what, peers)
+    return fetching.result()
 
 
 async def _take(piece: FilePiece, peers: Peers, wish: TokenWish) -> bytes:
@@ -198,7 +210,7 @@ def _silence(what: str, peers: Peers) -> ShoalError:
     return SourceFailed("peers", f"nobody has given {what} for a while: {why}")
 
 
-def _put_on_shelf(root: bytes, files: dict[str, bytes], shelf: Shelf) -> ShelfModel:
+def _checked(root: bytes, files: dict[str, bytes]) -> tuple[Manifest, dict[str, bytes]]:
     if not files.keys() >= {CONFIG_FILE, MANIFEST_FILE}:
         raise CheckpointError("the token", None, "it vouches for a model without config or manifest")
     manifest = decode_manifest(files.pop(MANIFEST_FILE))
@@ -207,7 +219,7 @@ def _put_on_shelf(root: bytes, files: dict[str, bytes], shelf: Shelf) -> ShelfMo
     config = parse_object(files[CONFIG_FILE], CONFIG_FILE)
     check_config(config, manifest)
     spec_of(config, manifest)
-    return shelf.add(f"{manifest.model_type}-{root.hex()[:8]}", manifest, files, ())
+    return manifest, files
 
 
 def _uniform() -> float:

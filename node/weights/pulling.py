@@ -22,6 +22,7 @@ from shoal.experts.pieces.ranges import CheckpointSource
 from shoal.experts.pieces.shelf import MAX_SMALL_FILE_BYTES, SMALL_FILES, Shelf, ShelfModel
 from shoal.experts.pieces.sources import RangeReader
 from shoal.experts.safetensors_header import parse_object
+from shoal.experts.specs import ModelSpec
 from shoal.node.holdings.assignment import parse_holding
 from shoal.node.weights.model_sources import checkpoint_sources, full_word, open_readers, sources_of
 from shoal.protocol.errors import CheckpointError, ModelNotFound, ShoalError
@@ -60,6 +61,8 @@ class Plan:
     missing_bytes: int
     free_bytes: int
     """On the store's disk."""
+    num_nowhere: int = 0
+    """Of the missing ones, those that no peer and no source has now; told of peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +118,17 @@ async def planned(wish: Wish, shelf: Shelf) -> AsyncIterator[Pull]:
         spec = spec_of(config, manifest)
         shelf.check(wish.name, manifest.root)
         sources = checkpoint_sources(readers, manifest, spec, shelf, files.get(LAYOUT_FILE))
-        holding = {} if wish.experts == NOTHING else parse_holding(wish.experts, spec)
-        wanted = [(layer, expert) for layer, experts in holding.items() for expert in experts]
-        pieces: list[Piece] = [*expert_pieces(manifest, wanted), *(trunk_pieces(manifest) if wish.has_trunk else ())]
+        pieces = wished_pieces(wish, manifest, spec)
         kept = [full_word(word) for word in words]
         plan = await _plan(wish.name, manifest.root, pieces, sources, shelf)
         yield Pull(plan, sources, shelf, lambda: shelf.add(wish.name, manifest, files, kept))
+
+
+def wished_pieces(wish: Wish, manifest: Manifest, spec: ModelSpec) -> list[Piece]:
+    """The pieces of a wish. Raises InvalidRequest: there is no such expert."""
+    holding = {} if wish.experts == NOTHING else parse_holding(wish.experts, spec)
+    wanted = [(layer, expert) for layer, experts in holding.items() for expert in experts]
+    return [*expert_pieces(manifest, wanted), *(trunk_pieces(manifest) if wish.has_trunk else ())]
 
 
 async def fill(model: PieceModel, holding: Sequence[ExpertPiece], progress: PullProgress) -> Fetched:

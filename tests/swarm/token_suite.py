@@ -73,3 +73,35 @@ def test_node_and_clients_with_nothing_but_a_token_answer_as_the_oracle_and_go_o
             late = answer(empty_disk(environment, tmp_path, "d"), token_of_the_second)
     assert early == oracle[: len(early)]
     assert late == oracle[: len(late)]
+
+
+def test_a_copy_of_the_swarms_model_is_pulled_by_its_token_and_is_whole_and_everything_works_on_it(
+    model: Path,
+    environment: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    manifest, own = make_manifest(model), empty_disk(environment, tmp_path, "b")
+    root = manifest.root.hex()
+    with running_node(environment, "--model", str(model), "--experts", "all") as (_, token):
+        dry = shoal(own, "models", "pull", "--join", token, "--dry-run", "--json")
+        assert dry.returncode == 0, dry.stderr
+        told = json.loads(dry.stdout)
+        assert (told["num_missing"], told["num_nowhere"]) == (told["num_pieces"], 0)
+        assert told["forecast_s"] > 0
+        assert json.loads(shoal(own, "models", "ls", "--json").stdout)["models"] == []
+        wrong = shoal(own, "models", "pull", "tiny@deadbeef", "--join", token)
+        assert (wrong.returncode, root in wrong.stderr) == (6, True), wrong.stderr
+        part = shoal(own, "models", "pull", "tiny", "--join", token, "--experts", "1:0-2", "--no-trunk", "--json")
+        assert (part.returncode, json.loads(part.stdout)["num_fetched"]) == (0, 3), part.stderr
+        rest = shoal(own, "models", "pull", "tiny", "--join", token, "--json")
+        assert rest.returncode == 0, rest.stderr
+        shown = json.loads(rest.stdout)
+        assert shown["num_fetched"] == told["num_pieces"] - 3
+    [listed] = json.loads(shoal(own, "models", "ls", "--json").stdout)["models"]
+    assert (listed["root"], listed["num_experts_here"]) == (root, listed["num_experts"])
+    assert listed["num_trunk_tensors_here"] == listed["num_trunk_tensors"]
+    assert listed["size_bytes"] == told["missing_bytes"], "the forecast was exact"
+    verified = json.loads(shoal(own, "models", "verify", "tiny", "--json").stdout)
+    assert (verified["num_verified"], verified["damaged"]) == (told["num_pieces"], [])
+    removed = shoal(own, "models", "rm", "tiny", "--json")
+    assert json.loads(removed.stdout)["freed_bytes"] >= listed["size_bytes"]
