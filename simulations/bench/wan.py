@@ -11,12 +11,13 @@ import asyncio
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 import uvloop
@@ -35,17 +36,22 @@ from shoal.simulations.demo_model import MODEL_DIRECTORY
 from shoal.simulations.fork_server import start_fork_server
 from shoal.simulations.local import LocalSwarmSettings
 from shoal.simulations.wan.link import Link
+from shoal.simulations.wan.measure import measure_echo
 from shoal.simulations.wan.namespace import why_no_namespaces
+from shoal.simulations.wan.network import Network
 
 NUM_ALONE = 6
 """Answers of one process by itself; the first is not measured."""
+
+NUM_ECHOES = 50
 
 BOUND = 1.10
 """What a single answer without drafts may take of round trips and the same machine's single process together."""
 
 
-async def bench_wan(context: ForkServerContext, settings: WanSettings) -> dict[str, object]:
-    """Measure every cell.
+async def bench_wan(start: Callable[[], ForkServerContext], settings: WanSettings) -> dict[str, object]:
+    """Measure every cell. start: what starts processes; it imports for seconds, so not before one process by itself has
+    been measured.
 
     Raises:
         InvalidRequest: nothing to measure, or what this kernel does not have. ShoalError: whatever nodes and swarm
@@ -54,8 +60,9 @@ async def bench_wan(context: ForkServerContext, settings: WanSettings) -> dict[s
     settings.check()
     started, until = perf_counter(), asyncio.get_running_loop().time() + 60 * settings.minutes
     alone_ms = await single_process_ms(settings.tokens_alone)
-    rows: list[dict[str, object]] = []
-    num_layers, tcp = 0, ""
+    context = start()
+    rows: list[dict[str, Any]] = []
+    num_layers, tcp, echo_ms = 0, "", dict[float, float]()
     for shape, activations in product(settings.swarms, settings.activations):
         swarm = LocalSwarmSettings(MODEL_DIRECTORY, shape.nodes, shape.replicas)
         arena_settings = ArenaSettings(
@@ -65,6 +72,7 @@ async def bench_wan(context: ForkServerContext, settings: WanSettings) -> dict[s
         num_experts = await num_experts_of(swarm, None)
         async with open_arena(context, arena_settings, num_experts, lambda _: None) as arena, Cells.of(arena) as cells:
             num_layers, tcp = len(arena.swarm.coverage()), describe_tcp()
+            echo_ms = await _echoes(arena, settings) if not rows else echo_ms
             of_swarm = {"swarm": str(shape), "activations": activations}
             taken, failed = await _all_cells(cells, settings, until)
             rows += [of_swarm | summary(cell, taken[cell], failed[cell]) for cell in taken]
@@ -79,7 +87,10 @@ async def bench_wan(context: ForkServerContext, settings: WanSettings) -> dict[s
         "tokens_alone": settings.tokens_alone,
         "rounds": settings.rounds,
         "seconds": perf_counter() - started,
-        "rows": [row | bound(row, num_layers, statistics.median(alone_ms)) for row in rows],
+        "rows": [
+            {"echo_ms": echo_ms.get(row["rtt_ms"])} | row | bound(row, num_layers, statistics.median(alone_ms))
+            for row in rows
+        ],
     }
 
 
@@ -119,12 +130,22 @@ async def _all_cells(
     return taken, failed
 
 
-def _set_links(arena: Arena, link: Link) -> None:
+async def _echoes(arena: Arena, settings: WanSettings) -> dict[float, float]:
+    """What the relay makes of each round trip: the median of small packets' echoes, ms."""
+    echo_ms: dict[float, float] = {}
+    for rtt_ms in settings.rtts_ms:
+        network = _set_links(arena, Link(rtt_ms))
+        echo_ms[rtt_ms] = (await asyncio.to_thread(measure_echo, network, NUM_ECHOES)).p50_ms
+    return echo_ms
+
+
+def _set_links(arena: Arena, link: Link) -> Network:
     """Of all nodes and of the client."""
     if arena.network is None:
         raise InvalidRequest("links can change only where there are namespaces")
     for host in arena.network.hosts:
         arena.network.set_link(host.index, link)
+    return arena.network
 
 
 def summary(cell: Cell, taken: Sequence[Taken], failed: Sequence[str]) -> dict[str, object]:
@@ -185,7 +206,7 @@ def main() -> int:
         return 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the client's verbs
-            result = runner.run(bench_wan(start_fork_server(), said.settings))
+            result = runner.run(bench_wan(start_fork_server, said.settings))
     except ShoalError as error:
         print(f"bench-wan: {error}", file=sys.stderr)
         return 1

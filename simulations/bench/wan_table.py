@@ -46,15 +46,15 @@ def _head(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _single(rows: Sequence[Mapping[str, Any]]) -> str:
     head = [
-        "| swarm | activations | Mbit/s | loss % | RTT ms | ms a token (range) | p99 | bound | of it | goal"
+        "| swarm | activations | Mbit/s | loss % | RTT ms | an echo | ms a token (range) | p99 | bound | of it | goal"
         " | with drafts: ms a token | times the tokens/s (range) | tokens a run | tokens a pass | answers differ |",
-        "|" + "---|" * 15,
+        "|" + "---|" * 16,
     ]
     return "\n".join([*head, *(_single_row(row) for row in rows if row["streams"] == 1)])
 
 
 def _single_row(row: Mapping[str, Any]) -> str:
-    network = f"| {_network(row)} | "
+    network = f"| {_network(row)} | {_echo(row)} | "
     if "is_kept" not in row:
         return f"{network}{_why(row)} |" + " |" * 9
     least, most = row["tokens_per_s_range"]
@@ -102,6 +102,11 @@ def _baseline(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapp
 
 def _network(row: Mapping[str, Any]) -> str:
     return f"{row['swarm']} | {row['activations']} | {row['mbit_per_s']:g} | {100 * row['loss']:g} | {row['rtt_ms']:g}"
+
+
+def _echo(row: Mapping[str, Any]) -> str:
+    """What the round trip is here: the relay's process waits for a core too."""
+    return f"{row['echo_ms']:.2f}" if row["echo_ms"] is not None else ""
 
 
 def _why(row: Mapping[str, Any]) -> str:

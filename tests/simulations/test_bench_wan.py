@@ -119,7 +119,7 @@ def test_both_forms_are_written_and_say_what_failed_and_what_had_no_time(tmp_pat
         "machine": machine, "commit": "c", "tcp": "reno", "moe_layers": 4, "alone_ms": 4.5,
         "alone_ms_range": [4.25, 5],
         "tokens": 24, "tokens_alone": 48, "rounds": 2, "seconds": 100.0,
-        "rows": [{"swarm": "4x2", "activations": "exact"} | row | bound(row, 4, 4.5) for row in rows],
+        "rows": [{"swarm": "4x2", "activations": "exact", "echo_ms": 20.25} | row | bound(row, 4, 4.5) for row in rows],
     }  # fmt: skip
     write(result, tmp_path / "out")
     shown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
@@ -130,9 +130,11 @@ def test_both_forms_are_written_and_say_what_failed_and_what_had_no_time(tmp_pat
     assert "**4.50 ms** a token in the same run (4.25-5.00)" in bounds
     assert "**1 of 1** single answers keep to it" in bounds
     alone, gap = single.splitlines()[2:]
-    assert "| 90.9 (83.3-100.0) | 12.0 | 93.0 | 0.98 | kept | 41.3 | 2.20 (2.20-2.20) | 4.00 | 3.33 | 0 |" in alone
+    assert (
+        "| 20.25 | 90.9 (83.3-100.0) | 12.0 | 93.0 | 0.98 | kept | 41.3 | 2.20 (2.20-2.20) | 4.00 | 3.33 | 0 |" in alone
+    )
     assert "failed: CoverageGap" in gap
-    assert {line.count("|") for line in single.splitlines()} == {16}
+    assert {line.count("|") for line in single.splitlines()} == {17}
     lines = rates.splitlines()
     assert "| 4x2 | exact | 100 | 1 | 20 | 1 | 11.0 (10.0-12.0) | 1.0 | 11.0 | 12.0 | 21.8 | 0.50 | 0.25 |" in lines[2]
     assert "| 220.0 (220.0-220.0, 1 failed) | 20.0 |" in lines[3]
