@@ -28,6 +28,8 @@ def plan(
         TrunkFormatOption, typer.Option(help="How the trunk's linears are held.")
     ] = TrunkFormatOption.AS_PUBLISHED,
     streams: Annotated[str, typer.Option(help="Answers at a time, e.g. 1,8,32.")] = "1,8,32",
+    up: Annotated[float | None, typer.Option(help="This machine's uplink in Mbit/s. Default: the file's.")] = None,
+    down: Annotated[float | None, typer.Option(help="Its downlink in Mbit/s. Default: the file's.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="A file of `shoal bench calibrate`. Default: the shipped one.")
     ] = None,
@@ -46,9 +48,11 @@ def plan(
             raise typer.BadParameter("name the machines: --peers FILE, or --join INVITE")
         if not counts or not 1 <= min(counts) <= max(counts) <= 256:
             raise typer.BadParameter("streams are numbers in 1..256, e.g. 1,8,32")
+        if not all(each is None or each > 0 for each in (up, down)):
+            raise typer.BadParameter("--up and --down are rates above 0, in Mbit/s")
         words = PlanWords(
             None if model == DEEPSEEK else Path(model), weights, trunk_format.value, tuple(counts),
-            read_calibration(calibration),
+            read_calibration(calibration), up, down,
         )  # fmt: skip
 
         def show(settings: "PlanSettings") -> None:

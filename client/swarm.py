@@ -190,6 +190,10 @@ class Swarm:
         now = asyncio.get_running_loop().time()
         return tuple(snapshot(self._holders.holder(peer), now) for peer in sorted(self._holders.costs()))
 
+    async def ping(self, num_pings: int) -> None:
+        """Ping every holder so many times, for `PeerSnapshot.ping_ms`; whoever does not answer is left out."""
+        await self._holders.ping_all(num_pings)
+
     @property
     def expert_bytes(self) -> int:
         """Bytes of one routed expert as stored."""

@@ -54,6 +54,8 @@ class PeerSnapshot:
     """Experts on its disk, asked for as an anchor's are; not in `holdings`."""
     read_ms: float = 0.0
     """What reading one of them takes; 0: not known."""
+    ping_ms: float | None = None
+    """The shortest round trip of a frame without a body, so far; None where links are not measured."""
 
     @property
     def is_usable(self) -> bool:
@@ -79,6 +81,7 @@ def snapshot(holder: "Holder", now: float) -> PeerSnapshot:
         addresses=holder.addresses,
         num_cold=sum(map(len, holder.cold.values())),
         read_ms=1000 * health.read_s,
+        ping_ms=None if health.link.ping_s is None else 1000 * health.link.ping_s,
     )
 
 

@@ -69,6 +69,10 @@ class PlanReport:
     """Through the trunk host's link."""
     down_mb_per_1000_tokens: float | None
     one_more: OneMore
+    unknown_links: int = 0
+    """Machines of whose links nothing is known: they count as unlimited."""
+    is_own_link_known: bool = True
+    """The trunk host's; likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,14 @@ def make_plan(settings: PlanSettings) -> PlanReport:
         up_mb_per_1000_tokens=streams[0].up_bytes_per_token / 1000 if streams else None,
         down_mb_per_1000_tokens=streams[0].down_bytes_per_token / 1000 if streams else None,
         one_more=_one_more(settings, placement, counts, holdings),
+        unknown_links=sum(not _is_known(peer.link) for peer in settings.peers),
+        is_own_link_known=_is_known(settings.trunk.link),
     )
+
+
+def _is_known(link: Link) -> bool:
+    """Whether somebody has said how fast it is, one way at least."""
+    return min(link.up, link.down) < UNLIMITED
 
 
 def _holdings(settings: PlanSettings, placement: Placement, counts: Counts) -> Sequence[Held]:
@@ -178,11 +189,11 @@ def _alone(settings: PlanSettings) -> Alone:
 def plan_lines(report: PlanReport) -> Iterator[str]:
     """The report for people."""
     alone = report.alone
-    yield f"{report.model}, experts {report.weight_format}, trunk {report.trunk_format}; {report.machines} machines"
+    yield f"{report.model}, experts {report.weight_format}, trunk {report.trunk_format}; {_machines(report.machines)}"
     if alone.fits:
         yield (
-            f"it fits the trunk host alone ({alone.needs_gb:.1f} of {alone.has_gb:.1f} GB) and needs no swarm:"
-            f" {alone.tokens_per_s:.2f} tokens/s there"
+            f"it fits the trunk host alone ({_size(alone.needs_gb)} of {_size(alone.has_gb)}) and"
+            f" needs no swarm: {alone.tokens_per_s:.2f} tokens/s there"
         )
     else:
         yield f"it does not fit the trunk host alone: {alone.needs_gb:.0f} GB, and {alone.has_gb:.0f} are there"
@@ -191,12 +202,8 @@ def plan_lines(report: PlanReport) -> Iterator[str]:
     if report.missing_experts:
         yield f"{report.missing_experts} experts have no place in {report.copies:.2f} copies: more machines are needed"
     yield from _speed_lines(report)
-    more = report.one_more
-    if more.tokens_per_s:
-        rates = ", ".join(f"{rate:.2f} ({count})" for count, rate in more.tokens_per_s.items())
-        yield f"one more machine of {more.memory_gb:.1f} GB: tokens/s in all {rates}"
-    else:
-        yield f"one more machine of {more.memory_gb:.1f} GB: {more.missing_experts} experts still without a place"
+    yield _one_more_line(report)
+    yield from _unknown_lines(report)
     yield f"compute: {report.calibration}"
 
 
@@ -206,8 +213,8 @@ def _speed_lines(report: PlanReport) -> Iterator[str]:
     yield f"{report.copies:.1f} copies of the experts"
     for row in report.streams:
         yield (
-            f"{row.streams:3} streams: {row.tokens_per_s_each:.2f} tokens/s each, {row.tokens_per_s:.2f} in all;"
-            f" limited by {row.limit} ({row.shares[row.limit]:.0%})"
+            f"{row.streams:3} stream{'' if row.streams == 1 else 's'}: {row.tokens_per_s_each:.2f} tokens/s each,"
+            f" {row.tokens_per_s:.2f} in all; limited by {row.limit} ({row.shares[row.limit]:.0%})"
         )
     yield "where the time of one stream's token goes:"
     yield from share_lines(report.streams[0].shares)
@@ -216,3 +223,37 @@ def _speed_lines(report: PlanReport) -> Iterator[str]:
         f"data per 1,000 tokens at the trunk host: {report.up_mb_per_1000_tokens:,.0f} MB up,"
         f" {report.down_mb_per_1000_tokens:,.0f} MB down"
     )
+
+
+def _one_more_line(report: PlanReport) -> str:
+    more, before = report.one_more, {each.streams: each.tokens_per_s for each in report.streams}
+    machine = f"one more machine of {_size(more.memory_gb)}"
+    if not more.tokens_per_s:
+        return f"{machine}: {more.missing_experts} experts still without a place"
+    rates = (f"{rate:.2f} ({_change(rate, before.get(count))})" for count, rate in more.tokens_per_s.items())
+    streams = ", ".join(str(count) for count in more.tokens_per_s)
+    return f"{machine}: {', '.join(rates)} tokens/s in all with {streams} streams"
+
+
+def _change(rate: float, before: float | None) -> str:
+    """In percent; by the model's own randomness a few percent are none."""
+    return f"{rate / before - 1:+.0%}" if before else "none before"
+
+
+def _unknown_lines(report: PlanReport) -> Iterator[str]:
+    """What a user may take for a fact and is none."""
+    if report.unknown_links:
+        yield (
+            f"the links of {_machines(report.unknown_links)} are not known and count as unlimited"
+            " (up_mbit_per_s and down_mbit_per_s in a file for --peers)"
+        )
+    if not report.is_own_link_known:
+        yield "the trunk host's own link is not known and counts as unlimited: --up and --down say it, in Mbit/s"
+
+
+def _machines(count: int) -> str:
+    return f"{count} machine{'' if count == 1 else 's'}"
+
+
+def _size(gigabytes: float) -> str:
+    return f"{1000 * gigabytes:.0f} MB" if gigabytes < 1 else f"{gigabytes:.1f} GB"

@@ -37,6 +37,18 @@ def test_peers_say_what_they_hold_and_how_they_answer(model: Path, tmp_path: Pat
     )
 
 
+def test_pings_tell_of_round_trips_without_any_work(model: Path, tmp_path: Path) -> None:
+    async def main() -> tuple[list[float | None], list[float | None]]:
+        async with memory_swarm(model, ["all", "0-3"], tmp_path) as world:
+            before = [each.ping_ms for each in world.swarm.peers()]
+            await world.swarm.ping(3)
+            return before, [each.ping_ms for each in world.swarm.peers()]
+
+    before, after = asyncio.run(main())
+    assert before == [None, None]
+    assert all(each is not None and each >= 0 for each in after)
+
+
 def test_a_banned_peer_says_when_it_is_asked_again(model: Path, tmp_path: Path) -> None:
     async def main() -> tuple[PeerSnapshot, ...]:
         async with memory_swarm(model, ["all", "all"], tmp_path) as world:

@@ -5,6 +5,7 @@ Run: pytest tests/simulations/forecast/test_plan.py
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from shoal.protocol.errors import InvalidRequest
 from shoal.simulations.demo_model import MODEL_DIRECTORY
 from shoal.simulations.forecast.compute import shipped_calibration
 from shoal.simulations.forecast.machines_file import read_machines
-from shoal.simulations.forecast.plan import PlanReport, make_plan, plan_lines
+from shoal.simulations.forecast.plan import OneMore, PlanReport, make_plan, plan_lines
 from shoal.simulations.forecast.plan_inputs import PlanWords, from_file, from_swarm
 from tools.schemas import schema_of
 
@@ -53,6 +54,31 @@ def test_a_room_of_desktops_gets_a_forecast_with_a_limit_and_its_data(tmp_path: 
     values = json.loads(json.dumps(msgspec.to_builtins(report)))
     Draft202012Validator(json.loads(schema_of("plan"))).validate(values)
     assert "limited by expert compute" in "\n".join(plan_lines(report))
+
+
+def test_one_more_machine_is_told_as_a_change(tmp_path: Path) -> None:
+    report = planned(tmp_path, LAB)
+    report = replace(
+        report, one_more=OneMore(0.5, 0, {each.streams: 1.5 * each.tokens_per_s for each in report.streams})
+    )
+    [line] = [line for line in plan_lines(report) if line.startswith("one more machine of 500 MB")]
+    assert line.count("(+50%)") == 2
+    assert line.endswith("tokens/s in all with 1, 8 streams")
+
+
+def test_links_that_nobody_knows_are_named_and_one_s_own_can_be_said(tmp_path: Path) -> None:
+    machines = written(tmp_path, {"peers": [{"count": 2, "memory_gb": 1, "rtt_ms": 5}]})
+    words = PlanWords(MODEL_DIRECTORY, None, "dense", (1,), shipped_calibration())
+    unknown = make_plan(from_file(words, machines))
+    said = "\n".join(plan_lines(unknown))
+    assert (unknown.unknown_links, unknown.is_own_link_known) == (2, False)
+    assert "the links of 2 machines are not known" in said
+    assert "--up and --down" in said
+    slow = make_plan(from_file(replace(words, up_mbit_per_s=1.0, down_mbit_per_s=100.0), machines))
+    assert slow.is_own_link_known
+    assert slow.streams[0].limit == "uplink"
+    assert slow.streams[0].tokens_per_s < unknown.streams[0].tokens_per_s
+    assert "--up" not in "\n".join(plan_lines(slow))
 
 
 def test_too_few_machines_say_how_many_experts_are_missing_and_what_one_more_changes(tmp_path: Path) -> None:
