@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 manifest_app = typer.Typer(no_args_is_help=True, help="A model's hashes: make, verify, show and sign them.")
 
 DirectoryArgument = Annotated[Path, typer.Argument(help="Checkpoint directory.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(help="Checkpoint directory, or a model of the store: NAME or NAME@ROOT.")
+]
 JobsOption = Annotated[int, typer.Option(help="Threads; each has one expert in memory.", min=1, max=256)]
 
 
@@ -82,6 +85,7 @@ def make(
         from shoal.experts.manifest_maker import Making, make_manifest
         from shoal.experts.pieces.layout import write_layout
 
+        _check_no_pieces(directory)
         with ProgressBar() as bar:
             made = make_manifest(directory, partial(bar, _("hashing")), Making(probes, jobs))
         write_manifest(made, directory / MANIFEST_FILE)
@@ -99,6 +103,7 @@ def verify(directory: DirectoryArgument, jobs: JobsOption = 1, as_json: JsonOpti
         from shoal.experts.manifest_signature import SIGNATURE_FILE, signers
         from shoal.experts.model_check import check_model
 
+        _check_no_pieces(directory)
         manifest = load_manifest(directory / MANIFEST_FILE)
         files = ModelFiles.open(directory)
         with files.checkpoint, ProgressBar() as bar:
@@ -116,7 +121,7 @@ def verify(directory: DirectoryArgument, jobs: JobsOption = 1, as_json: JsonOpti
 
 @manifest_app.command()
 def show(
-    directory: DirectoryArgument,
+    directory: ModelArgument,
     proof: Annotated[
         str | None, typer.Option(help="LAYER:EXPERT: print the proof that this expert belongs to the root.")
     ] = None,
@@ -124,8 +129,10 @@ def show(
 ) -> None:
     """Say what a manifest is of and who signed it; reads no weight."""
     with reporting_errors():
+        from shoal.cli.model_words import model_directory
         from shoal.experts.manifest import MANIFEST_FILE, load_manifest
 
+        directory = model_directory(directory)
         manifest = load_manifest(directory / MANIFEST_FILE)
         if proof is None:
             _print(manifest, directory, as_json)
@@ -134,8 +141,55 @@ def show(
 
 
 @manifest_app.command()
+def prove(
+    proof: Annotated[str, typer.Argument(help="The proof, hex, as `shoal manifest show --proof` prints it.")],
+    root: Annotated[str, typer.Option(help="The root that you trust, 64 digits.")],
+    piece: Annotated[
+        Path | None, typer.Option(help="A file of the store, or of anybody, that is to be this expert.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check with nothing but a model's root that an expert belongs to it, and that a file is that expert.
+
+    Exits 6 if it does not, or the file is another.
+    """
+    with reporting_errors():
+        from shoal.experts.merkle_proof import check_proof, decode_proof
+        from shoal.protocol.errors import CheckpointError
+
+        found = decode_proof(_hex(proof, "proof"))
+        check_proof(found, _hex(root, "root"))
+        if piece is not None and _digest_of(piece) != found.digest:
+            raise CheckpointError(piece.name, None, f"not expert {found.layer}:{found.expert} of this model")
+        shown = ShownProof(root, found.layer, found.expert, found.digest.hex(), proof)
+        words = _("expert {layer}:{expert} belongs to it, and has BLAKE3 {digest}")
+        told = words.format(layer=shown.layer, expert=shown.expert, digest=shown.digest)
+        print(json.dumps(asdict(shown)) if as_json else told)
+
+
+def _hex(words: str, what: str) -> bytes:
+    from shoal.protocol.errors import InvalidRequest
+
+    try:
+        return bytes.fromhex(words)
+    except ValueError:
+        raise InvalidRequest(f"{words[:80]!r} is no {what}; write hex digits") from None
+
+
+def _digest_of(path: Path) -> bytes:
+    from blake3 import blake3
+
+    from shoal.protocol.errors import InvalidRequest
+
+    try:
+        return blake3().update_mmap(path).digest()
+    except OSError as error:
+        raise InvalidRequest(f"{path} can not be read: {error.strerror}") from error
+
+
+@manifest_app.command()
 def sign(
-    directory: DirectoryArgument,
+    directory: ModelArgument,
     identity: Annotated[Path, typer.Option(help="Key file, as of `shoal node --identity`; made when missing.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -143,13 +197,29 @@ def sign(
     with reporting_errors():
         import os
 
+        from shoal.cli.model_words import model_directory
         from shoal.experts.manifest import MANIFEST_FILE, load_manifest
         from shoal.experts.manifest_signature import SIGNATURE_FILE, add_signature
         from shoal.protocol.identity import load_or_create_identity
 
+        directory = model_directory(directory)
         manifest = load_manifest(directory / MANIFEST_FILE)
         add_signature(directory / SIGNATURE_FILE, load_or_create_identity(identity, os.urandom(32)), manifest.root)
         _print(manifest, directory, as_json)
+
+
+def _check_no_pieces(directory: Path) -> None:
+    """Raises InvalidRequest if this is a model of the store, whose pieces are what its manifest says or nothing."""
+    from shoal.cli.model_words import model_directory
+    from shoal.experts.pieces.shelf import NOTE_FILE, read_note
+    from shoal.protocol.errors import InvalidRequest
+
+    found = model_directory(directory)
+    if (found / NOTE_FILE).is_file():
+        name = read_note(found).name
+        raise InvalidRequest(
+            f"{name} is in pieces, and its manifest is what they came by; try: shoal models verify {name}"
+        )
 
 
 def _print(manifest: "Manifest", directory: Path, as_json: bool) -> None:

@@ -12,8 +12,10 @@ from shoal.experts.manifest import MANIFEST_FILE, load_manifest
 from shoal.experts.manifest_maker import DEFAULT_MAKING, Making, make_manifest
 from shoal.experts.manifest_signature import SIGNATURE_FILE, add_signature, sign_root, signers
 from shoal.experts.merkle_proof import check_proof, decode_proof
+from shoal.experts.store import ModelStore
 from shoal.protocol.errors import CheckpointError
 from shoal.protocol.identity import Identity, verify
+from shoal.protocol.ids import ExpertId, LayerId
 from shoal.protocol.version import MANIFEST_CONTEXT
 from tests.checkpoints import SHAPES, CheckpointShape, read_tensors, write_checkpoint, write_tensors
 from tools.schemas import schema_of
@@ -62,6 +64,41 @@ def test_verifying_names_every_damaged_weight_and_exits_6(model: Path) -> None:
     said = as_schema_says("manifest-verify", shoal("verify", str(model), "--json", "--jobs", "2", status=6))
     assert isinstance(said["damages"], list)
     assert [damage["what"] for damage in said["damages"]] == ["expert 2:6", "model.norm.weight"]
+
+
+def test_with_the_root_alone_a_file_is_proved_to_be_an_expert_and_another_is_not(model: Path, tmp_path: Path) -> None:
+    root = make_manifest(model, making=Making(is_probed=False)).root.hex()
+    shoal("make", str(model), "--no-probes")
+    assert (model / "shoal.layout").is_file()
+    proof = str(json.loads(shoal("show", str(model), "--proof", "2:6"))["proof"])
+    with ModelStore.open(model, tmp_path) as store:
+        right, wrong = tmp_path / "right", tmp_path / "wrong"
+        right.write_bytes(store.piece(LayerId(2), ExpertId(6)) or b"")
+        wrong.write_bytes(store.piece(LayerId(2), ExpertId(5)) or b"")
+    said = as_schema_says("manifest-proof", shoal("prove", proof, "--root", root, "--piece", str(right), "--json"))
+    assert (said["layer"], said["expert"], said["root"]) == (2, 6, root)
+    assert "expert 2:6 belongs to it" in shoal("prove", proof, "--root", root)
+    shoal("prove", proof, "--root", root, "--piece", str(wrong), status=6)
+    shoal("prove", proof, "--root", "00" * 32, status=6)
+    shoal("prove", proof[:-2], "--root", root, status=6)
+    shoal("prove", "no hex", "--root", root, status=2)
+    shoal("prove", proof, "--root", root, "--piece", str(tmp_path / "nothing"), status=2)
+
+
+def test_a_model_of_the_store_is_shown_and_signed_by_its_name_and_verified_elsewhere(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    monkeypatch.setenv("SHOAL_STORE", str(store))
+    shoal("make", str(model), "--no-probes")
+    done = CliRunner().invoke(app, ["models", "pull", "tiny", "--from", str(model), "--experts", "2:0"])
+    assert done.exit_code == 0, done.output
+    root = load_manifest(model / MANIFEST_FILE).root.hex()
+    assert as_schema_says("manifest-show", shoal("show", "tiny", "--json"))["root"] == root
+    assert "signed by" in shoal("sign", f"tiny@{root[:8]}", "--identity", str(tmp_path / "key"))
+    for verb in ("verify", "make"):
+        refused = CliRunner().invoke(app, ["manifest", verb, "tiny"])
+        assert (refused.exit_code, "try: shoal models verify tiny" in " ".join(refused.output.split())) == (2, True)
 
 
 def test_a_proof_that_is_shown_leads_to_the_root(model: Path) -> None:
