@@ -138,7 +138,7 @@ async def _node(settings: NodeSettings, place: Place, connection: Connection) ->
 
 
 async def _run_bare(settings: NodeSettings, stop: asyncio.Event, send: Callable[[object], None]) -> None:
-    """As `run_until`; SIGUSR2 asks for the node's counters."""
+    """Run a node until `stop`, then drain; SIGUSR2 asks for the node's counters."""
     loop = asyncio.get_running_loop()
 
     async def serve(is_ready: asyncio.Event) -> None:

@@ -12,7 +12,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 OWNERS = {
     # the composition roots read the wall clock once and pass it down
-    "time": ("node/daemon.py", "node/host.py", "client/swarm.py", "simulations/", "cli/"),
+    "time": ("node/starting.py", "node/host.py", "client/swarm.py", "simulations/", "cli/"),
     "random": ("simulations/",),
     "secrets": ("client/swarm.py", "client/engine/generate.py"),
     "socket": ("protocol/net/", "simulations/"),
