@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from shoal.cli.error_words import explain
+from shoal.cli.error_words import explain, say_os_error
 from shoal.protocol.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def reporting_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of our output is gone
     except OSError as error:  # a full disk, a directory that is not there, too many open files: it names its cause
-        print(f"shoal: {error}", file=sys.stderr)
+        print("shoal:", "\n       ".join(say_os_error(error)), file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(file=sys.stderr)

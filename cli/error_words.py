@@ -3,6 +3,8 @@
 The exact line stays English, because people search for it and paste it to each other; English readers see it alone.
 """
 
+import errno
+
 from shoal.client.translate import N_, _
 from shoal.protocol import errors
 
@@ -21,6 +23,22 @@ KINDS: tuple[tuple[type[errors.ShoalError], str], ...] = (
     (errors.IntegrityError, N_("The model's files are not what they should be.")),
 )
 """The nearest kind first."""
+
+
+CURES: dict[int, str] = {
+    errno.ENOSPC: N_("No room is left on that disk: free some, or let XDG_CACHE_HOME and XDG_STATE_HOME name another."),
+    errno.EACCES: N_("This user may not read or write there: change the owner or the mode."),
+    errno.EMFILE: N_("Too many files are open: try ulimit -n 4096."),
+}
+"""What to do about it, by the system's number."""
+
+
+def say_os_error(error: OSError) -> list[str]:
+    """The system's words and the file that they are about; below, where we know it, what to do, in the user's language."""
+    words = error.strerror or str(error) or type(error).__name__
+    about = f": {error.filename}" if error.filename is not None else ""
+    cure = CURES.get(errno.ENOSPC if error.errno == errno.EDQUOT else error.errno or 0)
+    return [words + about, *([_(cure)] if cure else [])]
 
 
 def explain(error: errors.ShoalError) -> str:

@@ -7,7 +7,6 @@ One record a node, for all layers; how it is signed and written is `record_codec
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from blake3 import blake3
 
@@ -19,7 +18,6 @@ MAX_ZONE_BYTES = 16
 Experts = Mapping[LayerId, frozenset[ExpertId]]
 """Experts by layer; a layer without any is left out."""
 
-NO_EXPERTS: Experts = MappingProxyType({})
 NOBODY: frozenset[ExpertId] = frozenset()
 
 

@@ -65,11 +65,6 @@ class ModelShape:
         return self.trunk.total - self.trunk.vocabulary // 2
 
     @property
-    def head_bytes(self) -> int:
-        """The head's part of them."""
-        return self.trunk.vocabulary // 2
-
-    @property
     def layer_bytes(self) -> int:
         """A MoE layer whole, as a layer pipeline holds it: its experts and its part of the trunk."""
         return (

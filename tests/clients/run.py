@@ -69,7 +69,7 @@ def install(client: Client) -> None:
     print(f"installing {wanted}", flush=True)
     home.mkdir(parents=True, exist_ok=True)
     if client.is_node:
-        subprocess.run(["npm", "install", "--silent", "--prefix", str(home), *client.packages], check=True)
+        subprocess.run(["npm", "install", "--loglevel=error", "--prefix", str(home), *client.packages], check=True)
     else:
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
         subprocess.run([str(home / "bin/python"), "-m", "pip", "install", "--quiet", *client.packages], check=True)
