@@ -74,10 +74,6 @@ def _fetches(found: Rehearsal) -> list[tuple[str, str]]:
     return rows
 
 
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / GB:.2f} GB"
-
-
 def _verdict(pull: Pulled) -> str:
     return "kept" if pull.ratio <= LIMIT else f"over {LIMIT}"
 
