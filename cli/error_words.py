@@ -34,7 +34,7 @@ CURES: dict[int, str] = {
 
 
 def say_os_error(error: OSError) -> list[str]:
-    """The system's words and the file that they are about; below, where we know it, what to do, in the user's language."""
+    """The system's words and their file; below, where we know it, what to do, in the user's language."""
     words = error.strerror or str(error) or type(error).__name__
     about = f": {error.filename}" if error.filename is not None else ""
     cure = CURES.get(errno.ENOSPC if error.errno == errno.EDQUOT else error.errno or 0)
