@@ -95,7 +95,7 @@ def bench_start(settings: StartSettings) -> StartReport:
         RuntimeError: the node did not start, with what it said.
     """
     with scratch_directory() as scratch:
-        environment, model = _environment(scratch), _model(scratch / "model", settings.num_experts)
+        environment, model = bench_environment(scratch), bench_model(scratch / "model", settings.num_experts)
         cache = scratch / "cache" / "shoal" / FOLDER
         one, several = f"{LAYER}:0", f"{LAYER}:0-{settings.num_experts - 1}"
         imports = {
@@ -135,7 +135,7 @@ def _middle(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
-def _model(directory: Path, num_experts: int) -> Path:
+def bench_model(directory: Path, num_experts: int) -> Path:
     """A model with one layer of experts of the published size, and the least of everything else."""
     shape = PublishedShape(
         dense_inter=128, num_layers=2, num_dense_layers=1, num_experts=num_experts, num_groups=1, topk_groups=1,
@@ -146,7 +146,7 @@ def _model(directory: Path, num_experts: int) -> Path:
     return directory
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def bench_environment(scratch: Path) -> dict[str, str]:
     """Directories of its own, and a node that works whatever this machine does meanwhile."""
     config = scratch / "config" / "shoal"
     config.mkdir(parents=True)
