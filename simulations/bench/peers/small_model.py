@@ -14,3 +14,9 @@ SHAPE = {
 """Of transformers' `DeepseekV3Config`; seven layers have experts."""
 
 PROMPT_IDS = [random.Random(SEED).randrange(4096) for _ in range(16)]
+
+
+def prompt_of(stream: int) -> list[int]:
+    """The prompt of one of several streams: the same ids, turned; the first has them as they are."""
+    turn = stream % len(PROMPT_IDS)
+    return PROMPT_IDS[turn:] + PROMPT_IDS[:turn]

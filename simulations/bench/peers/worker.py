@@ -100,7 +100,7 @@ def serve(make: Callable[[Task], Member]) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="weights are read from it, outputs written to it")
     arguments = parser.parse_args()
-    _end_with_parent()
+    end_with_parent()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     weights = {name: _read(arguments.folder / f"{name}.f32", shape) for name, shape in SHAPES.items()}
@@ -122,7 +122,7 @@ def serve(make: Callable[[Task], Member]) -> None:
         replies.flush()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A member that stands still would otherwise outlive a driver that was killed, with its gigabyte."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
