@@ -34,6 +34,11 @@ STOP_TIMEOUT_S = 2.0
 IDLE_TIMEOUT_S = 30
 """p2pd ends by itself if we never open, or lose, our persistent connection to it: no orphan after a SIGKILL of ours."""
 
+PROCESSORS = "1"
+"""Go's threads that run at a time, unless GOMAXPROCS is set: what one part of p2pd hands to the next (Unix socket,
+multiplexer, TLS, TCP) then wakes no other thread, which takes 0.87 of the time at 14 KiB; and p2pd takes one of a
+volunteer's cores at most. It needs 0.1 ms of that core for such an exchange (docs/adr/0036)."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -152,7 +157,7 @@ async def _spawn(identity: Identity, settings: P2pdSettings, directory: Path) ->
         stdout=PIPE,
         stderr=STDOUT,
         start_new_session=True,  # Ctrl-C is for us, who then drain; p2pd lives until then (uvloop: no process_group)
-        env={**os.environ, "GOLOG_LOG_LEVEL": "error"},
+        env={"GOMAXPROCS": PROCESSORS, **os.environ, "GOLOG_LOG_LEVEL": "error"},
     )
 
 
@@ -185,7 +190,7 @@ def _flags(settings: P2pdSettings, directory: Path, key_file: Path) -> list[str]
         "b": "0",  # no public bootstrap peers, ever
         "connManager": "1",
         "tls": "1",
-        "noise": "1",
+        "noise": "0",  # asked first where there are both, and slower: AES is in hardware, ChaCha20 is not
         "relay": str(int(settings.use_relay)),
         "autoRelay": str(int(settings.use_relay and bool(settings.trusted_relays))),
         "relayService": str(int(settings.use_relay)),

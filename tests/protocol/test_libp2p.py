@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,10 @@ from shoal.protocol.errors import AuthenticationFailed, ChannelClosed, ConnectFa
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import Dispatch, DType, Partial, WeightFormat
-from shoal.protocol.net import p2pd_control
+from shoal.protocol.net import p2pd, p2pd_control
 from shoal.protocol.net.channel import Channel, Handler, Reply, Request
 from shoal.protocol.net.libp2p import Libp2pConnector, Libp2pListener, listen_libp2p
-from shoal.protocol.net.p2pd import P2pd, start_p2pd
+from shoal.protocol.net.p2pd import P2pd, P2pdSettings, start_p2pd
 from shoal.protocol.version import LIBP2P_PROTOCOL_ID
 
 pytestmark = pytest.mark.socket
@@ -77,6 +78,28 @@ async def pair(handle: Callable[[Request], Reply] | None = None, handler: Handle
     finally:
         await client.aclose()
         await server.aclose()
+
+
+@pytest.mark.parametrize("before", [SERVER, CLIENT])
+def test_a_daemon_from_before_that_offers_noise_too_is_understood(
+    before: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = p2pd._flags
+
+    def with_noise(settings: P2pdSettings, directory: Path, key_file: Path) -> list[str]:
+        now = flags(settings, directory, key_file)
+        assert now.count("-noise=0") == 1
+        is_before = key_file.read_bytes() == before.libp2p_private_key()
+        return ["-noise=1" if is_before and flag == "-noise=0" else flag for flag in now]
+
+    async def run() -> None:
+        async with pair() as it:
+            channel = await it.connector.connect(SERVER.peer, it.listener.addresses, TIMEOUT_S)
+            assert bytes((await channel.request(MESSAGE, BODY)).body) == HIDDEN_STATES
+            assert it.seen == [CLIENT.peer]
+
+    monkeypatch.setattr(p2pd, "_flags", with_noise)
+    asyncio.run(run())
 
 
 def test_requests_are_answered_and_both_sides_know_each_other() -> None:

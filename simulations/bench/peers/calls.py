@@ -37,6 +37,7 @@ OURS = (
     Side("shoal, direct", "direct"),
     Side("shoal, direct, bf16", "direct", DType.BF16),
     Side("shoal, libp2p", "libp2p"),
+    Side("shoal, libp2p, bf16", "libp2p", DType.BF16),
     Side("floor", FLOOR),
     Side("floor, bf16", FLOOR, DType.BF16),
 )

@@ -61,6 +61,8 @@ class RpcSettings:
     tokens: int = 24
     rounds: int = 4
     parts: Sequence[str] = PARTS
+    minutes: float = 10.0
+    """After which no cell begins: it is left out, and told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +74,60 @@ class Cell:
     streams: int
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Since when, how long at most, and who is told."""
+
+    began: float
+    """By `perf_counter`."""
+    minutes: float
+    report: Report
+
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self.began
+
+    @property
+    def is_over(self) -> bool:
+        return self.seconds > 60 * self.minutes
+
+
 async def bench_rpc(context: ForkServerContext, environments: Path, settings: RpcSettings, report: Report) -> Row:
     """All of it; one JSON object.
 
     Raises:
         NotAvailable: llama.cpp or the model can not be had here. ShoalError: whatever our nodes and client raise.
     """
-    began = perf_counter()
+    watch = Watch(perf_counter(), settings.minutes, report)
     rows, memory, killed = list[Row](), list[Row](), list[Row]()
     with tempfile.TemporaryDirectory() as name:
         peer = open_peer(environments, Path(name))
         if "alone" in settings.parts:
-            rows += await _one_process(peer, settings, report)
-        for machines in settings.machines if "machines" in settings.parts else ():
-            for network in (NetworkKind.LOOPBACK, NetworkKind.NAMESPACES):
-                measured = await _machines(context, peer, settings, machines, network, report)
-                rows += measured[0]
-                memory.append(measured[1])
+            rows += await _one_process(peer, settings, watch)
         if "killed" in settings.parts:
             killed = [await kill_theirs(peer), await kill_ours(context, peer)]
+        for machines in settings.machines if "machines" in settings.parts else ():
+            for network in (NetworkKind.LOOPBACK, NetworkKind.NAMESPACES):
+                if watch.is_over:
+                    report(f"no time for {machines} machines, {network.value}")
+                    continue
+                measured = await _machines(context, peer, settings, machines, network, watch)
+                rows += measured[0]
+                memory.append(measured[1])
     return {
         "machine": describe_machine(),
         "commit": git_commit(),
         "congestion_control": congestion_control(),
         "tokens": settings.tokens,
         "rounds": settings.rounds,
-        "seconds": perf_counter() - began,
+        "seconds": watch.seconds,
         "rows": rows,
         "memory": memory,
         "killed": killed,
     }
 
 
-async def _one_process(peer: Peer, settings: RpcSettings, report: Report) -> list[Row]:
+async def _one_process(peer: Peer, settings: RpcSettings, watch: Watch) -> list[Row]:
     """Both systems without a network."""
     here = environment(HERE, peer.folder, peer.folder)
     cell = Cell("one process", 0, 1)
@@ -120,11 +143,11 @@ async def _one_process(peer: Peer, settings: RpcSettings, report: Report) -> lis
             if number:  # the first warms up
                 for name, each in answers.items():
                     taken[name].append(each)
-    return _rows(cell, 1, taken, report)
+    return _rows(cell, 1, taken, watch)
 
 
 async def _machines(
-    context: ForkServerContext, peer: Peer, settings: RpcSettings, machines: int, network: NetworkKind, report: Report
+    context: ForkServerContext, peer: Peer, settings: RpcSettings, machines: int, network: NetworkKind, watch: Watch
 ) -> tuple[list[Row], Row]:
     """The rows of one number of machines on one network, and what memory each machine needed."""
     swarm = LocalSwarmSettings(peer.model, machines, replicas=1, cache_dir=peer.cache)
@@ -138,11 +161,11 @@ async def _machines(
         hosts = arena.network.hosts[:machines] if arena.network else machines
         async with rpc_servers(peer.environment, folder, hosts) as servers:
             with peer.program(f"client-{folder.name}", servers) as llama:
-                rows = await _cells(arena, llama, settings, machines, report)
+                rows = await _cells(arena, llama, settings, machines, watch)
                 return rows, _memory(arena, servers, network)
 
 
-async def _cells(arena: Arena, llama: Program, settings: RpcSettings, machines: int, report: Report) -> list[Row]:
+async def _cells(arena: Arena, llama: Program, settings: RpcSettings, machines: int, watch: Watch) -> list[Row]:
     shared = arena.swarm.engine
     drafting = Engine(
         shared.trunk, shared.routed_experts, shared.tokenizer, drafter=choose_drafter(Speculation.NGRAM)
@@ -153,9 +176,12 @@ async def _cells(arena: Arena, llama: Program, settings: RpcSettings, machines: 
             _set_links(arena, rtt_ms)
             for streams in settings.streams:
                 cell = Cell(arena.settings.network.value, rtt_ms, streams)
+                if watch.is_over:
+                    watch.report(f"no time for {cell} on {machines} machines")
+                    continue
                 engines = {OURS: shared} | ({DRAFTS: drafting} if streams == 1 else {})
                 taken = await _cell(llama, engines, settings, streams)
-                rows += _rows(cell, machines, taken, report)
+                rows += _rows(cell, machines, taken, watch)
     finally:
         await drafting.aclose()
     return rows
@@ -182,7 +208,7 @@ async def _cell(
     return taken
 
 
-def _rows(cell: Cell, machines: int, taken: Mapping[str, Sequence[Answers]], report: Report) -> list[Row]:
+def _rows(cell: Cell, machines: int, taken: Mapping[str, Sequence[Answers]], watch: Watch) -> list[Row]:
     """A row a system. `ratio`: its time by llama.cpp's of the same round."""
     equal, all_streams = num_equal([each for answers in taken.values() for each in answers])
     rows = []
@@ -198,7 +224,7 @@ def _rows(cell: Cell, machines: int, taken: Mapping[str, Sequence[Answers]], rep
                 "equal_streams": equal, "all_streams": all_streams,
             }
         )  # fmt: skip
-        report(row_of(rows[-1]))
+        watch.report(row_of(rows[-1]))
     return rows
 
 
@@ -222,6 +248,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=default.tokens, help="of every answer")
     parser.add_argument("--machines", type=int, action="append", help="repeatable; default: 2 4 8")
     parser.add_argument("--rtt", type=float, action="append", help="milliseconds; repeatable; default: 0 5 20")
+    parser.add_argument("--streams", type=int, action="append", help="answers at a time; repeatable; default: 1 8")
+    parser.add_argument("--minutes", type=float, default=default.minutes, help="after which no cell begins")
     parser.add_argument("--part", choices=PARTS, action="append", help="repeatable; default: all")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -231,9 +259,11 @@ def main() -> int:
     settings = RpcSettings(
         given.machines or default.machines,
         given.rtt or default.rtts_ms,
+        given.streams or default.streams,
         tokens=given.tokens,
         rounds=given.rounds,
         parts=given.part or default.parts,
+        minutes=given.minutes,
     )
     environments = given.environments.resolve()
     try:

@@ -29,7 +29,7 @@ async def kill_theirs(peer: Peer) -> dict[str, object]:
             try:
                 await asyncio.to_thread(llama.ask, question | {"kill": servers[-1].pid, "after": KILL_AFTER})
             except NotAvailable as error:
-                said = re.sub(r"\S*/", "", str(error))  # without the folders of its sources
+                said = without_folders(str(error))
     return {"system": "llama.cpp", "machines": SERVERS, "after_tokens": KILL_AFTER, "said": said}
 
 
@@ -50,6 +50,11 @@ async def kill_ours(context: ForkServerContext, peer: Peer) -> dict[str, object]
         "tokens": len(result.token_ids), "asked": NUM_TOKENS, "equal": result.matches_reference,
         "recovery_ms": kill.recovery_ms, "signal": signal.SIGKILL.name,
     }  # fmt: skip
+
+
+def without_folders(said: str) -> str:
+    """What a program said, with the names of its sources and not where they lie."""
+    return re.sub(r"\S*/", "", said)
 
 
 class _Silent:

@@ -19,7 +19,7 @@ def table(result: Mapping[str, object]) -> str:
         "|" + "---|" * 9,
     ]
     machines = sorted({row["machines"] for row in rows})
-    systems = [system for system in dict.fromkeys(row["system"] for row in rows)]
+    systems = list(dict.fromkeys(row["system"] for row in rows))
     trips = [
         f"round trips a token, {number} machines, {system}: {found:.1f}"
         for number in machines

@@ -13,7 +13,7 @@ SHAPE = {
 }  # fmt: skip
 """Of transformers' `DeepseekV3Config`; seven layers have experts."""
 
-PROMPT_IDS = [random.Random(SEED).randrange(4096) for _ in range(16)]
+PROMPT_IDS = random.Random(SEED).choices(range(4096), k=16)
 
 
 def prompt_of(stream: int) -> list[int]:
