@@ -51,11 +51,12 @@ bench-idle: $(VENV)/.installed
 validate-forecast: $(VENV)/.installed
 	$(BIN)/shoal simulate validate --real $(FORECAST)
 
-# Calls beside hivemind's, decoding beside transformers', kernels beside kt-kernel's, ggml's and torch's own. Peers get
-# environments of their own (made once: some minutes, 2.5 GB).
+# Calls beside hivemind's, decoding beside transformers' and llama.cpp's RPC (root, for namespaces), kernels beside
+# kt-kernel's, ggml's and torch's own. Peers get environments of their own (made once: some minutes, 4 GB).
 bench-peers: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.bench.peers.calls
 	$(BIN)/python -m shoal.simulations.bench.peers.decode --environments .venv-peers
+	$(BIN)/python -m shoal.simulations.bench.peers.rpc --environments .venv-peers
 	$(BIN)/python -m shoal.simulations.bench.peers --environments .venv-peers
 
 # openai-python 2 and 3, langchain, litellm, llm, lm-eval, openai-node and the AI SDK against `shoal serve --demo`; needs node and npm.

@@ -44,6 +44,8 @@ CONGESTION_CONTROL = "reno"
 PARTS = ("alone", "machines", "killed")
 """What there is to measure."""
 
+NETWORKS = (NetworkKind.LOOPBACK.value, NetworkKind.NAMESPACES.value)
+
 Row = dict[str, object]
 Report = Callable[[str], None]
 """Told, line by line, what is done."""
@@ -58,8 +60,9 @@ class RpcSettings:
     rtts_ms: Sequence[float] = (0, 5, 20)
     """Between the client's machine and every other, and between those. 0: the relay's own cost."""
     streams: Sequence[int] = (1, 8)
-    tokens: int = 24
-    rounds: int = 4
+    networks: Sequence[str] = NETWORKS
+    tokens: int = 20
+    rounds: int = 3
     parts: Sequence[str] = PARTS
     minutes: float = 10.0
     """After which no cell begins: it is left out, and told."""
@@ -107,7 +110,7 @@ async def bench_rpc(context: ForkServerContext, environments: Path, settings: Rp
         if "killed" in settings.parts:
             killed = [await kill_theirs(peer), await kill_ours(context, peer)]
         for machines in settings.machines if "machines" in settings.parts else ():
-            for network in (NetworkKind.LOOPBACK, NetworkKind.NAMESPACES):
+            for network in map(NetworkKind, settings.networks):
                 if watch.is_over:
                     report(f"no time for {machines} machines, {network.value}")
                     continue
@@ -249,6 +252,7 @@ def main() -> int:
     parser.add_argument("--machines", type=int, action="append", help="repeatable; default: 2 4 8")
     parser.add_argument("--rtt", type=float, action="append", help="milliseconds; repeatable; default: 0 5 20")
     parser.add_argument("--streams", type=int, action="append", help="answers at a time; repeatable; default: 1 8")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="repeatable; default: both")
     parser.add_argument("--minutes", type=float, default=default.minutes, help="after which no cell begins")
     parser.add_argument("--part", choices=PARTS, action="append", help="repeatable; default: all")
     parser.add_argument("--json", action="store_true")
@@ -260,6 +264,7 @@ def main() -> int:
         given.machines or default.machines,
         given.rtt or default.rtts_ms,
         given.streams or default.streams,
+        given.network or default.networks,
         tokens=given.tokens,
         rounds=given.rounds,
         parts=given.part or default.parts,
