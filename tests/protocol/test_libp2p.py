@@ -25,6 +25,9 @@ pytestmark = pytest.mark.socket
 
 CLIENT, SERVER, OTHER = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2, 3))
 TIMEOUT_S = 5.0
+BUSY_S = 60.0
+PATIENT = P2pdSettings(start_timeout_s=BUSY_S)
+"""The first one imports hivemind meanwhile, which takes a loaded machine long."""
 
 HIDDEN = 1024
 MESSAGE = Dispatch(
@@ -68,7 +71,7 @@ async def pair(handle: Callable[[Request], Reply] | None = None, handler: Handle
         seen.append(request.peer)
         return (handle or echo)(request)
 
-    server, client = await asyncio.gather(start_p2pd(SERVER), start_p2pd(CLIENT))
+    server, client = await asyncio.gather(start_p2pd(SERVER, PATIENT), start_p2pd(CLIENT, PATIENT))
     try:
         listener = await listen_libp2p(SERVER, server, handler or serve, os.urandom)
         connector = Libp2pConnector(CLIENT, client, os.urandom)
@@ -94,8 +97,8 @@ def test_a_daemon_from_before_that_offers_noise_too_is_understood(
 
     async def run() -> None:
         async with pair() as it:
-            channel = await it.connector.connect(SERVER.peer, it.listener.addresses, TIMEOUT_S)
-            assert bytes((await channel.request(MESSAGE, BODY)).body) == HIDDEN_STATES
+            channel = await it.connector.connect(SERVER.peer, it.listener.addresses, BUSY_S)
+            assert bytes((await channel.request(replace(MESSAGE, deadline_ms=60_000), BODY)).body) == HIDDEN_STATES
             assert it.seen == [CLIENT.peer]
 
     monkeypatch.setattr(p2pd, "_flags", with_noise)
