@@ -5,17 +5,20 @@
 The real dispatch of the client asks two real holders, each a process, for four experts each; one row of 14 KiB goes to
 both and 28 KiB come back. The way of the slower of the two answers is cut at moments that the programs tell
 (`marks.py`), so that the parts add up to the whole. Every other round runs without marks: their cost is said, and the
-whole is taken from there. Ours is what is neither the experts' kernel nor waiting for a processor.
+whole is taken from there. Ours is said in two ways: what is not the experts' kernel; and of that, where the operating
+system can be traced (`os_trace.py`), what is neither its own time nor waiting for a processor.
 """
 
 import asyncio
+import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import psutil
 import torch
 
 from shoal.client.routing import exchange as client_exchange
@@ -23,7 +26,7 @@ from shoal.client.routing.dispatch import SwarmExperts
 from shoal.client.routing.holders import Holder, Holders
 from shoal.client.routing.model_id import ModelId
 from shoal.experts.manifest import Manifest
-from shoal.protocol.events import DispatchSent, Event, ReplyReceived
+from shoal.protocol.events import Event
 from shoal.protocol.frames import FrameDecoder
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import PeerId
@@ -40,17 +43,29 @@ from shoal.simulations.bench.budget_node import (
     SPEC,
     WEIGHT_FORMAT,
     BudgetNode,
+    Told,
     Used,
     experts_of,
     node_identity,
     used,
 )
+from shoal.simulations.bench.budget_parts import (
+    KERNEL,
+    NUM_HOLDERS,
+    PARTS,
+    Cut,
+    Mark,
+    Spent,
+    Where,
+    cut,
+    spent_on_parts,
+)
 from shoal.simulations.bench.machine import describe_machine, git_commit
 from shoal.simulations.bench.marks import Spot, marking
+from shoal.simulations.bench.os_trace import State, Tracer, ran_and_waited_s, threads_of, tracing
 from shoal.simulations.bench.wire import CLIENT_SEED, CONNECT_TIMEOUT_S, KINDS, NUM_WARM_UP
 
 CHANNELS = ("direct", "libp2p")
-NUM_HOLDERS = 2
 NUM_ROUNDS = 4
 """Each with marks and without, in turn."""
 
@@ -61,34 +76,14 @@ SPOTS = (
     Spot(client_exchange, "read_partial_body", before="decode", after="decoded"),
 )
 
-PARTS = (
-    ("client", "group, choose holders, start tasks, cut rows, header, hash"),
-    ("client", "frame, TLS encryption, send (and of the other holder's before it)"),
-    ("between", "sockets, wake-up of the holder, TLS decryption"),
-    ("node", "check prefix and header"),
-    ("node", "hash, admission to the session, task starts"),
-    ("node", "check against what is held, admission, decode rows"),
-    ("node", "to the worker thread"),
-    ("kernel", "the experts"),
-    ("node", "back to the loop"),
-    ("node", "count, check finite, encode, header"),
-    ("node", "frame, TLS encryption, send"),
-    ("between", "sockets, wake-up of the client, TLS decryption"),
-    ("client", "check prefix and header"),
-    ("client", "to the task that waits"),
-    ("client", "decode, check finite"),
-    ("client", "health, events, end tasks, sum"),
-)
-KERNEL = 7
-"""Which of the parts is the experts' arithmetic."""
-
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One exchange. `parts_s`: empty if it was not marked."""
+    """One exchange. parts_s: empty if it was not marked; spent: if it was not traced."""
 
     total_s: float
     parts_s: tuple[float, ...] = ()
+    spent: tuple[Spent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +92,27 @@ class Processes:
 
     client: Used
     nodes: Used
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a trace and the kernel's own sums say of the same threads in the same time: seconds."""
+
+    traced_s: float
+    summed_s: float
+
+
+@dataclass(slots=True)
+class Rounds:
+    """What was measured so far."""
+
+    marked: list[Taken] = field(default_factory=list)
+    plain: list[Taken] = field(default_factory=list)
+    spent: list[Processes] = field(default_factory=list)
+    waits: list[Check] = field(default_factory=list)
+    """Of each traced round: waiting for a processor."""
+    not_traced: str = ""
+    """Why the operating system can not be traced here; empty if it is."""
 
 
 class FixedHolders(Holders):
@@ -140,13 +156,18 @@ async def _budget_of(kind: str, num_exchanges: int) -> dict[str, object]:
         await holders.connect(connector, addresses)
         experts = SwarmExperts(holders, model_id(), events.append, time.perf_counter, lambda: 0.5)
         await _run(experts, events, NUM_WARM_UP)
-        marked, plain, spent = list[Taken](), list[Taken](), list[Processes]()
+        rounds = Rounds()
+        tracer: Tracer | None = None
+        try:
+            tracer = stack.enter_context(tracing())
+        except OSError as error:
+            rounds.not_traced = f"{error.strerror}: {error.filename}"
         for _ in range(NUM_ROUNDS):
-            marked += await _marked_round(experts, nodes, events, num_exchanges)
+            await _marked_round(experts, nodes, events, num_exchanges, rounds, tracer)
             taken, processes = await _plain_round(experts, nodes, events, num_exchanges)
-            plain += taken
-            spent.append(processes)
-    return _report(kind, marked, plain, spent)
+            rounds.plain += taken
+            rounds.spent.append(processes)
+    return _report(kind, rounds)
 
 
 def _holders(identity: Identity, connector: Connector, events: list[Event]) -> FixedHolders:
@@ -178,11 +199,13 @@ async def _run(
 async def _plain_round(
     experts: SwarmExperts, nodes: Sequence[BudgetNode], events: list[Event], num_exchanges: int
 ) -> tuple[list[Taken], Processes]:
-    before = [node.ask(is_marking=False)[0] for node in nodes]
+    before = [node.ask(is_marking=False).used for node in nodes]
     own_before = used()
     found = await _run(experts, events, num_exchanges)
     own = used().since(own_before)
-    others = [node.ask(is_marking=False)[0].since(used_before) for node, used_before in zip(nodes, before, strict=True)]
+    others = [
+        node.ask(is_marking=False).used.since(used_before) for node, used_before in zip(nodes, before, strict=True)
+    ]
     return [Taken(ended - started) for started, ended, _ in found], Processes(
         _for_one([own], num_exchanges), _for_one(others, num_exchanges)
     )
@@ -199,26 +222,66 @@ def _for_one(processes: Sequence[Used], num_exchanges: int) -> Used:
 
 
 async def _marked_round(
-    experts: SwarmExperts, nodes: Sequence[BudgetNode], events: list[Event], num_exchanges: int
-) -> list[Taken]:
+    experts: SwarmExperts,
+    nodes: Sequence[BudgetNode],
+    events: list[Event],
+    num_exchanges: int,
+    rounds: Rounds,
+    tracer: Tracer | None,
+) -> None:
     for node in nodes:
         node.ask(is_marking=True)
+    pids = [os.getpid(), *(node.pid for node in nodes)]
+    tids = threads_of([*pids, *_p2pds(pids)])
+    waited_s = ran_and_waited_s(tids)[1]
+    if tracer is not None:
+        tracer.start(tids)
+    started = time.perf_counter()
     with marking(SPOTS) as marks:
         found = await _run(experts, events, num_exchanges)
-    told = {node_identity(node.place).peer: node.ask(is_marking=False)[1] for node in nodes}
-    own, places = marks.found, dict.fromkeys(told, 0)
-    at, taken = 0, list[Taken]()
+    times = tracer.stop() if tracer is not None else None
+    summed_s, ended = ran_and_waited_s(tids)[1] - waited_s, time.perf_counter()
+    told = [node.ask(is_marking=False) for node in nodes]
+    threads = {node_identity(node.place).peer: _threads(node, each) for node, each in zip(nodes, told, strict=True)}
+    moments = {node_identity(node.place).peer: each.marks for node, each in zip(nodes, told, strict=True)}
+    for each in _cuts(found, marks.found, moments):
+        spent = spent_on_parts(each, times, threads[each.slowest].__getitem__) if times is not None else ()
+        rounds.marked.append(Taken(each.moments[-1] - each.moments[0], each.parts_s, tuple(spent)))
+    if times is not None:
+        traced_s = sum(times.spent([tid], started, ended)[State.WAITING] for tid in tids)
+        rounds.waits.append(Check(traced_s, summed_s))
+
+
+def _p2pds(pids: Sequence[int]) -> list[int]:
+    """The processes that carry libp2p's streams of these."""
+    children = [child for pid in pids for child in psutil.Process(pid).children()]
+    return [child.pid for child in children if "p2pd" in child.name()]
+
+
+def _threads(node: BudgetNode, told: Told) -> dict[Where, list[int]]:
+    """What an exchange with a node passes through; first the thread, then those of its p2pd."""
+    return {
+        Where.CLIENT: [os.getpid(), *threads_of(_p2pds([os.getpid()]))],
+        Where.LOOP: [node.pid, *threads_of(_p2pds([node.pid]))],
+        Where.WORKER: [told.worker_tid],
+    }
+
+
+def _cuts(
+    found: Sequence[tuple[float, float, list[Event]]], own: Sequence[Mark], theirs: dict[PeerId, list[Mark]]
+) -> Iterator[Cut]:
+    """All ordinary exchanges of a round."""
+    at, places = 0, dict.fromkeys(theirs, 0)
     for started, ended, happened in found:
         ours, at = _until(own, at, ended)
-        theirs: dict[PeerId, list[tuple[str, float]]] = {}
-        for peer, marks_of_peer in told.items():
-            theirs[peer], places[peer] = _until(marks_of_peer, places[peer], ended)
-        if (parts := _cut(started, ended, happened, ours, theirs)) is not None:
-            taken.append(Taken(ended - started, parts))
-    return taken
+        of_nodes: dict[PeerId, list[Mark]] = {}
+        for peer, marks_of_peer in theirs.items():
+            of_nodes[peer], places[peer] = _until(marks_of_peer, places[peer], ended)
+        if (one := cut(started, ended, happened, ours, of_nodes)) is not None:
+            yield one
 
 
-def _until(marks: Sequence[tuple[str, float]], at: int, ended: float) -> tuple[list[tuple[str, float]], int]:
+def _until(marks: Sequence[Mark], at: int, ended: float) -> tuple[list[Mark], int]:
     """The marks from `at` on that were told before a moment, and where the next begin."""
     end = at
     while end < len(marks) and marks[end][1] <= ended:
@@ -226,62 +289,51 @@ def _until(marks: Sequence[tuple[str, float]], at: int, ended: float) -> tuple[l
     return list(marks[at:end]), end
 
 
-def _cut(
-    started: float,
-    ended: float,
-    happened: Sequence[Event],
-    ours: Sequence[tuple[str, float]],
-    theirs: dict[PeerId, list[tuple[str, float]]],
-) -> tuple[float, ...] | None:
-    """The parts of one exchange, on the way of its last answer; None if it was not an ordinary one (a request sent
-    again)."""
-    asked = [event.peer for event in happened if isinstance(event, DispatchSent)]
-    answered = [event.peer for event in happened if isinstance(event, ReplyReceived)]
-    names = [name for name, _ in ours]
-    if len(asked) != NUM_HOLDERS or names.count("frame") != NUM_HOLDERS or names.count("decode") != NUM_HOLDERS:
-        return None
-    last = answered[-1]
-    node, write = dict(theirs[last]), [at for name, at in ours if name == "write"]
-    written = [at for name, at in ours if name == "written"]
-    client = dict(ours)  # of each name the last
-    events = [at for at in (client.get("bytes"), client.get("frame"), client.get("decode")) if at is not None]
-    of_node = [node.get(f"node {name}") for name in NODE_MOMENTS]
-    if len(events) != 3 or None in of_node or len(write) <= asked.index(last):
-        return None
-    moments = [started, write[asked.index(last)], written[asked.index(last)], *of_node, *events]
-    moments += [client["decoded"], ended]
-    return tuple(_steps(moments))
-
-
-NODE_MOMENTS = ("bytes", "frame", "handler", "admitted", "kernel", "computed", "back", "write", "written")
-
-
-def _steps(moments: Sequence[float | None]) -> list[float]:
-    """Differences of moments; one that came before the one before it (two processors) counts as that."""
-    at = list[float]()
-    for moment in moments:
-        at.append(max(moment or 0.0, at[-1]) if at else moment or 0.0)
-    return [later - earlier for earlier, later in pairwise(at)]
-
-
-def _report(
-    kind: str, marked: Sequence[Taken], plain: Sequence[Taken], spent: Sequence[Processes]
-) -> dict[str, object]:
+def _report(kind: str, rounds: Rounds) -> dict[str, object]:
+    marked, plain = rounds.marked, rounds.plain
     parts = list(zip(*(taken.parts_s for taken in marked), strict=True))
     kernel_s = statistics.median(parts[KERNEL])
-    waited_us = statistics.median([each.client.waited_s + each.nodes.waited_s for each in spent])
     return {
         "channel": kind,
         "num_exchanges": len(plain),
         "total": _spread([taken.total_s for taken in plain]),
         "total_marked": _spread([taken.total_s for taken in marked]),
         "ours": _spread([taken.total_s - kernel_s for taken in plain]),
-        "run_queue_us": round(waited_us, 1),
+        "ours_marked": _spread([taken.total_s - taken.parts_s[KERNEL] for taken in marked]),
+        "not_traced": rounds.not_traced,
         "parts": [
-            {"where": where, "what": what, **_spread(times)} for (where, what), times in zip(PARTS, parts, strict=True)
+            {"where": part.side, "what": part.what, **_spread(times)} for part, times in zip(PARTS, parts, strict=True)
         ],
-        "used": {side: _rounded([getattr(each, side) for each in spent]) for side in ("client", "nodes")},
+        "used": {side: _rounded([getattr(each, side) for each in rounds.spent]) for side in ("client", "nodes")},
+        **(_traced(rounds) if rounds.waits else {}),
     }
+
+
+def _traced(rounds: Rounds) -> dict[str, object]:
+    """What the operating system's part of the marked exchanges was."""
+    spent = [taken.spent for taken in rounds.marked]
+    sums = [[_sum(each for i, each in enumerate(one) if i != KERNEL)] for one in spent]
+    return {
+        "ours_less_os": _spread([one.ours_s for (one,) in sums]),
+        "system": _spread([one.system_s for (one,) in sums]),
+        "waiting": _spread([one.waiting_s for (one,) in sums]),
+        "parts_spent": [
+            {name: round(1e6 * statistics.median([getattr(one, f"{name}_s") for one in part]), 1) for name in SPENT}
+            for part in zip(*spent, strict=True)
+        ],
+        "waits_of_all_threads": {
+            "traced_us": round(1e6 * sum(each.traced_s for each in rounds.waits) / len(spent), 1),
+            "schedstat_us": round(1e6 * sum(each.summed_s for each in rounds.waits) / len(spent), 1),
+        },
+    }
+
+
+def _sum(parts: Iterable[Spent]) -> Spent:
+    all_parts = list(parts)
+    return Spent(*(sum(getattr(part, f"{name}_s") for part in all_parts) for name in SPENT))
+
+
+SPENT = ("ours", "system", "waiting")
 
 
 def _spread(times_s: Sequence[float]) -> dict[str, float]:
@@ -304,14 +356,30 @@ def table(result: dict[str, object]) -> str:
         raise TypeError("not a result of bench_budget")
     lines = [f"{result['machine']}, commit {result['commit']}; a row of 14 KiB to each of {result['holders']} holders"]
     for found in channels:
-        lines += ["", f"{found['channel']}, {found['num_exchanges']} exchanges, us{'':42} {'p50':>8} {'p99':>8}"]
-        lines += [_line(part["where"], part["what"], part) for part in found["parts"]]
-        lines.append(_line("whole", "with the moments told", found["total_marked"]))
+        names = "".join(f"{name:>9}" for name in SPENT) if "parts_spent" in found else ""
+        lines += ["", f"{found['channel']}, {found['num_exchanges']} exchanges, us{'':42} {'p50':>8} {'p99':>8}{names}"]
+        for i, part in enumerate(found["parts"]):
+            spent = found["parts_spent"][i] if names else {}
+            lines.append(_line(part["where"], part["what"], part) + "".join(f"{us:9.1f}" for us in spent.values()))
+        lines.append(_line("whole", "with the moments told" + (", and traced" if names else ""), found["total_marked"]))
         lines.append(_line("whole", "without", found["total"]))
-        lines.append(_line("ours", "whole, less the median of the kernel", found["ours"]))
-        for side, spent in found["used"].items():
-            lines.append(f"  {side:8}" + ", ".join(f"{name} {value}" for name, value in spent.items()))
+        lines.append(_line("ours", "whole, less the median of the experts' kernel", found["ours"]))
+        lines += _traced_lines(found) if names else [f"  not traced: {found['not_traced']}"]
+        for side, used_by in found["used"].items():
+            lines.append(f"  {side:8}" + ", ".join(f"{name} {value}" for name, value in used_by.items()))
     return "\n".join(lines)
+
+
+def _traced_lines(found: dict[str, Any]) -> list[str]:
+    waits = found["waits_of_all_threads"]
+    return [
+        _line("ours", "the same of the traced ones, each less its own kernel", found["ours_marked"]),
+        _line("  of it", "the operating system", found["system"]),
+        _line("  of it", "waiting for a processor", found["waiting"]),
+        _line("ours", "less experts' kernel, operating system and waiting", found["ours_less_os"]),
+        f"  check: waiting of all threads, an exchange: {waits['traced_us']} us traced, {waits['schedstat_us']} us by"
+        " the kernel's sums",
+    ]
 
 
 def _line(where: str, what: str, spread: dict[str, float]) -> str:

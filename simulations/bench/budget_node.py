@@ -6,6 +6,7 @@ seen. It tells its moments and its processor time when it is asked.
 
 import asyncio
 import resource
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -37,6 +38,7 @@ SPEC = ExpertSpec(hidden=7168, inter=128)
 EXPERTS_OF_A_NODE = 4
 LAYER = LayerId(0)
 READY_TIMEOUT_S = 120.0
+WORKER = "kernel"
 
 SPOTS = (
     Spot(FrameDecoder, "feed", before="node bytes"),
@@ -65,6 +67,15 @@ class Used:
             self.user_s - before.user_s, self.system_s - before.system_s, self.waited_s - before.waited_s,
             self.num_switches - before.num_switches,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A node's answer. marks: name, seconds. worker_tid: of the thread of its kernels."""
+
+    used: Used
+    marks: list[tuple[str, float]]
+    worker_tid: int
 
 
 def used() -> Used:
@@ -121,10 +132,15 @@ class BudgetNode:
         addresses: tuple[str, ...] = self._pipe.recv()
         return addresses
 
-    def ask(self, is_marking: bool) -> tuple[Used, list[tuple[str, float]]]:
+    @property
+    def pid(self) -> int:
+        """Of the process, and so of the thread of its loop."""
+        return self._process.pid or 0
+
+    def ask(self, is_marking: bool) -> Told:
         """What it has used, and its moments since the last question; from now on it tells them or not. Blocking."""
         self._pipe.send(is_marking)
-        answer: tuple[Used, list[tuple[str, float]]] = self._pipe.recv()
+        answer: Told = self._pipe.recv()
         return answer
 
 
@@ -134,7 +150,7 @@ def _main(pipe: Connection, kind: str, place: int) -> None:
 
 
 async def _serve(pipe: Connection, kind: str, place: int) -> None:
-    worker, backend = ComputeWorker("kernel"), choose_backend(KernelChoice.AUTO, 1)
+    worker, backend = ComputeWorker(WORKER), choose_backend(KernelChoice.AUTO, 1)
     generator = torch.Generator().manual_seed(place)
     shapes = ((SPEC.inter, SPEC.hidden), (SPEC.inter, SPEC.hidden), (SPEC.hidden, SPEC.inter))
     experts = {}
@@ -163,5 +179,6 @@ async def _answer(pipe: Connection) -> None:
                 is_marking = await asyncio.to_thread(pipe.recv)
             except EOFError:
                 return
-        pipe.send((used(), marks.found))
+        workers = [thread.native_id for thread in threading.enumerate() if thread.name == WORKER]
+        pipe.send(Told(used(), marks.found, (workers or [None])[0] or 0))
         spots = SPOTS if is_marking else ()
