@@ -47,10 +47,11 @@ def choose(needed: Iterable[ExpertId], holders: Held, cost: Mapping[PeerId, floa
     return Plan(shares, tuple(sorted(left)))
 
 
-def choose_in_tiers(needed: Iterable[ExpertId], tiers: Sequence[Held], cost: Mapping[PeerId, float]) -> Plan:
+def choose_in_tiers(needed: Iterable[ExpertId], tiers: Iterable[Held], cost: Mapping[PeerId, float]) -> Plan:
     """Cover `needed` from the first tier as far as it goes, the rest from the next, and so on.
 
-    A holder in a lower tier is asked only for experts that no higher tier has. Tiers have no holder in common.
+    A holder in a lower tier is asked only for experts that no higher tier has. Tiers have no holder in common; those
+    that nothing is left for are not looked at.
     """
     shares: dict[PeerId, tuple[ExpertId, ...]] = {}
     uncovered = tuple(needed)
@@ -58,6 +59,8 @@ def choose_in_tiers(needed: Iterable[ExpertId], tiers: Sequence[Held], cost: Map
         plan = choose(uncovered, holders, cost)
         shares |= plan.shares
         uncovered = plan.uncovered
+        if not uncovered:
+            break
     return Plan(shares, tuple(sorted(uncovered)))
 
 

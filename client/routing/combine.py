@@ -7,6 +7,8 @@ and not by arrival: the same plan gives the same bits, whoever answered first (D
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from shoal.protocol.ids import ExpertId
@@ -18,7 +20,7 @@ class PartialSum:
     f32[N, H]."""
 
     experts: tuple[ExpertId, ...]
-    token_idx: torch.Tensor
+    token_idx: npt.NDArray[np.int64]
     values: torch.Tensor
 
 
@@ -29,5 +31,5 @@ def combine(partials: Iterable[PartialSum], num_tokens: int, hidden: int) -> tor
         if len(partial.token_idx) == num_tokens:  # all of them, ascending
             total.add_(partial.values)
         else:
-            total.index_add_(0, partial.token_idx, partial.values)
+            total.index_add_(0, torch.from_numpy(partial.token_idx), partial.values)
     return total

@@ -19,7 +19,7 @@ from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.exchange import Exchange, LayerCall, timed
 from shoal.client.routing.grouping import group_by_expert
 from shoal.client.routing.health import Health, Standing
-from shoal.client.routing.hedge import Budget, race
+from shoal.client.routing.hedge import Budget, all_within, end, race
 from shoal.client.routing.holders import Holders
 from shoal.client.routing.model_id import ModelId
 from shoal.protocol.errors import Busy, CoverageGap, DeadlineExceeded, IntegrityError, NotHeld, ShoalError
@@ -107,54 +107,66 @@ class SwarmExperts:
         return await self._carry_out(call, await self._plan(call, experts), tried=())
 
     async def _carry_out(self, call: LayerCall, plan: Plan, tried: tuple[PeerId, ...]) -> list[PartialSum]:
-        shares = (*plan.shares.items(), *plan.cold.items())
-        parts = [self._ask(_Request(call, peer, share, (*tried, peer))) for peer, share in shares]
-        if len(parts) == 1:
-            return await parts[0]
-        return [part for partials in await _all(parts) for part in partials]
+        """Ask all holders of a plan; those that are late or fail are replaced.
 
-    async def _ask(self, request: "_Request") -> list[PartialSum]:
-        """Ask one holder; if it is late or fails, others."""
-        started = self._clock()
+        While all answer in time there is no task: the requests are sent here, and their answers are futures.
+        """
+        shares = (*plan.shares.items(), *plan.cold.items())
+        requests = [self._begin(call, peer, share, (*tried, peer)) for peer, share in shares]
+        answers = [request.answer for request in requests]
+        try:
+            if await all_within(answers, min(request.patience.first_s for request in requests)):
+                return [answer.result() for answer in answers]
+            parts = [self._see_through(request) for request in requests]
+            return [part for partials in await _all(parts) for part in partials]
+        finally:
+            await end(*answers)  # of those that have succeeded it is the end already
+
+    def _begin(
+        self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...], tried: tuple[PeerId, ...]
+    ) -> "_Request":
+        """Ask one holder."""
         self._hedges.earn()
         self._retries.earn()
-        patience = self._patience(request)
+        patience = self._patience(call, peer, experts)
+        started, asked = self._clock(), (peer, experts)
+        answer = self._exchange.begin(call, peer, experts, _now())
+        call.awaited.append(asked)
+        answer.add_done_callback(lambda _: call.awaited.remove(asked))
+        return _Request(call, peer, experts, tried, patience, started, answer)
+
+    async def _see_through(self, request: "_Request") -> list[PartialSum]:
+        """Wait for one holder; if it is late or fails, ask others."""
+        left_s = max(0.0, request.started + request.patience.first_s - self._clock())
         try:
-            raced = await race(self._ask_one(request), patience.first_s, partial(self._when_late, request, patience))
+            raced = await race(_alone(request.answer), left_s, partial(self._when_late, request))
         except ShoalError as error:
             self._note_failure(request, error)
             if not error.retry_elsewhere:
                 raise
             failure = error
         else:
-            self._note_backup(request, raced.is_backup, self._clock() - started)
+            self._note_backup(request, raced.is_backup, self._clock() - request.started)
             return raced.result
         partials = await self._retry(request, failure)
-        self._note_failover(request, type(failure), self._clock() - started)
+        self._note_failover(request, type(failure), self._clock() - request.started)
         return partials
 
-    async def _ask_one(self, request: "_Request") -> list[PartialSum]:
-        asked = (request.peer, request.experts)
-        request.call.awaited.append(asked)
-        try:
-            return [await self._exchange.ask(request.call, request.peer, request.experts, _now())]
-        finally:
-            request.call.awaited.remove(asked)
-
-    def _patience(self, request: "_Request") -> "_Patience":
-        health = self._holders.holder(request.peer).health
-        work = self._exchange.work(request.call, request.peer, request.experts)
+    def _patience(self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...]) -> "_Patience":
+        health = self._holders.holder(peer).health
+        work = self._exchange.work(call, peer, experts)
         return _Patience(
             health, health.hedge_after_s(work), health.rto_s(work), health.num_in_flight + 1, health.num_answered
         )
 
-    async def _when_late(self, request: "_Request", patience: "_Patience") -> Coroutine[None, None, list[PartialSum]]:
+    async def _when_late(self, request: "_Request") -> Coroutine[None, None, list[PartialSum]]:
         """Another way to the same answer, when it is time for one and there is one; else this waits on. To be called
-        when `patience.first_s` have passed.
+        when `request.patience.first_s` have passed.
 
         Later than most of its answers: within the budget of hedges. Later than it ever was: of retries. A replica that
         is busy, or a budget that is spent, may be otherwise a timeout later; the holder's own deadline is much longer.
         """
+        patience = request.patience
         rto_s = patience.rto_s
         await _until_late(patience)
         if patience.hedge_after_s < rto_s:
@@ -301,7 +313,7 @@ class SwarmExperts:
         standings: Sequence[Standing],
         excluded: tuple[PeerId, ...] = (),
     ) -> Plan:
-        tiers = [self._holders.of_standing(call.layer, standing, excluded) for standing in standings]
+        tiers = (self._holders.of_standing(call.layer, standing, excluded) for standing in standings)
         return choose_in_tiers(experts, tiers, self._holders.costs())
 
 
@@ -314,6 +326,10 @@ class _Request:
     experts: tuple[ExpertId, ...]
     tried: tuple[PeerId, ...]
     """Who has been asked for these experts, `peer` included."""
+    patience: "_Patience"
+    started: float
+    """Seconds of the clock."""
+    answer: asyncio.Future[PartialSum]
     is_hedged: bool = False
     """Others were asked before the holder could be called stalled."""
 
@@ -333,6 +349,11 @@ class _Patience:
     def first_s(self) -> float:
         """Before this nobody looks."""
         return min(self.hedge_after_s, self.rto_s)
+
+
+async def _alone(answer: asyncio.Future[PartialSum]) -> list[PartialSum]:
+    """One holder's answer as all that there is."""
+    return [await answer]
 
 
 async def _until_late(patience: _Patience) -> None:

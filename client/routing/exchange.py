@@ -3,23 +3,25 @@
 Between dispatch, which decides whom to ask, and the channel. Knows nothing of replicas.
 """
 
-from collections.abc import Callable, Collection
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import torch
 
 from shoal.client.routing.activations import Activations, WireFormat, wire_format
 from shoal.client.routing.combine import PartialSum
-from shoal.client.routing.grouping import ExpertRows
+from shoal.client.routing.grouping import ExpertRows, Ints
 from shoal.client.routing.health import Health
-from shoal.client.routing.holders import Holders
+from shoal.client.routing.holders import Holder, Holders
 from shoal.client.routing.model_id import ModelId
-from shoal.protocol.errors import ChannelClosed, Malformed
+from shoal.protocol.errors import ChannelClosed, Malformed, ShoalError
 from shoal.protocol.events import DispatchSent, ExpertsTimed, Observer, ReplyReceived
+from shoal.protocol.frames import Buffer
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.messages import Dispatch, DType, Partial
-from shoal.protocol.net.channel import Channel
+from shoal.protocol.net.channel import Channel, Reply
 from shoal.protocol.tensors import encode_rows, read_partial_body, tensor_bytes
 
 
@@ -52,6 +54,7 @@ class LayerCall:
     num_pauses: int = 0
     """How often all holders of some expert had failed."""
     _encoded: dict[DType, torch.Tensor] = field(default_factory=dict)
+    _bytes: dict[DType, Buffer] = field(default_factory=dict)
     _selected: dict[tuple[ExpertId, ...], ExpertRows] = field(default_factory=dict)
 
     def encoded(self, dtype: DType) -> torch.Tensor:
@@ -59,6 +62,14 @@ class LayerCall:
         if dtype not in self._encoded:
             self._encoded[dtype] = encode_rows(self.x, dtype)
         return self._encoded[dtype]
+
+    def encoded_rows(self, dtype: DType, token_idx: Ints) -> Buffer:
+        """The bytes of some tokens' hidden states; those of all are made once."""
+        if len(token_idx) < len(self.x):
+            return tensor_bytes(self.encoded(dtype)[torch.from_numpy(token_idx)])
+        if dtype not in self._bytes:
+            self._bytes[dtype] = tensor_bytes(self.encoded(dtype))
+        return self._bytes[dtype]
 
     def selected(self, experts: tuple[ExpertId, ...]) -> ExpertRows:
         """The rows of some experts; cut out once, whoever is asked."""
@@ -69,6 +80,22 @@ class LayerCall:
     def awaited_for(self, experts: Collection[ExpertId]) -> tuple[PeerId, ...]:
         """Holders whose answer for some of these is still awaited."""
         return tuple(peer for peer, asked in self.awaited if not set(asked).isdisjoint(experts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request under way. token_idx: i64[N], the tokens that it is about; work: as in `Health.work`; started: seconds
+    of the clock."""
+
+    call: LayerCall
+    holder: Holder
+    experts: tuple[ExpertId, ...]
+    token_idx: Ints
+    message: Dispatch
+    macs: int
+    num_cold: int
+    work: int
+    started: float
 
 
 class Exchange:
@@ -94,46 +121,94 @@ class Exchange:
         macs = call.selected(experts).num_pairs * self._model.macs_per_row
         return holder.health.work(macs, holder.num_cold(call.layer, experts))
 
-    async def ask(self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...], now: float) -> PartialSum:
+    def begin(
+        self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...], now: float
+    ) -> asyncio.Future[PartialSum]:
         """Have a holder compute some experts of a call. now: loop time.
 
-        Raises:
-            ShoalError: as `Channel.request`; NonFinite, Malformed: an answer that cannot be.
+        It fails with a ShoalError as `Channel.request` does; NonFinite, Malformed: an answer that can not be. The
+        request is sent when this returns, and no task waits for its answer, unless the holder's credits are spent.
+        Cancelling the future tells the holder.
+        """
+        answer: asyncio.Future[PartialSum] = asyncio.get_running_loop().create_future()
+        try:
+            asked, channel, body = self._prepare(call, peer, experts)
+            reply = channel.begin(asked.message, body)
+        except ShoalError as error:
+            answer.set_exception(error)
+            return answer
+        self._observe(DispatchSent(peer, call.layer, len(experts), asked.message.num_tokens, experts))
+        asked.holder.health.asked(asked.work, now)
+        if reply is None:
+            return asyncio.ensure_future(self._ask_in_turn(asked, channel, body))
+        reply.add_done_callback(partial(self._pass_on, asked, answer))
+        answer.add_done_callback(partial(_end_with, reply))
+        return answer
 
-        *Cancellation:* the holder is told.
+    async def _ask_in_turn(self, asked: "_Asked", channel: Channel, body: Sequence[Buffer]) -> PartialSum:
+        """Where the request itself has to wait."""
+        try:
+            reply = await channel.request(asked.message, body)
+        finally:
+            asked.holder.health.ended(asked.work)
+        return self._read(asked, reply)
+
+    def _pass_on(self, asked: "_Asked", answer: asyncio.Future[PartialSum], reply: asyncio.Future[Reply]) -> None:
+        """A reply has come, or will not."""
+        asked.holder.health.ended(asked.work)
+        if reply.cancelled():
+            answer.cancel()
+            return
+        error = reply.exception()  # also when nobody waits any more, or asyncio would report it
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+            return
+        try:
+            values = self._read(asked, reply.result())
+        except Exception as failure:  # the boundary: whoever waits is told
+            answer.set_exception(failure)
+        else:
+            answer.set_result(values)
+
+    def _prepare(
+        self, call: LayerCall, peer: PeerId, experts: tuple[ExpertId, ...]
+    ) -> tuple["_Asked", Channel, tuple[Buffer, ...]]:
+        """
+        Raises:
+            ChannelClosed: the holder is gone.
         """
         rows = call.selected(experts)
         token_idx, row_idx = rows.own_tokens(len(call.x))  # only the tokens this holder needs
         holder = self._holders.holder(peer)
         macs, num_cold = len(row_idx) * self._model.macs_per_row, holder.num_cold(call.layer, experts)
-        work = holder.health.work(macs, num_cold)
+        health = holder.health
+        work = health.work(macs, num_cold)
         if holder.channel is None:
             raise ChannelClosed(f"{peer} is gone")
-        formats = self._format(holder.channel, holder.health)
-        message = self._message(call, rows, len(token_idx), holder.health.deadline_s(work), formats)
-        encoded = call.encoded(formats.up)
+        formats = self._format(holder.channel, health)
+        message = self._message(call, rows, len(token_idx), health.deadline_s(work), formats)
         body = (
-            tensor_bytes(encoded if len(token_idx) == len(encoded) else encoded[token_idx]),
-            tensor_bytes(rows.topk_weights),
-            row_idx.numpy().astype("<u2").view(np.uint8).data,
+            call.encoded_rows(formats.up, token_idx),
+            rows.topk_weights.astype("<f4", copy=False).tobytes(),
+            row_idx.astype("<u2").tobytes(),
         )
-        self._observe(DispatchSent(peer, call.layer, len(experts), len(token_idx), experts))
-        started = self._clock()
-        holder.health.asked(work, now)
-        try:
-            reply = await holder.channel.request(message, body)
-        finally:
-            holder.health.ended(work)
+        asked = _Asked(call, holder, experts, token_idx, message, macs, num_cold, work, self._clock())
+        return asked, holder.channel, body
+
+    def _read(self, asked: "_Asked", reply: Reply) -> PartialSum:
+        """Check an answer and learn from it."""
+        message, health, started = asked.message, asked.holder.health, asked.started
         check_answers(message, reply.message)
         values = read_partial_body(reply.message, reply.body)
-        received = self._clock()
+        received, peer, layer = self._clock(), asked.holder.peer, asked.call.layer
         queue_s, compute_s = reply.message.queue_us / 1e6, reply.message.compute_us / 1e6
-        call.answered.append(Answered(peer, started, received, queue_s, compute_s))
-        holder.health.answered(received - started, compute_s, macs, num_cold)
-        num_bytes = message.body_size() + message.reply_size()
-        holder.health.link.carried(num_bytes, received - started, queue_s + compute_s)
-        self._observe(ReplyReceived(peer, call.layer, received - started, queue_s, compute_s))
-        return PartialSum(experts, token_idx, values)
+        asked.call.answered.append(Answered(peer, started, received, queue_s, compute_s))
+        health.answered(received - started, compute_s, asked.macs, asked.num_cold)
+        health.link.carried(message.body_size() + message.reply_size(), received - started, queue_s + compute_s)
+        self._observe(ReplyReceived(peer, layer, received - started, queue_s, compute_s))
+        return PartialSum(asked.experts, asked.token_idx, values)
 
     def _format(self, channel: Channel, health: Health) -> WireFormat:
         model = self._model
@@ -157,6 +232,11 @@ class Exchange:
             deadline_ms=max(1, round(deadline_s * 1000)),
             reply_dtype=formats.down if formats.down is not DType.F32 else 0,
         )
+
+
+def _end_with(reply: asyncio.Future[Reply], answer: asyncio.Future[PartialSum]) -> None:
+    if answer.cancelled():
+        reply.cancel()
 
 
 def check_answers(message: Dispatch, answer: Partial) -> None:

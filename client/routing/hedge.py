@@ -1,10 +1,10 @@
-"""Asking twice, within a budget: the first good answer wins and the loser is cancelled.
+"""Asking several, within a budget: all answer in time, or the first good answer wins and the loser is cancelled.
 
 Beside dispatch, which says when a second holder is worth asking. Knows no peers and no clock.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -63,7 +63,7 @@ async def race(
     try:
         done, _ = await asyncio.wait({first}, timeout=after_s)
     except asyncio.CancelledError:
-        await _end(first)
+        await end(first)
         raise
     if done:
         return Raced(first.result(), is_backup=False)
@@ -83,7 +83,7 @@ async def _race_late(first: asyncio.Task[Result], backup: "_Backup[Result]") -> 
             return Raced(second.result(), is_backup=True)
         return Raced(await first, is_backup=False)
     finally:
-        await _end(first, second)
+        await end(first, second)
 
 
 class _Backup(Generic[Result]):
@@ -116,10 +116,19 @@ async def _succeeds(task: asyncio.Task[Result]) -> bool:
     return error is None
 
 
-async def _end(*tasks: asyncio.Task[Result]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # whatever it was, the other answered
+async def all_within(answers: Collection[asyncio.Future[Result]], timeout_s: float) -> bool:
+    """Wait for all of them for so long; whether all have succeeded. False as soon as one fails."""
+    _, pending = await asyncio.wait(answers, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    return not pending and all(answer.exception() is None for answer in answers)
+
+
+async def end(*answers: asyncio.Future[Result]) -> None:
+    """Cancel those that are not done, and wait for their end."""
+    running = [answer for answer in answers if not answer.done()]
+    for answer in running:
+        answer.cancel()
+    if running:
+        await asyncio.wait(running)
+    for answer in answers:
+        if not answer.cancelled():
+            answer.exception()  # whatever it was, the other answered, or it was told already

@@ -4,6 +4,7 @@ Stands where `client/routing/dispatch.py` stands otherwise: same seam, same grou
 Knows no peers.
 """
 
+import torch
 from torch import Tensor
 
 from shoal.client.routing.grouping import group_by_expert
@@ -37,7 +38,8 @@ class LocalExperts(ExpertsHere):
         """See `ExpertsHere`; raises as `__call__`."""
         rows = group_by_expert(topk_idx, topk_weights)
         experts = [self._expert(layer, expert) for expert in rows.experts]
-        return self._backend.run(experts, x, rows.row_idx, rows.offsets, rows.topk_weights, self._rounding)
+        row_idx, weights = torch.from_numpy(rows.row_idx), torch.from_numpy(rows.topk_weights)
+        return self._backend.run(experts, x, row_idx, rows.offsets, weights, self._rounding)
 
     def _expert(self, layer: LayerId, expert: ExpertId) -> PackedExpert:
         if (layer, expert) not in self._packed:

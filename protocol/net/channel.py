@@ -5,6 +5,7 @@ same multiplexer; a back end only opens authenticated byte streams. A channel ne
 replicas, does.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -121,6 +122,15 @@ class Channel(Protocol):
 
         Cancellation: the request may have been executed, is not any more, or never was; CANCEL is sent.
         Limits: waits for the peer's credits, within the same deadline.
+        """
+
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        """Send a DISPATCH now and return where its answer will be; None if that has to wait: then use `request`.
+
+        The future fails as `request` does, and cancelling it tells the peer.
+
+        Raises:
+            ChannelClosed, Draining: nothing was sent.
         """
 
     async def ping(self, timeout_s: float) -> float:

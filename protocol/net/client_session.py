@@ -6,7 +6,9 @@ Stands between `client.dispatch` and the lanes. Knows no transport and no tensor
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
+from typing import TypeVar
 
 from shoal.protocol.dtypes import DType, from_bits
 from shoal.protocol.errors import ChannelClosed, DeadlineExceeded, Draining, Malformed, ShoalError
@@ -34,6 +36,8 @@ from shoal.protocol.net.routing import LANE_OF_PIECES, lane_for
 from shoal.protocol.net.task_set import TaskSet
 from shoal.protocol.tensors import request_hash
 
+Answer = TypeVar("Answer")
+
 FROM_SERVER: frozenset[type[Message]] = frozenset({Partial, Chunk, Refusal, Ping, Pong, Drain})
 """What a server may say after the handshake."""
 
@@ -44,10 +48,18 @@ class _Pending:
     back only with the peer's final answer."""
 
     message: Dispatch | Fetch
-    future: asyncio.Future[Frame]
+    future: asyncio.Future[Reply] | asyncio.Future[PieceReply]
     request_hash: bytes
     size_bytes: int
     timer: asyncio.TimerHandle
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """Credits that were taken for one request. deadline: the loop's time after which nobody waits for its answer."""
+
+    size_bytes: int
+    deadline: float
 
 
 class ClientSession:
@@ -104,43 +116,67 @@ class ClientSession:
     def traffic(self) -> Traffic:
         return self._traffic
 
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> asyncio.Future[Reply] | None:
+        """See `Channel.begin`."""
+        self._check_open()
+        size = message.body_size()
+        if not self._credits.try_take(size):
+            return None
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply] = loop.create_future()
+        self._send(message, body, _Spent(size, loop.time() + message.deadline_ms / 1000), answer)
+        return answer
+
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """See `Channel.request`."""
-        size = message.body_size()
-        frame = await self._exchange(message, body, size, lane_for(size))
-        if not isinstance(frame.message, Partial):  # `_settle` has made sure; this tells the type checker
-            raise Malformed("not a PARTIAL")
-        return Reply(frame.message, frame.body)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply] = loop.create_future()
+        spent = await self._take(message.body_size(), loop.time() + message.deadline_ms / 1000)
+        self._send(message, body, spent, answer)
+        return await _finished(answer)
 
     async def fetch(self, message: Fetch) -> PieceReply:
         """See `PieceChannel.fetch`."""
-        frame = await self._exchange(message, (), message.size, LANE_OF_PIECES)
-        if not isinstance(frame.message, Chunk):  # as above
-            raise Malformed("not a CHUNK")
-        return PieceReply(frame.message, frame.body)
-
-    async def _exchange(self, message: Dispatch | Fetch, body: Sequence[Buffer], size: int, lane: Lane) -> Frame:
-        """One request and its answer. `size`: the credits that it takes, in bytes."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + message.deadline_ms / 1000
+        answer: asyncio.Future[PieceReply] = loop.create_future()
+        spent = await self._take(message.size, loop.time() + message.deadline_ms / 1000)
+        self._send(message, (), spent, answer)
+        return await _finished(answer)
+
+    async def _take(self, size_bytes: int, deadline: float) -> "_Spent":
+        """Credits for a request that takes this many bytes; waits for them.
+
+        Raises:
+            ChannelClosed, Draining: the channel takes no request any more. DeadlineExceeded: it takes too long.
+        """
         self._check_open()
+        if not self._credits.try_take(size_bytes):
+            await self._credits.take(size_bytes, deadline)
+            if self.is_closed or self._is_draining:
+                self._credits.give(size_bytes)
+                self._check_open()
+        return _Spent(size_bytes, deadline)
+
+    def _send(
+        self,
+        message: Dispatch | Fetch,
+        body: Sequence[Buffer],
+        spent: "_Spent",
+        answer: asyncio.Future[Reply] | asyncio.Future[PieceReply],
+    ) -> None:
+        """Send a request; `answer` will have its answer, and whoever cancels that tells the peer."""
         header = encode_header(message)
         digest = request_hash(header, *body)
-        if not self._credits.try_take(size):
-            await self._credits.take(size, deadline)
-            if self.is_closed or self._is_draining:
-                self._credits.give(size)
-                self._check_open()
         request_id = next(self._request_ids)
+        lane = lane_for(spent.size_bytes) if isinstance(message, Dispatch) else LANE_OF_PIECES
         self._lanes[lane].write(request_id, message, body, header)
-        timer = loop.call_at(deadline, self._expire, request_id)
-        pending = self._pending[request_id] = _Pending(message, loop.create_future(), digest, size, timer)
-        try:
-            return await pending.future
-        except asyncio.CancelledError:
+        timer = asyncio.get_running_loop().call_at(spent.deadline, self._expire, request_id)
+        self._pending[request_id] = _Pending(message, answer, digest, spent.size_bytes, timer)
+        answer.add_done_callback(partial(self._on_done, request_id))
+
+    def _on_done(self, request_id: int, answer: asyncio.Future[Reply] | asyncio.Future[PieceReply]) -> None:
+        if answer.cancelled():
             self._abandon(request_id)
-            _mark_retrieved(pending.future)
-            raise
 
     async def ping(self, timeout_s: float) -> float:
         """See `Channel.ping`.
@@ -220,8 +256,8 @@ class ClientSession:
             error = error_of(frame.message, self._peer)
             self._is_draining = self._is_draining or isinstance(error, Draining)
             pending.future.set_exception(error)
-        elif _answers(frame.message, pending):
-            pending.future.set_result(frame)
+        elif (answer := _answer(frame, pending)) is not None:
+            pending.future.set_result(answer)  # type: ignore[arg-type]  # of the kind that was asked for
         else:
             error = Malformed(f"{self._peer} answered another request than ours")
             pending.future.set_exception(error)
@@ -262,17 +298,29 @@ class ClientSession:
             lane.close()
 
 
-def _answers(answer: Message, pending: _Pending) -> bool:
-    """Whether this is an answer to that request."""
-    asked = pending.message
+def _answer(frame: Frame, pending: _Pending) -> Reply | PieceReply | None:
+    """The answer to that request; None if this is none."""
+    asked, answer = pending.message, frame.message
     if isinstance(asked, Dispatch):
-        return isinstance(answer, Partial) and answer.request_hash == pending.request_hash
+        if not isinstance(answer, Partial) or answer.request_hash != pending.request_hash:
+            return None
+        return Reply(answer, frame.body)
     if not isinstance(answer, Chunk) or answer.request_hash != pending.request_hash:
-        return False
-    return answer.size <= asked.size and asked.begin + answer.size <= answer.piece_bytes
+        return None
+    fits = answer.size <= asked.size and asked.begin + answer.size <= answer.piece_bytes
+    return PieceReply(answer, frame.body) if fits else None
 
 
-def _mark_retrieved(future: asyncio.Future[Frame] | asyncio.Future[None]) -> None:
+async def _finished(answer: asyncio.Future[Answer]) -> Answer:
+    """The result of a future that its own cancelling ends."""
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        _mark_retrieved(answer)
+        raise
+
+
+def _mark_retrieved(future: asyncio.Future[Answer]) -> None:
     """Keep asyncio from reporting an error that came in the very moment in which its caller was cancelled."""
     if future.done() and not future.cancelled():
         future.exception()

@@ -76,6 +76,10 @@ class BareChannel:
         self._reader = reader
         self._writer = writer
 
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        """See `Channel.begin`: never at once."""
+        return None
+
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """Send as many bytes and read as many zeros as a channel would."""
         answer = Partial(bytes(32), message.num_tokens, message.hidden, 0, 0, message.reply_dtype)

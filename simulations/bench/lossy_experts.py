@@ -51,7 +51,7 @@ class LossyExperts:
     async def __call__(self, layer: LayerId, x: Tensor, topk_idx: Tensor, topk_weights: Tensor) -> Tensor:
         """See `RoutedExperts`. x: f32[T, H]; returns f32[T, H]."""
         rows = group_by_expert(topk_idx, topk_weights)
-        exact = self._run(layer, rows.experts, x, rows, rows.row_idx)
+        exact = self._run(layer, rows.experts, x, rows, torch.from_numpy(rows.row_idx))
         parts = [self._ask(layer, experts, x, rows) for experts in self._shares(rows.experts)]
         total = combine(parts, *x.shape)
         self.losses[layer].squared_error += float((total - exact).square().sum())
@@ -73,16 +73,17 @@ class LossyExperts:
 
     def _ask(self, layer: LayerId, experts: tuple[ExpertId, ...], x: Tensor, rows: ExpertRows) -> PartialSum:
         selected = rows.select(experts)
-        token_idx, row_idx = torch.unique(selected.row_idx, return_inverse=True)
+        token_idx, row_idx = torch.unique(torch.from_numpy(selected.row_idx), return_inverse=True)
         sums = self._run(layer, experts, through(x[token_idx], self._formats.up), selected, row_idx)
         self.num_rows += len(token_idx)
         self.num_pairs += len(row_idx)
-        return PartialSum(experts, token_idx, through(sums, self._formats.down))
+        return PartialSum(experts, token_idx.numpy(), through(sums, self._formats.down))
 
     def _run(self, layer: LayerId, experts: Sequence[ExpertId], x: Tensor, rows: ExpertRows, row_idx: Tensor) -> Tensor:
         model = self._model
         packed = [model.packed[layer, expert] for expert in experts]
-        return model.backend.run(packed, x, row_idx, rows.offsets, rows.topk_weights, model.rounding)
+        weights = torch.from_numpy(rows.topk_weights)
+        return model.backend.run(packed, x, row_idx, rows.offsets, weights, model.rounding)
 
 
 def through(x: Tensor, dtype: DType) -> Tensor:

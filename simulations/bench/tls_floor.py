@@ -4,6 +4,7 @@ No event loop, no memory buffers between OpenSSL and the kernel, no messages. Wh
 more than `bare_tls.py` is ours; what that costs more than this is the loop's and its TLS layer's.
 """
 
+import asyncio
 import math
 import socket
 import ssl
@@ -90,6 +91,10 @@ class FloorChannel:
         self.dtypes: frozenset[DType] = frozenset()
         self.traffic = Traffic()
         self._stream = stream
+
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        """See `Channel.begin`: never at once."""
+        return None
 
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """Send as many bytes and read as many zeros as a channel would."""

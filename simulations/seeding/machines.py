@@ -339,6 +339,10 @@ class SimulatedChannel:
     def is_closed(self) -> bool:
         return not self._giver.is_alive
 
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        """See `Channel.begin`: never at once."""
+        return None
+
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """Nobody computes here."""
         raise ChannelClosed("no work is asked for in this simulation")

@@ -117,6 +117,10 @@ class ShapedChannel:
     def traffic(self) -> Traffic:
         return self._inner.traffic
 
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        """See `Channel.begin`: never at once."""
+        return None
+
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         """See `Channel.request`; the deadline counts from the arrival there."""
         await self._cross(message.body_size(), is_out=True)

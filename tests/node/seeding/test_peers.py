@@ -260,6 +260,9 @@ class Told:
         self.asked: list[Fetch] = []
         self._answer = answer
 
+    def begin(self, message: Dispatch, body: object) -> "asyncio.Future[Reply] | None":
+        return None
+
     async def request(self, message: Dispatch, body: object) -> Reply:
         raise ChannelClosed("no work here")
 

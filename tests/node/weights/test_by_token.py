@@ -124,6 +124,9 @@ class Channel:
     def is_closed(self) -> bool:
         return self.peer not in self._swarm.gives
 
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        return None
+
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         raise ChannelClosed("no work is asked for here")
 

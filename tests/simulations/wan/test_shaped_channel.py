@@ -30,6 +30,9 @@ class Instant:
     def __init__(self, is_dead: bool = False) -> None:
         self._is_dead = is_dead
 
+    def begin(self, message: Dispatch, body: Sequence[Buffer]) -> "asyncio.Future[Reply] | None":
+        return None
+
     async def request(self, message: Dispatch, body: Sequence[Buffer]) -> Reply:
         if self._is_dead:
             raise ChannelClosed("it died")
