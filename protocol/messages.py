@@ -9,7 +9,7 @@ follow that table. Knows no bytes order of frames (`frames.py`), no tensors (`te
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 from shoal.protocol import limits
 from shoal.protocol.dtypes import DType as DType
@@ -68,8 +68,24 @@ class Message:
     LAST_OPTIONAL: ClassVar[str] = ""
     """The name of the last field, if it is optional."""
 
+    _INTS: ClassVar[tuple[tuple[str, int, int], ...]] = ()
+    """Name and bounds of the fields that are integers, and the others; for `__post_init__`."""
+    _OTHERS: ClassVar[tuple[Field, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls._INTS = tuple((each.name, each.low, each.high) for each in cls.FIELDS if _is_bounded(each))
+        cls._OTHERS = tuple(each for each in cls.FIELDS if not _is_bounded(each))
+
     def __post_init__(self) -> None:
-        for field in self.FIELDS:
+        for name, low, high in self._INTS:  # without a call for each: every header of every frame comes here
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                self._check(self.FIELDS)
+                return
+        self._check(self._OTHERS)
+
+    def _check(self, fields: tuple[Field, ...]) -> None:
+        for field in fields:
             given = getattr(self, field.name)
             checked = field.check(given)
             if checked is not given:  # a list, or an IntEnum of ours
@@ -97,6 +113,10 @@ class Message:
         if cls.LAST_OPTIONAL and not is_short and not header[len(cls.FIELDS)]:
             raise Malformed(f"{cls.LAST_OPTIONAL} is 0 and should have been left out")
         return cls(*header.values())
+
+
+def _is_bounded(field: Field) -> TypeGuard[IntField]:
+    return isinstance(field, IntField) and not field.is_optional
 
 
 _VERSION = IntField(1, "version", 1, 255)

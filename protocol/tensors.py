@@ -33,6 +33,9 @@ MIN_SCALE_BITS, MAX_SCALE_BITS = 0x0080, 0x7F7F
 
 INT8_LARGEST = 127
 
+FEW_PAIRS = 64
+"""Up to here plain Python looks at indices and weights: in a process that was just woken 4 us, numpy's operations 11."""
+
 ROWS_IN_CACHE = 16
 """Rows that are converted together: a dozen passes over more than that (450 KB of DeepSeek-V3's) go through memory."""
 
@@ -53,8 +56,8 @@ class Rows:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The little-endian bytes of a contiguous CPU tensor, without a copy."""
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return flat.numpy().data
+    known = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor  # numpy has no bf16
+    return known.numpy().reshape(-1).view(np.uint8).data
 
 
 def encode_rows(x: torch.Tensor, dtype: DType) -> torch.Tensor:
@@ -114,11 +117,12 @@ def read_dispatch_body(message: Dispatch, body: Buffer) -> Rows:
     x = decode_rows(memoryview(body)[:weights_at], DType(message.dtype), message.num_tokens, message.hidden)
     topk_weights = np.frombuffer(body, dtype="<f4", count=num_pairs, offset=weights_at).copy()
     row_idx = np.frombuffer(body, dtype="<u2", count=num_pairs, offset=weights_at + 4 * num_pairs).astype(np.int64)
-    if row_idx.max() >= message.num_tokens:
+    is_few = num_pairs <= FEW_PAIRS
+    if (max(row_idx.tolist()) if is_few else row_idx.max()) >= message.num_tokens:
         raise Malformed("a row index beyond the tokens of the frame")
-    if not np.isfinite(topk_weights).all():
+    if not (all(map(math.isfinite, topk_weights.tolist())) if is_few else np.isfinite(topk_weights).all()):
         raise NonFinite("NaN or infinity in a tensor")
-    if message.dtype != DType.F32:
+    if message.dtype != (DType.BF16 if message.rounding == Rounding.BF16 else DType.F32):
         x = x.to(torch.bfloat16 if message.rounding == Rounding.BF16 else torch.float32)
     return Rows(x, torch.from_numpy(row_idx), torch.from_numpy(topk_weights), _offsets(message.num_rows))
 
@@ -128,7 +132,8 @@ def read_partial_body(message: Partial, body: Buffer) -> torch.Tensor:
     if len(body) != message.body_size():
         raise Malformed(f"a body of {len(body)} bytes instead of {message.body_size()}")
     dtype = DType(message.dtype or DType.F32)
-    return decode_rows(body, dtype, message.num_tokens, message.hidden).to(torch.float32)
+    values = decode_rows(body, dtype, message.num_tokens, message.hidden)
+    return values if dtype is DType.F32 else values.to(torch.float32)
 
 
 def request_hash(header: bytes, *body: Buffer) -> bytes:
