@@ -46,6 +46,38 @@ def wire(
 
 
 @bench_app.command()
+def token(
+    tokens: Annotated[int, typer.Option(help="Tokens that are measured.", min=2)] = 128,
+    nodes: Annotated[int, typer.Option(help="Node processes.", min=1, max=64)] = 2,
+    flame: Annotated[
+        Path | None, typer.Option(help="Write a flame graph of the client to this file (SVG); folded stacks beside it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Where the time of one whole token goes, through a swarm of processes on this machine: trunk, exchanges, text."""
+    with reporting_errors():
+        from shoal.simulations.fork_server import start_fork_server
+
+        context = start_fork_server()  # it imports while we do
+        from shoal.simulations.bench.flame import Sampler, svg
+        from shoal.simulations.bench.token_budget import bench_token, table
+        from shoal.simulations.demo_model import MODEL_DIRECTORY
+        from shoal.simulations.local import LocalSwarmSettings
+
+        swarm = LocalSwarmSettings(MODEL_DIRECTORY, nodes, replicas=1)
+        sampler = Sampler() if flame is not None else None
+
+        async def measure() -> None:
+            result = await bench_token(context, swarm, tokens, sampler)
+            if flame is not None and sampler is not None:
+                flame.write_text(svg(sampler.stacks, f"a client, commit {result['commit']}"), encoding="utf-8")
+                flame.with_suffix(".folded").write_text(sampler.stacks.folded(), encoding="utf-8")
+            print(json.dumps(result) if as_json else table(result))
+
+        run_coroutine(measure)
+
+
+@bench_app.command()
 def start(
     experts: Annotated[int, typer.Option(help="Experts of DeepSeek-V3's size, 44 MB each.", min=1, max=256)] = 32,
     rounds: Annotated[int, typer.Option(help="Starts of each kind.", min=1)] = 5,

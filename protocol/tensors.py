@@ -34,7 +34,7 @@ MIN_SCALE_BITS, MAX_SCALE_BITS = 0x0080, 0x7F7F
 INT8_LARGEST = 127
 
 FEW_PAIRS = 64
-"""Up to here plain Python looks at indices and weights: in a process that was just woken 4 us, numpy's operations 11."""
+"""Up to here plain Python looks at indices and weights: in a process that was just woken 4 us, numpy takes 11."""
 
 ROWS_IN_CACHE = 16
 """Rows that are converted together: a dozen passes over more than that (450 KB of DeepSeek-V3's) go through memory."""
