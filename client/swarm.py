@@ -188,7 +188,7 @@ class Swarm:
     def peers(self) -> tuple[PeerSnapshot, ...]:
         """Every holder we know of, connected or not, ordered by peer id: a copy of this moment."""
         now = asyncio.get_running_loop().time()
-        return tuple(snapshot(self._holders.holder(peer), now) for peer in sorted(self._holders.costs()))
+        return tuple(snapshot(self._holders.holder(peer), now) for peer in sorted(self._holders.peers))
 
     async def ping(self, num_pings: int) -> None:
         """Ping every holder so many times, for `PeerSnapshot.ping_ms`; whoever does not answer is left out."""

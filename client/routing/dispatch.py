@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from shoal.client.routing.activations import Activations
-from shoal.client.routing.choose import Plan, choose_disks, choose_in_tiers, with_disks
+from shoal.client.routing.choose import Held, Plan, choose_disks, choose_in_tiers, with_disks
 from shoal.client.routing.combine import PartialSum, combine
 from shoal.client.routing.exchange import Exchange, LayerCall, timed
 from shoal.client.routing.grouping import group_by_expert
@@ -303,7 +303,8 @@ class SwarmExperts:
             return plan
         wanted = (*plan.uncovered, *(expert for peer in doubtful for expert in plan.shares[peer]))
         tiers = [self._holders.of_standing(call.layer, each, excluded, is_cold=True) for each in ASKED]
-        last = choose_disks(wanted, tiers, self._holders.costs(), self._holders.read_costs())
+        costs = self._holders.costs(peer for tier in tiers for peer in tier)
+        last = choose_disks(wanted, tiers, costs, self._holders.read_costs())
         return with_disks(plan, doubtful, hoped_for, last)
 
     def _cover(
@@ -313,8 +314,14 @@ class SwarmExperts:
         standings: Sequence[Standing],
         excluded: tuple[PeerId, ...] = (),
     ) -> Plan:
-        tiers = (self._holders.of_standing(call.layer, standing, excluded) for standing in standings)
-        return choose_in_tiers(experts, tiers, self._holders.costs())
+        costs = dict[PeerId, float]()
+
+        def tier(standing: Standing) -> Held:
+            held = self._holders.of_standing(call.layer, standing, excluded)
+            costs.update(self._holders.costs(held))
+            return held
+
+        return choose_in_tiers(experts, map(tier, standings), costs)
 
 
 @dataclass(slots=True)

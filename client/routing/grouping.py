@@ -78,7 +78,7 @@ def group_by_expert(topk_idx: torch.Tensor, topk_weights: torch.Tensor) -> Exper
     num_tokens, top_k = topk_idx.shape
     weights: Floats = topk_weights.numpy().reshape(-1)
     if num_tokens == 1:
-        chosen: list[ExpertId] = topk_idx[0].tolist()
+        chosen: list[ExpertId] = topk_idx.tolist()[0]
         if len(set(chosen)) == top_k:
             of_one = sorted(range(top_k), key=chosen.__getitem__)
             experts = tuple(chosen[i] for i in of_one)

@@ -6,6 +6,7 @@ differ a hundredfold in work. The circuit breaker is the time of `doubted_until`
 the next request is its probe (`asked`).
 """
 
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -96,6 +97,8 @@ class Health:
     link: LinkRate = field(default_factory=LinkRate)
     """Measured only where it chooses the format of activations."""
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT), repr=False)
+    _ordered_s: list[float] = field(default_factory=list, repr=False)
+    """The same in order: every request asks for a quantile."""
 
     @property
     def has_sample(self) -> bool:
@@ -139,7 +142,7 @@ class Health:
         """
         if len(self._recent_s) < MIN_RECENT:
             return self.rto_s(macs)
-        ordered = sorted(self._recent_s)
+        ordered = self._ordered_s
         late_s, median_s = ordered[int(HEDGE_QUANTILE * (len(ordered) - 1))], ordered[len(ordered) // 2]
         return 2 * late_s - median_s + WORK_MARGIN * macs / self.macs_per_s
 
@@ -189,7 +192,13 @@ class Health:
             self.srtt_s += (rtt_s - self.srtt_s) / 8
         else:
             self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
+        self._remember(rtt_s)
+
+    def _remember(self, rtt_s: float) -> None:
+        if len(self._recent_s) == NUM_RECENT:
+            del self._ordered_s[bisect_left(self._ordered_s, self._recent_s[0])]
         self._recent_s.append(rtt_s)
+        insort(self._ordered_s, rtt_s)
 
     def was_overtaken(self, waited_s: float, macs: int, now: float, chance: float) -> None:
         """Another holder answered first what this one was asked; past its timeout that is a stall.
@@ -201,7 +210,7 @@ class Health:
         if waited_s >= self.rto_s(macs):
             self._doubt(STALL_BACKOFF * self.rto_s(macs), now, chance)
         else:
-            self._recent_s.append(waited_s)
+            self._remember(waited_s)
             self.doubted_until = now + self.rto_s(macs) * 2.0 ** min(self.times_overtaken, 16)
         self.times_overtaken += 1
 

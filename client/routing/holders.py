@@ -7,7 +7,7 @@ it is connected, has passed its challenge, is not draining and its breaker is cl
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.client.routing.audit import challenge
@@ -148,9 +148,14 @@ class Holders:
         waits_s = [self._holders[peer].health.busy_until - now for peer in peers]
         return min((wait_s for wait_s in waits_s if wait_s > 0), default=0.0)
 
-    def costs(self) -> Mapping[PeerId, float]:
+    @property
+    def peers(self) -> Collection[PeerId]:
+        """All that we know."""
+        return self._holders.keys()
+
+    def costs(self, peers: Iterable[PeerId]) -> Mapping[PeerId, float]:
         """Expected seconds of an exchange by holder."""
-        return {peer: holder.health.cost_s() for peer, holder in self._holders.items()}
+        return {peer: self._holders[peer].health.cost_s() for peer in peers}
 
     def read_costs(self) -> Mapping[PeerId, float]:
         """Expected seconds of reading one expert by holder."""

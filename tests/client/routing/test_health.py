@@ -1,9 +1,11 @@
 """What we learn of a holder decides how long we wait for it and whether we ask it at all."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal.client.routing import health
-from shoal.client.routing.health import Health, Standing
+from shoal.client.routing.health import HEDGE_QUANTILE, MIN_RECENT, NUM_RECENT, Health, Standing
 from shoal.protocol.errors import (
     Busy,
     ChannelClosed,
@@ -185,3 +187,16 @@ def test_a_disk_that_was_quick_of_late_still_has_the_time_that_its_owner_asks_fo
         peer.answered(exchange_s=0.01, compute_s=0.0, macs=0, num_cold=1)
     assert peer.read_s < 0.01
     assert peer.work(0, num_cold=1) == int(0.5 * 1e9)
+
+
+@given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=3 * NUM_RECENT))
+def test_the_time_to_hedge_is_that_of_the_latest_round_trips(round_trips_s: list[float]) -> None:
+    peer = Health()
+    for rtt_s in round_trips_s:
+        peer.saw_rtt(rtt_s)
+    recent = sorted(round_trips_s[-NUM_RECENT:])
+    if len(recent) < MIN_RECENT:
+        assert peer.hedge_after_s(0) == peer.rto_s(0)
+    else:
+        late_s, median_s = recent[int(HEDGE_QUANTILE * (len(recent) - 1))], recent[len(recent) // 2]
+        assert peer.hedge_after_s(0) == 2 * late_s - median_s

@@ -114,10 +114,11 @@ def _any_request_hash_is_good(patch: pytest.MonkeyPatch) -> None:
 
 
 def _losers_run_on(patch: pytest.MonkeyPatch) -> None:
-    async def forget(*tasks: asyncio.Task[object]) -> None:
+    async def forget(*answers: asyncio.Future[object]) -> None:
         await asyncio.sleep(0)
 
-    patch.setattr(hedge, "_end", forget)
+    patch.setattr(hedge, "end", forget)
+    patch.setattr(dispatch, "end", forget)
 
 
 def _hedges_without_end(patch: pytest.MonkeyPatch) -> None:
