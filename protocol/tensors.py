@@ -122,8 +122,9 @@ def read_dispatch_body(message: Dispatch, body: Buffer) -> Rows:
         raise Malformed("a row index beyond the tokens of the frame")
     if not (all(map(math.isfinite, topk_weights.tolist())) if is_few else np.isfinite(topk_weights).all()):
         raise NonFinite("NaN or infinity in a tensor")
-    if message.dtype != (DType.BF16 if message.rounding == Rounding.BF16 else DType.F32):
-        x = x.to(torch.bfloat16 if message.rounding == Rounding.BF16 else torch.float32)
+    wanted = DType.BF16 if message.rounding == Rounding.BF16 else DType.F32
+    if message.dtype not in (wanted, DType.F32):
+        x = x.to(TORCH_DTYPES[wanted])
     return Rows(x, torch.from_numpy(row_idx), torch.from_numpy(topk_weights), _offsets(message.num_rows))
 
 

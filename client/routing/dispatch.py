@@ -113,6 +113,8 @@ class SwarmExperts:
         """
         shares = (*plan.shares.items(), *plan.cold.items())
         requests = [self._begin(call, peer, share, (*tried, peer)) for peer, share in shares]
+        if not requests:
+            return []
         answers = [request.answer for request in requests]
         try:
             if await all_within(answers, min(request.patience.first_s for request in requests)):

@@ -80,6 +80,11 @@ def test_a_body_that_came_whole_is_not_copied():
     assert frame.body.readonly
 
 
+@given(messages)
+def test_headers_are_written_as_msgpack_writes_them(message):
+    assert encode_header(message) == msgpack.packb(message.header())
+
+
 @given(st.binary(max_size=200))
 def test_garbage_raises_nothing_but_remote_errors(data):
     with suppress(RemoteError):
