@@ -12,7 +12,7 @@ import numpy as np
 
 from shoal.node.announcer import Announcer
 from shoal.node.holdings.assignment import Holding
-from shoal.node.holdings.placement import TARGET_REPLICAS, Mask, Shape, choose
+from shoal.node.holdings.placement import FAR, TARGET_REPLICAS, Around, Mask, Shape, choose
 from shoal.node.holdings.survey import Me, Survey, survey
 from shoal.protocol.net.directory import Directory
 
@@ -55,6 +55,7 @@ class Place:
     announcer: Announcer
     draw: Callable[[], float]
     clock: Callable[[], float]
+    around: Around = FAR
 
 
 async def find_place(place: Place, is_alone: bool) -> Choice:
@@ -65,12 +66,12 @@ async def find_place(place: Place, is_alone: bool) -> Choice:
     Cancellation: what was announced as coming expires with its record.
     """
     others = await _look(place)
-    chosen = choose(place.shape, others.view, place.capacity, place.me.peer)
+    chosen = choose(place.shape, others.view, place.capacity, place.me.peer, around=place.around)
     for _ in range(0 if is_alone else MAX_ROUNDS):
         await place.announcer.declare(replace(place.announcer.claim, coming=place.shape.holding(chosen)))
         await asyncio.sleep(SETTLE_S * (0.5 + place.draw()))
         others, before = await _look(place), chosen
-        chosen = choose(place.shape, others.view, place.capacity, place.me.peer)
+        chosen = choose(place.shape, others.view, place.capacity, place.me.peer, around=place.around)
         if (chosen == before).all():
             break
     return _explain(place.shape, others, chosen)

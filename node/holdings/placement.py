@@ -1,13 +1,15 @@
 """What a node should hold: a pure function of what a swarm has, in numpy, so that ten thousand nodes are no work.
 
 Rarity first, in whole routing groups (a token uses at most `topk_groups` groups, so holders of whole groups bound the
-fan-out of a layer, DESIGN §1); above the target number of replicas popularity and nearness decide. Ties fall by layer,
-so that one node's groups lie in few layers and one frame carries many experts. Knows no directory, no clock and no
-randomness: equal inputs give equal choices. Arrays are [L, E]: layers by place, experts by id.
+fan-out of a layer, DESIGN §1); above the target number of replicas popularity and nearness decide. Ties fall to what
+our zone lacks, then by `Layout`: groups of few layers where peers are far, of many where they are near. Knows no
+directory, no clock and no randomness: equal inputs give equal choices. Arrays are [L, E]: layers by place, experts by
+id.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,23 @@ LAYER_SLACK = 1 / 8
 POPULARITY_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT = 0.5, 0.5, 2.0
 """Half of a group's load above the mean asks for replicas, within bounds: DeepSeek-V3's groups carry 1.3 to 3.5 times
 their share, and availability outweighs load."""
+
+LAYERS_AT_ONCE = 20
+"""Spread over many layers, the nodes of a named zone still begin with the same so many: a zone that has no room for the
+whole model then has whole layers of it (docs/adr/0044: three rooms 20 ms apart, 1.65 tokens/s instead of 0.98)."""
+
+LEAST_PARTS = 4
+"""A layer in one group or two, as most models have them, is cut into so many parts for nodes that spread: as many
+machines as one of DeepSeek's tokens asks."""
+
+
+class Layout(Enum):
+    """In which layers a node's groups lie where rarity leaves it free."""
+
+    FEW_LAYERS = "few layers"
+    """One holder has most of what a token asks of a layer: fewest answers, fewest round trips to wait for."""
+    MANY_LAYERS = "many layers"
+    """A token's groups lie on as many machines, which read their experts at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +151,47 @@ def look(shape: Shape, holders: Sequence[HolderFacts], popularity: Reals | None 
     return SwarmView(expected, near, np.ones(shape.size, np.float32) if popularity is None else popularity)
 
 
-def choose(shape: Shape, view: SwarmView, num_experts: int, peer: PeerId, allowed: Mask | None = None) -> Mask:
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a node knows of the network that it is in."""
+
+    layout: Layout = Layout.FEW_LAYERS
+    zone: str = ""
+    """Our zone's name; empty: not said."""
+
+
+FAR = Around()
+"""Where nothing is known of it."""
+
+
+def choose(
+    shape: Shape, view: SwarmView, num_experts: int, peer: PeerId, allowed: Mask | None = None, around: Around = FAR
+) -> Mask:
     """Choose up to `num_experts` of the `allowed` experts (None: all): whole groups, rarest first, then single experts.
 
     Returns bool[L, E]. A group of which a part is allowed is taken for that part.
     """
     free = np.ones(shape.size, np.bool_) if allowed is None else allowed
     ties = _ties(peer, len(shape.layers))
-    chosen = _whole_groups(shape, view, num_experts, ties, free)
+    if around.layout is Layout.MANY_LAYERS:
+        shape = _cut(shape)
+    levels = np.where(shape.by_group(free).any(axis=2), _with_their_layer(rarity(shape, view)), np.iinfo(np.int64).max)
+    has_near = shape.by_group(view.near).min(axis=2) > 0
+    if around.layout is Layout.MANY_LAYERS:
+        order = _over_layers(levels, has_near, peer, around.zone)
+    else:
+        order = _layer_by_layer(levels, has_near, ties)
+    chosen = _whole_groups(shape, num_experts, order, free)
     left = num_experts - int(chosen.sum())
     if left > 0:
         chosen |= _single_experts(shape, view, left, ties, free & ~chosen, chosen)
     return chosen
+
+
+def _cut(shape: Shape) -> Shape:
+    """The same with groups of which a layer has `LEAST_PARTS` and more."""
+    sizes = range(max(1, shape.num_experts // LEAST_PARTS), 0, -1)
+    return replace(shape, group_size=next(size for size in sizes if shape.group_size % size == 0))
 
 
 def rarity(shape: Shape, view: SwarmView) -> Levels:
@@ -161,16 +209,44 @@ def _levels(expected: Reals, near: Reals, load: Reals) -> Levels:
     return np.where(expected + 1e-4 < TARGET_REPLICAS, np.minimum(below, enough - 1), above).astype(np.int64)
 
 
-def _whole_groups(shape: Shape, view: SwarmView, num_experts: int, ties: Levels, free: Mask) -> Mask:
+def _whole_groups(shape: Shape, num_experts: int, order: Levels, free: Mask) -> Mask:
+    """As many groups as fit. order: i64[L * G], the most wanted first."""
     sizes = shape.by_group(free).sum(axis=2)
-    levels = np.where(sizes > 0, _with_their_layer(rarity(shape, view)), np.iinfo(np.int64).max)
-    num_groups = levels.shape[1]
-    order = np.lexsort((np.arange(levels.size), np.repeat(ties, num_groups), levels.ravel()))
     wanted = sizes.ravel()[order]
     fitting = np.cumsum(wanted) <= num_experts  # the first that does not fit ends it: what is rarer comes first
-    groups = np.zeros(levels.size, np.bool_)
+    groups = np.zeros(sizes.size, np.bool_)
     groups[order[fitting & (wanted > 0)]] = True
-    return free & np.repeat(groups.reshape(levels.shape), shape.group_size, axis=1)
+    found: Mask = free & np.repeat(groups.reshape(sizes.shape), shape.group_size, axis=1)
+    return found
+
+
+def _layer_by_layer(levels: Levels, has_near: Mask, ties: Levels) -> Levels:
+    """i64[L * G]: groups in the order in which a node takes them that stays in few layers. ties: i64[L]."""
+    own = np.repeat(ties, levels.shape[1])
+    return np.lexsort((np.arange(levels.size), own, has_near.ravel(), levels.ravel()))
+
+
+def _over_layers(levels: Levels, has_near: Mask, peer: PeerId, zone: str) -> Levels:
+    """The same for one that goes round the layers: a group of each, then a second of each."""
+    num_layers, num_groups = levels.shape
+    layers = np.repeat(np.arange(num_layers), num_groups)
+    ties = _ties(peer, levels.size)
+    together = np.zeros(num_layers, np.int64)
+    if zone:
+        together[np.argsort(_ties(zone, num_layers))] = np.arange(num_layers) // LAYERS_AT_ONCE
+    wish = (together[layers], has_near.ravel(), levels.ravel())
+    return np.lexsort((ties, _turns((layers, *wish), ties), *wish))
+
+
+def _turns(keys: tuple[npt.NDArray[np.generic], ...], ties: Levels) -> Levels:
+    """i64[N]: how many with equal keys come before each, by `ties`."""
+    order = np.lexsort((ties, *keys))
+    is_first = np.ones(len(ties), np.bool_)
+    is_first[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+    places = np.arange(len(ties))
+    turns = np.empty(len(ties), np.int64)
+    turns[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    return turns
 
 
 def _with_their_layer(levels: Levels) -> Levels:
@@ -192,9 +268,9 @@ def _single_experts(shape: Shape, view: SwarmView, num_experts: int, ties: Level
     return found.reshape(shape.size) & free
 
 
-def _ties(peer: PeerId, num_layers: int) -> Levels:
-    """An order of the layers that is each peer's own, so that nodes that see the same swarm choose differently."""
-    digest = blake3(peer.encode()).digest(8 * num_layers)
+def _ties(name: str, count: int) -> Levels:
+    """Numbers whose order is each name's own."""
+    digest = blake3(name.encode()).digest(8 * count)
     return (np.frombuffer(digest, "<u8") >> 1).astype(np.int64)
 
 

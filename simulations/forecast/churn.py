@@ -12,9 +12,10 @@ from enum import StrEnum
 
 import numpy as np
 
+from shoal.node.holdings.placement import Around
 from shoal.protocol.ids import PeerId
 from shoal.simulations.forecast.peers import Counts, Held
-from shoal.simulations.forecast.placement import Placement, add
+from shoal.simulations.forecast.placement import Placement, Zones, add
 
 HOUR_S = 3600.0
 MEAN_VACANCY_S = 0.5 * HOUR_S
@@ -45,6 +46,8 @@ class Population:
     load_s: Sequence[float]
     """To fetch them."""
     lifetimes: Lifetimes
+    around: Sequence[Around]
+    """What each place's network is like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,9 @@ class _World:
         self._holdings = holdings
         self._population = population
         self._placement = placement
+        self._zones = Zones(placement.nobody())
+        for around, held in zip(population.around, holdings, strict=True):
+            self._zones.add(around.zone, held, 1)
         self._num_come = 0
         self._rng = rng
         self._num_serving = len(holdings)
@@ -130,13 +136,13 @@ class _World:
         while self._events and self._events[0][0] <= until_s:
             at_s, node, what = heapq.heappop(self._events)
             if what == _LEAVES:
-                add(self._counts, self._holdings[node], -1)
+                self._count(node, -1)
                 self._num_serving -= 1
                 self._put(at_s + self._rng.exponential(MEAN_VACANCY_S), node, _COMES)
             elif what == _COMES:
                 self._come(at_s, node)
             else:
-                add(self._counts, self._holdings[node], 1)
+                self._count(node, 1)
                 self._num_serving += 1
 
     def look(self, hour: int) -> CoverageAt:
@@ -152,9 +158,15 @@ class _World:
             return
         self._num_come += 1
         peer = PeerId(f"newcomer-{self._num_come}")
-        self._holdings[node] = self._placement.choose(self._counts, self._population.capacities[node], peer)
+        around, room = self._population.around[node], self._population.capacities[node]
+        near = self._zones.near(around.zone)
+        self._holdings[node] = self._placement.choose(self._counts, room, peer, near, around)
         self._put(at_s + load_s, node, _SERVES)
         self._put(at_s + stays_s, node, _LEAVES)
+
+    def _count(self, node: int, sign: int) -> None:
+        add(self._counts, self._holdings[node], sign)
+        self._zones.add(self._population.around[node].zone, self._holdings[node], sign)
 
     def _put(self, at_s: float, node: int, what: str) -> None:
         heapq.heappush(self._events, (at_s, node, what))

@@ -1,7 +1,7 @@
 """Who holds what in a simulated swarm: every node in turn chooses with the real node's own function.
 
-`node/holdings/placement.py` decides; here it is asked by ten thousand nodes, one after another. All nodes count as near
-and as likely to stay: a scenario is one neighbourhood, and the ages of its nodes are not what it is about.
+`node/holdings/placement.py` decides; here it is asked by ten thousand nodes, one after another. All nodes count as
+likely to stay: the ages of its nodes are not what a scenario is about.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.experts.specs import RouterSpec
-from shoal.node.holdings.placement import Shape, SwarmView, choose
+from shoal.node.holdings.placement import FAR, Around, Shape, SwarmView, choose
 from shoal.protocol.ids import LayerId, PeerId
 from shoal.simulations.forecast.peers import Counts, Held
 
@@ -30,35 +30,52 @@ class Placement:
         """Replicas of a swarm without nodes."""
         return np.zeros(self._shape.size, np.int64)
 
-    def choose(self, counts: Counts, num_experts: int, peer: PeerId) -> Held:
-        """What a node takes that joins now and has room for so many. Does not change the counts."""
+    def choose(
+        self, counts: Counts, num_experts: int, peer: PeerId, near: Counts | None = None, around: Around = FAR
+    ) -> Held:
+        """What a node takes that joins now and has room for so many. near: replicas in its zone; None: all are near.
+        Does not change the counts."""
         replicas = counts.astype(np.float32)
-        mask = choose(self._shape, SwarmView(replicas, replicas, self._popularity), num_experts, peer)
-        return np.flatnonzero(mask)
-
-    def scatter(self, counts: Counts, num_experts: int, rng: np.random.Generator) -> Held:
-        """Another rule, to compare with: rarest groups, ties by chance, so that a node's lie in many layers.
-
-        `counts` is brought up to date.
-        """
-        size = self._shape.group_size
-        rarity = self._shape.by_group(counts).min(axis=2).ravel()
-        groups = np.argsort(rarity + rng.random(len(rarity)))[: -(-num_experts // size)]  # < 1: only ties are drawn
-        held = (groups[:, None] * size + np.arange(size)).ravel()[:num_experts]
-        add(counts, held, 1)
-        return np.sort(held)
+        view = SwarmView(replicas, replicas if near is None else near.astype(np.float32), self._popularity)
+        return np.flatnonzero(choose(self._shape, view, num_experts, peer, around=around))
 
     def fill(
-        self, counts: Counts, capacities: Sequence[int], peers: Sequence[PeerId], progress: Progress
+        self,
+        counts: Counts,
+        capacities: Sequence[int],
+        peers: Sequence[PeerId],
+        progress: Progress,
+        around: Sequence[Around] | None = None,
     ) -> list[Held]:
-        """Let nodes join one after another; `counts` is brought up to date. capacities: experts that fit, by node."""
-        holdings = []
-        for capacity, peer in zip(capacities, peers, strict=True):
-            held = self.choose(counts, capacity, peer)
+        """Let nodes join one after another; `counts` is brought up to date. capacities: experts that fit, by node;
+        around: by node, None: nothing is known."""
+        holdings, zones = list[Held](), Zones(self.nobody())
+        for place, (capacity, peer) in enumerate(zip(capacities, peers, strict=True)):
+            its = FAR if around is None else around[place]
+            held = self.choose(counts, capacity, peer, zones.near(its.zone), its)
             add(counts, held, 1)
+            zones.add(its.zone, held, 1)
             holdings.append(held)
             progress("placement", len(holdings), len(capacities))
         return holdings
+
+
+class Zones:
+    """Replicas by zone."""
+
+    def __init__(self, nobody: Counts) -> None:
+        self._nobody = nobody
+        self._counts: dict[str, Counts] = {}
+
+    def near(self, zone: str) -> Counts:
+        """Those of one."""
+        return self._counts.get(zone, self._nobody)
+
+    def add(self, zone: str, held: npt.NDArray[np.int64], sign: int) -> None:
+        """Count a node that comes (1) or goes (-1)."""
+        if zone not in self._counts:
+            self._counts[zone] = self._nobody.copy()
+        add(self._counts[zone], held, sign)
 
 
 def add(counts: Counts, held: npt.NDArray[np.int64], sign: int) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shoal.node.holdings.nearness import layout_for, reads_s
+from shoal.node.holdings.placement import Around
 from shoal.protocol.ids import PeerId
 from shoal.simulations.forecast.compute import Calibration
 from shoal.simulations.forecast.forecast import (
@@ -127,10 +129,18 @@ def _is_known(link: Link) -> bool:
 def _holdings(settings: PlanSettings, placement: Placement, counts: Counts) -> Sequence[Held]:
     if settings.holdings is None:
         rooms = [_room(settings.model, peer) for peer in settings.peers]
-        return placement.fill(counts, rooms, [peer.name for peer in settings.peers], lambda what, done, total: None)
+        around, names = [_around(settings, peer) for peer in settings.peers], [peer.name for peer in settings.peers]
+        return placement.fill(counts, rooms, names, lambda what, done, total: None, around)
     for held in settings.holdings:
         add(counts, held, 1)
     return settings.holdings
+
+
+def _around(settings: PlanSettings, peer: Peer) -> Around:
+    """What a machine would find of its network: others are taken to be as far from it as the trunk host is."""
+    needed_s = reads_s(settings.model.router, settings.model.expert_bytes)
+    slowest_s = max(other.rtt_s for other in settings.peers)
+    return Around(layout_for([max(peer.rtt_s, slowest_s)], needed_s))
 
 
 def _room(model: ModelShape, peer: Peer) -> int:
@@ -163,7 +173,7 @@ def _swarm(settings: PlanSettings, peers: Sequence[Peer], holdings: Sequence[Hel
 def _one_more(settings: PlanSettings, placement: Placement, counts: Counts, holdings: Sequence[Held]) -> OneMore:
     median = sorted(settings.peers, key=lambda peer: peer.memory_bytes)[len(settings.peers) // 2]
     newcomer, counts = replace(median, name=PeerId("one-more")), counts.copy()
-    held = placement.choose(counts, _room(settings.model, newcomer), newcomer.name)
+    held = placement.choose(counts, _room(settings.model, newcomer), newcomer.name, around=_around(settings, newcomer))
     add(counts, held, 1)
     streams = _streams(settings, [*settings.peers, newcomer], [*holdings, held], counts)
     rates = {each.streams: each.tokens_per_s for each in streams}

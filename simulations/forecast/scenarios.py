@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shoal.client.trunk.linear_maker import TrunkFormat
+from shoal.node.holdings.nearness import NUM_ASKED, layout_for
+from shoal.node.holdings.placement import Around
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.ids import PeerId
 from shoal.protocol.messages import WeightFormat
@@ -130,6 +132,25 @@ class Machines:
     """Where each is, and its last mile in ms."""
     scenario: Scenario
     seed: int
+
+    def around(self, needed_s: float) -> list[Around]:
+        """What each finds of its network: its city's name as its zone, and how long some others of it take to answer.
+        needed_s: within how much time peers answer that are near."""
+        rng, zones = np.random.default_rng((self.seed, 4)), dict[str, list[Peer]]()
+        for peer in self.peers:
+            zones.setdefault(self._zone(peer), []).append(peer)
+        found = []
+        for peer in self.peers:
+            zone = self._zone(peer)
+            others = rng.choice(len(zones[zone]), min(NUM_ASKED, len(zones[zone])), replace=False)
+            asked = [zones[zone][int(place)] for place in others]
+            answers = [self.between_s(peer, other) for other in asked if other is not peer]
+            found.append(Around(layout_for(answers, needed_s), zone))
+        return found
+
+    def _zone(self, peer: Peer) -> str:
+        """As owners name it; empty where all are in one."""
+        return self.homes[peer.name][0].name if len(self.scenario.cities) > 1 else ""
 
     def between_s(self, first: Peer, second: Peer) -> float:
         """Round trip between two of them."""

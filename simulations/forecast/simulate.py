@@ -1,12 +1,14 @@
 """`shoal simulate --virtual`: a scenario's machines are drawn and choose experts, passes are timed, hours go by."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import process_time
 from typing import TypeVar
 
 import numpy as np
 
+from shoal.node.holdings.nearness import reads_s
+from shoal.node.holdings.placement import Around, Layout
 from shoal.protocol.errors import InvalidRequest
 from shoal.simulations.forecast.churn import CoverageAt, Population, coverage_over_time, deaths_per_s
 from shoal.simulations.forecast.compute import Calibration
@@ -50,6 +52,8 @@ class _Stage:
     placement: Placement
     capacities: list[int]
     """Experts that fit, by machine."""
+    around: list[Around]
+    """What each machine finds of its network."""
     counts: Counts
     holdings: list[Held]
     rng: np.random.Generator
@@ -79,7 +83,7 @@ def simulate(settings: SimulationSettings, calibration: Calibration, progress: P
     swarm = None if missing else _swarm(stage, calibration)
     streams = _each(STREAMS, swarm, lambda s, n: forecast_streams(s, n, settings.seed, tally), "passes", progress)
     prefill = _each(PROMPTS, swarm, lambda s, n: forecast_prefill(s, n, settings.seed, tally), "prompts", progress)
-    what_if = what_ifs(swarm, _scattered(stage), streams[::2], settings.seed, tally) if swarm else ()
+    what_if = what_ifs(swarm, *_other_layout(stage), streams[::2], settings.seed, tally) if swarm else ()
     cpu_s = process_time() - started
     return SimulationReport(
         scenario=settings.scenario.name,
@@ -113,8 +117,9 @@ def _set(settings: SimulationSettings, progress: Progress) -> _Stage:
     placement = Placement(model.router, model.num_moe_layers)
     counts = placement.nobody()
     capacities = [min(peer.memory_bytes // model.expert_bytes, model.num_experts) for peer in machines.peers]
-    holdings = placement.fill(counts, capacities, [peer.name for peer in machines.peers], progress)
-    return _Stage(settings, model, machines, placement, capacities, counts, holdings, rng)
+    around = machines.around(reads_s(model.router, model.expert_bytes))
+    holdings = placement.fill(counts, capacities, [peer.name for peer in machines.peers], progress, around)
+    return _Stage(settings, model, machines, placement, capacities, around, counts, holdings, rng)
 
 
 def _swarm(stage: _Stage, calibration: Calibration) -> Swarm:
@@ -131,12 +136,15 @@ def _swarm(stage: _Stage, calibration: Calibration) -> Swarm:
     )
 
 
-def _scattered(stage: _Stage) -> list[LayerView]:
-    """Whom the client would ask if every node held groups of as many layers as possible."""
-    counts = stage.placement.nobody()
-    peers, rng = stage.machines.peers, np.random.default_rng((stage.settings.seed, 3))
-    holdings = [stage.placement.scatter(counts, capacity, rng) for capacity in stage.capacities]
-    return views(peers, holdings, counts, stage.settings.replicas)
+def _other_layout(stage: _Stage) -> tuple[Layout, list[LayerView]]:
+    """Whom the client would ask if nodes held groups of many layers where most hold groups of few, or the other way."""
+    spread = sum(each.layout is Layout.MANY_LAYERS for each in stage.around)
+    other = Layout.FEW_LAYERS if 2 * spread > len(stage.around) else Layout.MANY_LAYERS
+    counts, peers = stage.placement.nobody(), stage.machines.peers
+    around = [replace(each, layout=other) for each in stage.around]
+    names = [peer.name for peer in peers]
+    holdings = stage.placement.fill(counts, stage.capacities, names, lambda what, done, total: None, around)
+    return other, views(peers, holdings, counts, stage.settings.replicas)
 
 
 def _each(
@@ -183,7 +191,7 @@ def _coverage(stage: _Stage, progress: Progress) -> list[CoverageAt]:
     return coverage_over_time(
         stage.counts.copy(),
         stage.holdings,
-        Population(stage.capacities, stage.load_s, settings.scenario.lifetimes),
+        Population(stage.capacities, stage.load_s, settings.scenario.lifetimes, stage.around),
         stage.placement,
         settings.hours,
         stage.rng,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.client.routing.choose import Held, Plan
+from shoal.node.holdings.placement import Layout
 from shoal.protocol.ids import ExpertId, PeerId
 from shoal.simulations.forecast.forecast import StreamsForecast, Swarm, Tally, forecast_streams
 from shoal.simulations.forecast.peers import LayerView
@@ -34,18 +35,21 @@ def spread(needed: Sequence[ExpertId], held: Held, cost: Mapping[PeerId, float])
 
 
 def what_ifs(
-    swarm: Swarm, scattered: Sequence[LayerView], baselines: Sequence[StreamsForecast], seed: int, tally: Tally
+    swarm: Swarm,
+    other: Layout,
+    layers: Sequence[LayerView],
+    baselines: Sequence[StreamsForecast],
+    seed: int,
+    tally: Tally,
 ) -> tuple[WhatIf, ...]:
-    """Changes that are not built, for the numbers of streams of the baselines. scattered: the layers of a swarm whose
-    nodes hold groups of many layers."""
+    """Changes, for the numbers of streams of the baselines. other: the layout that nodes would not choose; layers: of a
+    swarm whose nodes chose it all the same."""
+    short = replace(swarm.model, sum_bytes=BF16_BYTES)
     changed = {
-        "answers come back as bf16, not as fp32": replace(swarm, model=replace(swarm.model, sum_bytes=BF16_BYTES)),
-        "a layer's experts are asked of many holders, not of few": replace(swarm, choose=spread),
-        "nodes hold groups of many layers, not of few": replace(swarm, layers=scattered),
-        "many layers a node and many holders a layer": replace(swarm, layers=scattered, choose=spread),
-        "all of these": replace(
-            swarm, layers=scattered, choose=spread, model=replace(swarm.model, sum_bytes=BF16_BYTES)
-        ),
+        "answers come back as bf16, not as fp32": replace(swarm, model=short),
+        "a layer's experts are asked of as many holders as there are": replace(swarm, choose=spread),
+        f"nodes hold groups of {other.value}": replace(swarm, layers=layers),
+        "many holders are asked, and answer in bf16": replace(swarm, model=short, choose=spread),
     }
     counts = [each.streams for each in baselines]
     return tuple(

@@ -14,15 +14,13 @@ def report_lines(report: SimulationReport) -> Iterator[str]:
     """All of it."""
     memory = report.memory
     yield f"{report.scenario}: {report.about}; {report.nodes} nodes, RTT {report.rtt_ms_median:.1f} ms (median)"
+    yield from _answer_lines(report)
     yield f"{report.model}, experts {report.weight_format}, trunk {report.trunk_format}; seed {report.seed}"
     yield (
         f"memory: experts {memory.experts_gb:.0f} GB, {memory.copies:.1f} copies in {memory.offered_gb:.0f} GB;"
         f" {memory.bytes_per_node_median / 1e9:.1f} GB a node (median), trunk {memory.trunk_gb:.1f} GB at its host"
     )
-    if report.missing_experts:
-        yield f"{report.missing_experts} experts have no place: this swarm cannot answer; it needs more nodes or memory"
-    else:
-        yield from _speed_lines(report)
+    yield from _speed_lines(report)
     yield from _coverage_lines(report)
     yield (
         f"simulated {report.speed.calls} expert calls in {report.speed.cpu_s:.2f} s of one core:"
@@ -31,7 +29,33 @@ def report_lines(report: SimulationReport) -> Iterator[str]:
     yield f"compute: {report.calibration}"
 
 
+def _answer_lines(report: SimulationReport) -> Iterator[str]:
+    """What this swarm would give, before all else."""
+    if report.missing_experts:
+        yield (
+            f"THIS SWARM CANNOT ANSWER: {report.missing_experts} experts have no place. It has"
+            f" {report.memory.copies:.2f} copies of the model and needs more nodes or memory."
+        )
+        return
+    one, many = report.streams[0], report.streams[-1]
+    complete = sum(row.covered == 1 for row in report.coverage) / len(report.coverage)
+    yield (
+        f"IT GIVES {one.tokens_per_s:.2f} tokens/s to one stream ({one.limit} limits it) and {many.tokens_per_s:.1f} in"
+        f" all to {many.streams}; a prompt of {report.prefill[0].tokens} tokens takes {report.prefill[0].time_s:.0f} s;"
+        f" every expert has a holder {complete:.0%} of {report.coverage[-1].hour:.0f} h."
+    )
+    pipeline = report.pipeline
+    if pipeline is not None and pipeline.tokens_per_s is not None:
+        rates = pipeline.tokens_per_s
+        yield (
+            f"A layer pipeline on the same machines would give {rates[one.streams]:.2f} and {rates[many.streams]:.1f}"
+            " (calculated the same way)."
+        )
+
+
 def _speed_lines(report: SimulationReport) -> Iterator[str]:
+    if not report.streams:
+        return
     for row in report.streams:
         yield (
             f"{row.streams:3} streams: {row.tokens_per_s_each:6.2f} tokens/s each, {row.tokens_per_s:6.1f} in all,"
@@ -70,8 +94,8 @@ def _pipeline_lines(report: SimulationReport) -> Iterator[str]:
     ours = ", ".join(f"{rate:.2f} ({count})" for count, rate in pipeline.tokens_per_s.items())
     theirs = ", ".join(f"{rate:.2f} ({count})" for count, rate in pipeline.tokens_per_s_petals.items())
     yield (
-        f"a layer pipeline on {pipeline.machines} of the same machines ({pipeline.chains} chains of {pipeline.hops}"
-        f" hops): tokens/s in all {ours}; with Petals' measured 7.5 ms a hop {theirs}"
+        f"a layer pipeline on {pipeline.machines} of the same machines (chains: {pipeline.chains}, hops in"
+        f" each: {pipeline.hops}): tokens/s in all {ours}; with Petals' measured 7.5 ms a hop {theirs}"
     )
 
 

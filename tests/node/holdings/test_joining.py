@@ -8,7 +8,7 @@ import pytest
 
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.holdings.joining import Choice, Place, find_place
-from shoal.node.holdings.placement import Shape
+from shoal.node.holdings.placement import FAR, Around, Layout, Shape
 from shoal.node.holdings.survey import Me
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import LayerId
@@ -21,7 +21,7 @@ SHAPE = Shape((LayerId(1), LayerId(2), LayerId(3)), 16, 4)
 EPOCH_S = 1_800_000_000.0
 
 
-def place_of(book: RecordBook, rng: random.Random, capacity: int) -> Place:
+def place_of(book: RecordBook, rng: random.Random, capacity: int, around: Around = FAR) -> Place:
     identity, loop = Identity.from_seed(rng.randbytes(32)), asyncio.get_running_loop()
 
     def clock() -> float:
@@ -31,7 +31,7 @@ def place_of(book: RecordBook, rng: random.Random, capacity: int) -> Place:
     claim = Claim(identity.peer, b"r" * 32, {}, WeightFormat.FP8_BLOCK, 1, (), since_s=int(clock()))
     me = Me(identity.peer, claim.since_s, WeightFormat.FP8_BLOCK, "")
     announcer = Announcer(directory, claim, lambda: Load(0, 0))
-    return Place(SHAPE, me, capacity, directory, announcer, rng.random, clock)
+    return Place(SHAPE, me, capacity, directory, announcer, rng.random, clock, around)
 
 
 async def join(place: Place, is_alone: bool = False) -> Choice:
@@ -40,19 +40,20 @@ async def join(place: Place, is_alone: bool = False) -> Choice:
     return choice
 
 
-def together(num_nodes: int, capacity: int, seed: int) -> list[Choice]:
+def together(num_nodes: int, capacity: int, seed: int, around: Around = FAR) -> list[Choice]:
     rng = random.Random(seed)
 
     async def main() -> list[Choice]:
         book = RecordBook()
-        return await asyncio.gather(*(join(place_of(book, rng, capacity)) for _ in range(num_nodes)))
+        return await asyncio.gather(*(join(place_of(book, rng, capacity, around)) for _ in range(num_nodes)))
 
     return run_virtual(main, rng, 600.0)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_those_who_join_at_the_same_moment_leave_no_gap_between_them(seed: int) -> None:
-    choices = together(num_nodes=3, capacity=16, seed=seed)
+@pytest.mark.parametrize("around", [FAR, Around(Layout.MANY_LAYERS), Around(Layout.MANY_LAYERS, "room-1")])
+def test_those_who_join_at_the_same_moment_leave_no_gap_between_them(seed: int, around: Around) -> None:
+    choices = together(num_nodes=3, capacity=16, seed=seed, around=around)
     held = [(layer, expert) for choice in choices for layer, ids in choice.holding.items() for expert in ids]
     assert len(held) == len(set(held)) == 48
 

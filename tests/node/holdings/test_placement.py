@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.node.holdings.placement import HolderFacts, Shape, SwarmView, choose, look, survival
+from shoal.node.holdings.placement import Around, HolderFacts, Layout, Shape, SwarmView, choose, look, survival
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 
 SHAPE = Shape((LayerId(1), LayerId(2), LayerId(3)), 16, 4)
@@ -16,6 +16,7 @@ V3 = Shape(tuple(LayerId(layer) for layer in range(3, 61)), 256, 32)
 PEER = PeerId("12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN")
 OTHER = PeerId("12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X")
 DAY_S = 86_400.0
+NEAR = Around(Layout.MANY_LAYERS)
 
 
 Numbers = npt.NDArray[np.generic]
@@ -132,3 +133,57 @@ def test_deepseek_v3_is_chosen_from_in_whole_groups_at_every_size(num_experts: i
     mask = choose(V3, view(np.random.default_rng(0).integers(0, 9, V3.size)), num_experts, PEER)
     assert mask.sum() == num_experts
     assert V3.by_group(mask).all(axis=2).sum() >= num_experts // 32 - 1
+
+
+def test_groups_of_a_node_whose_peers_are_near_lie_in_as_many_layers_as_there_are() -> None:
+    assert len(SHAPE.holding(choose(SHAPE, empty(), 12, PEER, around=NEAR))) == 3
+    mask = choose(V3, view(V3.zeros()), 590, PEER, around=NEAR)
+    groups = V3.by_group(mask).all(axis=2)
+    assert groups.sum() == 18 == groups.any(axis=1).sum()
+    assert mask.sum() == 590
+
+
+def test_whatever_lies_where_rarity_comes_first() -> None:
+    counts = np.full(SHAPE.size, 2.0)
+    counts[1, 4:12] = 0
+    assert SHAPE.holding(choose(SHAPE, view(counts), 8, PEER, around=NEAR)) == {2: tuple(range(4, 12))}
+
+
+@given(st.integers(0, 60), st.sampled_from(["", "room-1"]))
+def test_near_peers_or_not_a_node_takes_its_budget(budget: int, zone: str) -> None:
+    chosen = choose(SHAPE, empty(), budget, PEER, around=Around(Layout.MANY_LAYERS, zone))
+    assert chosen.sum() == min(budget, 48)
+
+
+def test_fifty_desktops_hold_every_group_equally_often_and_share_a_layer_among_many() -> None:
+    counts, layers = V3.zeros(), np.zeros(58, np.int64)
+    for number in range(50):
+        mask = choose(V3, view(counts), 592, PeerId(f"desktop {number}"), around=NEAR)
+        counts += mask
+        layers += mask.any(axis=1)
+    assert counts.min() >= 1
+    assert counts.max() <= 3
+    assert layers.min() >= 12, "machines that read one layer's experts at the same time"
+
+
+def test_nodes_of_a_zone_that_cannot_hold_everything_hold_whole_layers() -> None:
+    counts = V3.zeros()
+    for number in range(9):
+        counts += choose(V3, view(counts), 592, PeerId(f"node {number}"), around=Around(Layout.MANY_LAYERS, "room-1"))
+    assert (counts.min(axis=1) > 0).sum() >= 18
+    assert (counts.max(axis=1) == 0).sum() >= 30
+
+
+def test_of_what_is_equally_rare_a_node_takes_what_its_zone_lacks() -> None:
+    once, near = np.full(SHAPE.size, 1.0, np.float32), SHAPE.zeros()
+    near[:2] = 1
+    swarm = SwarmView(once, near, np.ones_like(once))
+    for layout in Layout:
+        assert set(SHAPE.holding(choose(SHAPE, swarm, 16, PEER, around=Around(layout)))) == {3}
+
+
+def test_a_layer_without_groups_is_cut_for_nodes_that_spread() -> None:
+    flat = Shape((LayerId(1), LayerId(2)), 128, 128)
+    held = flat.holding(choose(flat, view(flat.zeros()), 64, PEER, around=NEAR))
+    assert {layer: len(experts) for layer, experts in held.items()} == {1: 32, 2: 32}
+    assert len(flat.holding(choose(flat, view(flat.zeros()), 128, PEER))) == 1

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from shoal.cli.simulate import simulate_app
 from shoal.experts.family import model_spec
+from shoal.node.holdings.nearness import reads_s
+from shoal.node.holdings.placement import FAR, Around, Layout
 from shoal.protocol.errors import InvalidRequest
 from shoal.protocol.ids import PeerId
 from shoal.simulations.forecast.churn import Lifetimes, Population, coverage_over_time, lifetime_s
@@ -57,17 +59,23 @@ def test_nodes_fill_the_rarest_first_and_ten_of_them_hold_ten_times_as_much() ->
     holdings = placement.fill(counts, [598] * 25, [PeerId(f"peer-{i}") for i in range(25)], silent)
     assert counts.sum() == 25 * 598 == sum(map(len, holdings))
     assert (counts > 0).mean() > 0.95
-    scattered = placement.nobody()
-    placement.scatter(scattered, 600, np.random.default_rng(0))
-    assert scattered.sum() == 600
-    assert (scattered.any(axis=1)).sum() > 12, "groups of many layers"
+    (scattered,) = placement.fill(placement.nobody(), [592], [PeerId("a")], silent, [Around(Layout.MANY_LAYERS)])
+    assert len(scattered) == 592
+    assert len(set((scattered // 256).tolist())) == 18, "groups of many layers"
+
+
+def test_nodes_of_a_room_spread_and_nodes_of_homes_do_not() -> None:
+    for name, layout in (("lab", Layout.MANY_LAYERS), ("three-labs", Layout.MANY_LAYERS), ("metro", Layout.FEW_LAYERS)):
+        around = draw_machines(scenario_named(name, None), 0).around(reads_s(ROUTER, 23_000_000))
+        assert {each.layout for each in around} == {layout}
+        assert len({each.zone for each in around}) == (3 if name == "three-labs" else 1)
 
 
 def test_nobody_leaves_a_swarm_that_stays_for_ever() -> None:
     placement = Placement(ROUTER, 58)
     counts = placement.nobody()
     holdings = placement.fill(counts, [598] * 30, [PeerId(f"peer-{i}") for i in range(30)], silent)
-    still = Population([598] * 30, [60.0] * 30, Lifetimes.FOREVER)
+    still = Population([598] * 30, [60.0] * 30, Lifetimes.FOREVER, [FAR] * 30)
     rows = coverage_over_time(counts, holdings, still, placement, 5, np.random.default_rng(0))
     assert [row.nodes for row in rows] == [30] * 6
     assert len({row.covered for row in rows}) == 1
@@ -77,7 +85,7 @@ def test_a_swarm_of_passers_by_has_gaps_and_its_counts_stay_true() -> None:
     placement = Placement(ROUTER, 58)
     counts = placement.nobody()
     holdings = placement.fill(counts, [598] * 30, [PeerId(f"peer-{i}") for i in range(30)], silent)
-    casual = Population([598] * 30, [600.0] * 30, Lifetimes.CASUAL)
+    casual = Population([598] * 30, [600.0] * 30, Lifetimes.CASUAL, [FAR] * 30)
     rows = coverage_over_time(counts, holdings, casual, placement, 12, np.random.default_rng(0))
     assert min(row.covered for row in rows) < 1
     assert counts.min() >= 0
@@ -126,7 +134,10 @@ def test_a_report_is_complete_fits_its_schema_and_repeats() -> None:
     assert report.speed.calls > 1000
     assert report.pipeline is not None
     assert report.pipeline.tokens_per_s is not None
-    text = "\n".join(report_lines(report))
+    lines = list(report_lines(report))
+    assert lines[1].startswith(f"IT GIVES {report.streams[0].tokens_per_s:.2f} tokens/s to one stream")
+    assert lines[2].startswith("A layer pipeline on the same machines would give")
+    text = "\n".join(lines)
     assert "limited by" in text
     assert "calls/s per core" in text
     again = simulate(settings, calibration, silent)
@@ -137,7 +148,7 @@ def test_a_swarm_that_is_too_small_says_so_and_nothing_of_speed() -> None:
     report = simulate(SimulationSettings(scenario_named("metro", 20), hours=1), shipped_calibration(), silent)
     assert report.missing_experts > 0
     assert report.streams == ()
-    assert "cannot answer" in "\n".join(report_lines(report))
+    assert "CANNOT ANSWER" in list(report_lines(report))[1]
 
 
 def test_plots_are_written_or_matplotlib_is_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
