@@ -46,6 +46,12 @@ bench-tcp: $(VENV)/.installed
 bench-idle: $(VENV)/.installed
 	unshare --net --map-root-user sh -c 'ip link set lo up; $(BIN)/python -m shoal.simulations.bench.idle_directory --peers 20'
 
+# What every named swarm would give, as the table of docs/SIMULATE.md, and its pictures (matplotlib is in `plots`). No
+# measurement: half a minute of any machine.
+forecast: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt matplotlib
+	$(BIN)/python -m shoal.simulations.forecast.table --pictures docs
+
 # The forecast and the planner against real processes on sixteen networks of namespaces: needs root and a quiet machine;
 # some minutes. Fails if a row misses. FORECAST="--quick" is half of it.
 validate-forecast: $(VENV)/.installed
