@@ -19,10 +19,12 @@ from shoal.experts.locations import default_cache_dir
 from shoal.experts.packed_cache import PackedCache
 from shoal.experts.pieces.model import PieceModel
 from shoal.experts.store import ModelStore, open_store
+from shoal.experts.weight_formats import stored_bytes
 from shoal.experts.worker import ComputeWorker
 from shoal.node.announcer import Announcer, Claim, Load
 from shoal.node.holdings.assignment import Holding, parse_holding
-from shoal.node.holdings.joining import Place
+from shoal.node.holdings.joining import Place, look_around
+from shoal.node.holdings.nearness import reads_s
 from shoal.node.holdings.placement import Shape
 from shoal.node.holdings.survey import Me
 from shoal.node.holdings.tiers import Tiers, choose_tiers, part_memory
@@ -53,7 +55,7 @@ from shoal.protocol.identity import Identity, load_or_create_identity
 from shoal.protocol.membership import MemberGate, never_revoked
 from shoal.protocol.net.channel import GatedListener
 from shoal.protocol.net.direct import listen_direct
-from shoal.protocol.net.entry import Entry, enter_swarm
+from shoal.protocol.net.entry import Entry, bootstrap_addresses, enter_swarm
 from shoal.protocol.net.libp2p import listen_libp2p
 from shoal.protocol.net.mdns import lan_discovery
 from shoal.protocol.net.p2pd import P2pdSettings
@@ -152,6 +154,11 @@ async def enter(machine: Machine, is_open: bool, stack: AsyncExitStack) -> Prese
         Shape.of(store.spec), Me(identity.peer, claim.since_s, store.weight_format, settings.zone),
         memory.num_resident, entry.directory, announcer, uniform, time.time,
     )  # fmt: skip
+    if machine.named is None and settings.join:
+        needed_s = reads_s(store.spec.router, stored_bytes(store.spec.expert, store.weight_format))
+        seeds = bootstrap_addresses(settings.join, store.manifest.root)
+        around = await look_around(place, entry.p2pd.addresses, seeds, needed_s, time.perf_counter)
+        place = replace(place, around=around)
     return Presence(entry, admission, announcer, renewing, place, num_cold, memory.num_latest)
 
 

@@ -5,16 +5,18 @@ two (by `since_s`, then peer id) keeps it, the later chooses anew as if the earl
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shoal.node.announcer import Announcer
 from shoal.node.holdings.assignment import Holding
+from shoal.node.holdings.nearness import MIN_READS_S, layout_for, whom_to_ask
 from shoal.node.holdings.placement import FAR, TARGET_REPLICAS, Around, Mask, Shape, choose
 from shoal.node.holdings.survey import Me, Survey, survey
 from shoal.protocol.net.directory import Directory
+from shoal.protocol.net.round_trip import round_trip_s
 
 SETTLE_S = 1.0
 """From an announcement to the next look, with half of it as jitter: a lookup among 24 nodes takes 27 ms (median), so
@@ -56,6 +58,24 @@ class Place:
     draw: Callable[[], float]
     clock: Callable[[], float]
     around: Around = FAR
+
+
+async def look_around(
+    place: Place, ours: Sequence[str], seeds: Sequence[str], needed_s: float, clock: Callable[[], float]
+) -> Around:
+    """What the network around us is like. ours: our own multiaddrs; seeds: those of peers whom we joined by; needed_s:
+    within how much time peers answer that are near; clock: seconds, for durations.
+
+    Raises:
+        NetworkError: the directory can not be read.
+    """
+    me = place.me
+    if needed_s < MIN_READS_S:
+        return Around(zone=me.zone)
+    found = await place.directory.lookup(place.announcer.claim.model_root, place.shape.layers)
+    asked = whom_to_ask(found, me.peer, me.zone, seeds, place.draw)
+    answers = await asyncio.gather(*(round_trip_s(each, clock, ours) for each in asked))
+    return Around(layout_for(answers, needed_s), me.zone)
 
 
 async def find_place(place: Place, is_alone: bool) -> Choice:

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import socket
+import time
 from dataclasses import replace
 
 import pytest
 
 from shoal.node.announcer import Announcer, Claim, Load
-from shoal.node.holdings.joining import Choice, Place, find_place
+from shoal.node.holdings.joining import Choice, Place, find_place, look_around
 from shoal.node.holdings.placement import FAR, Around, Layout, Shape
 from shoal.node.holdings.survey import Me
 from shoal.protocol.identity import Identity
@@ -87,3 +89,18 @@ def test_a_newcomer_says_what_nobody_held_before_it() -> None:
 
     choice = run_virtual(main, random.Random(0), 60.0)
     assert (choice.num_experts, choice.num_missing, choice.num_rare, choice.num_holders) == (48, 32, 48, 1)
+
+
+def test_a_newcomer_measures_those_whom_it_joins_by_and_spreads_among_near_ones() -> None:
+    """Real sockets: what answers is a listener on loopback."""
+
+    async def main() -> list[Around]:
+        with socket.create_server(("127.0.0.1", 0)) as peer, socket.create_server(("127.0.0.1", 0)) as ours:
+            place = place_of(RecordBook(), random.Random(0), 20)
+            join = [f"/ip4/127.0.0.1/tcp/{peer.getsockname()[1]}/p2p/somebody"]
+            own = [f"/ip4/127.0.0.1/tcp/{ours.getsockname()[1]}/p2p/{place.me.peer}"]
+            looks = ((own, join, 60.0), (own, join, 0.0), (join, join, 60.0), (own, own, 60.0))
+            return [await look_around(place, *each, time.perf_counter) for each in looks]
+
+    found = [around.layout for around in asyncio.run(main())]
+    assert found == [Layout.MANY_LAYERS, Layout.FEW_LAYERS, Layout.FEW_LAYERS, Layout.FEW_LAYERS]
