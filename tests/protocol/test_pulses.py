@@ -173,6 +173,17 @@ def test_the_later_record_counts_whatever_the_order() -> None:
     assert [record.experts for record in book.lookup(ROOT, [LAYER], clock.now_s)[LAYER]] == [{2}]
 
 
+def test_a_record_that_is_told_again_with_an_older_pulse_takes_nothing_back() -> None:
+    clock, book = FakeClock(), RecordBook()
+    said = Herald(ALICE, clock).say(record_of(ALICE))
+    chain = PulseChain(ALICE, ROOT, decode_record(said.data, ALICE.peer).issued_ms)
+    book.add(said.data, ALICE.peer, clock.now_s, 3, chain[3])
+    for index, pulse in ((0, chain[0]), (2, chain[2])):
+        assert book.add(said.data, ALICE.peer, clock.now_s, index, pulse).index == 3
+    (kept,) = book.live(roster_name(ROOT), clock.now_s)
+    assert (kept.index, kept.pulse) == (3, chain[3])
+
+
 def test_a_book_that_is_full_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HOLDERS_PER_MODEL", 1)
     clock, book = FakeClock(), RecordBook()

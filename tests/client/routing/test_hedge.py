@@ -199,3 +199,10 @@ def test_extra_work_never_exceeds_its_share_and_the_burst(asks: list[bool], shar
         budget.earn()
         num_extra += wants_extra and budget.take()
         assert num_extra <= place * share + burst + 1e-9
+
+
+def test_a_long_calm_saves_up_no_more_extra_requests_than_the_burst() -> None:
+    budget = Budget(0.5, 2)
+    for _ in range(100):
+        budget.earn()
+    assert [budget.take() for _ in range(3)] == [True, True, False]
