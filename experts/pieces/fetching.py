@@ -103,7 +103,9 @@ async def fetch_pieces(
     fetch = _Fetch(missing, sources, store, settings, progress, peers, on_stored)
     async with asyncio.TaskGroup() as group:
         for state in fetch.sources:
-            for _ in range(settings.streams_per_source if state.peers is None else state.peers.num_streams):
+            for _ in range(
+                settings.streams_per_source if state.peers is None else state.peers.num_streams(len(missing))
+            ):
                 group.create_task(fetch.work(state), name=f"fetch from {state.account.name}")
     fetch.raise_if_incomplete()
     return Fetched(fetch.num_stored, fetch.stored_bytes, tuple(fetch.accounts))
@@ -127,6 +129,10 @@ class _Source:
     """Digests that it said it does not have."""
     peers: PeerSource | None = None
     """The source itself, if it is that of peers."""
+    num_idle: int = 0
+    """Streams that wait for something to do."""
+    piece_s: float = float("inf")
+    """What its last piece took."""
 
 
 class _Fetch:
@@ -204,10 +210,11 @@ class _Fetch:
                     self._in_flight += 1
                     piece = self._pending.pop(number)
                     self._tell_peers(state, piece, is_coming=True)
+                    self._tell_left()
                     return piece
                 if not self._in_flight and not self._may_have_later(state):
                     return None  # what is pending, nobody in flight can give back: this source lacks it
-                await self._wait()
+                await self._wait(state)
 
     def _choice(self, state: _Source) -> int | None:
         """Which of the pending pieces this source is asked for now."""
@@ -225,17 +232,26 @@ class _Fetch:
         if self._peers is not None and state.peers is None:
             self._peers.goes_elsewhere(piece, is_coming)
 
+    def _tell_left(self) -> None:
+        if self._peers is not None:
+            idle_s = (state.piece_s for state in self.sources if state.peers is None and state.num_idle)
+            self._peers.note_left(len(self._pending), min(idle_s, default=float("inf")))
+
     def _may_have_later(self, state: _Source) -> bool:
         """Peers may get every piece; the others may have what they did not say they lack, when it is left to them."""
         return any(state.peers is not None or piece.digest not in state.lacks for piece in self._pending)
 
-    async def _wait(self) -> None:
+    async def _wait(self, state: _Source) -> None:
         """Until another stream has ended with its piece; or peers may have changed, of whom nobody tells us."""
+        state.num_idle += 1
+        self._tell_left()
         try:
             async with asyncio.timeout(None if self._peers is None else self._settings.look_again_s):
                 await self._changed.wait()
         except TimeoutError:
             return
+        finally:
+            state.num_idle -= 1
 
     async def _put_back(self, piece: Piece | None) -> None:
         async with self._changed:
@@ -245,12 +261,14 @@ class _Fetch:
             self._changed.notify_all()
 
     async def _bring(self, state: _Source, piece: Piece, on_bytes: FetchProgress) -> None:
+        begun_s = asyncio.get_running_loop().time()
         data = await state.source.fetch(piece, on_bytes)
         try:
             size_bytes = await asyncio.to_thread(self._keep, piece, data)
         except CheckpointError as error:
             raise SourceLied(state.source.name, piece.name) from error
         state.failures = 0
+        state.piece_s = asyncio.get_running_loop().time() - begun_s
         state.account.num_pieces += 1
         state.account.size_bytes += size_bytes
         self.num_stored += 1

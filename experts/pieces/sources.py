@@ -49,9 +49,8 @@ class PeerSource(PieceSource, Protocol):
     `fetch` verifies, and raises what one peer's fault was; `has_now` knows of it from then on.
     """
 
-    @property
-    def num_streams(self) -> int:
-        """Pieces at a time."""
+    def num_streams(self, num_pieces: int) -> int:
+        """Pieces at a time, of one that wants so many."""
 
     def has_now(self, piece: Piece) -> bool:
         """Whether some peer can be asked for it at this moment."""
@@ -64,6 +63,10 @@ class PeerSource(PieceSource, Protocol):
 
     def goes_elsewhere(self, piece: Piece, is_coming: bool) -> None:
         """Another source is being asked for it, or did not give it."""
+
+    def note_left(self, num_pending: int, elsewhere_s: float) -> None:
+        """num_pending: pieces that are neither here nor on their way. elsewhere_s: what one takes from another source
+        that has nothing to do now; infinity: there is none, or it has brought nothing yet."""
 
 
 class RangeReader(Protocol):

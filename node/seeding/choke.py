@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shoal.protocol.errors import Busy
 from shoal.protocol.ids import PeerId
 
-MIN_TURNS, START_TURNS, MAX_TURNS = 2, 4, 6
+MIN_TURNS, START_TURNS, MAX_TURNS = 2, 4, 12
 """Peers at a time. More than needed share the same uplink and finish later, and only a whole piece can be passed on;
 fewer leave a fast uplink idle, for each taker has a slow line, or other givers."""
 

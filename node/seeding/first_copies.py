@@ -26,8 +26,11 @@ FORGET_S = 600.0
 
 
 HELP_SHARE = 0.06
-"""Of the pieces that a node wants: so many it may fetch in vain for others, that fetched them at the same moment. Three
-replicas make 0.18 copies of it at most."""
+"""Of the pieces that a node wants: so many it may fetch though a peer has them, or fetched them at the same moment.
+Three replicas make 0.18 copies of it."""
+
+FEW_PIECES = 9
+"""Who wants fewer has no such piece: half of one would be due."""
 
 HELP_JUDGED_S = 20.0
 """Whoever has a piece so soon after we began to fetch it did not get it from us."""
@@ -39,7 +42,10 @@ class Helping:
     Nobody sees what that one is fetching at this moment; so fetches in vain are counted, and end the help.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chance: float = 0.0) -> None:
+        """chance: 0 to 1, this node's own; of the nodes whose share is not a whole number of pieces so many round it
+        up, that all together keep to it."""
+        self._chance = chance
         self._began_s: dict[bytes, float] = {}
         self._wanted: set[bytes] = set()
         self._num_in_vain = 0
@@ -49,9 +55,19 @@ class Helping:
         self._wanted.add(digest)
 
     @property
+    def num_left(self) -> int:
+        """So many more may be fetched, even if those that are not judged were all in vain."""
+        few = self._chance if len(self._wanted) >= FEW_PIECES else 0.0
+        return max(0, int(HELP_SHARE * len(self._wanted) + few) - self._num_in_vain - len(self._began_s))
+
+    @property
     def has_room(self) -> bool:
-        """Whether one more may be fetched, even if those that are not judged were all in vain."""
-        return self._num_in_vain + len(self._began_s) < int(HELP_SHARE * len(self._wanted))
+        """Whether one more may be fetched."""
+        return self.num_left > 0
+
+    def spends(self) -> None:
+        """One is fetched that another has."""
+        self._num_in_vain += 1
 
     def begins(self, digest: bytes, now_s: float) -> None:
         """It is on its way."""

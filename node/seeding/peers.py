@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from blake3 import blake3
-
 from shoal.experts.pieces.arriving import Arrival
 from shoal.experts.pieces.disk import FolderDisk
 from shoal.experts.pieces.pieces import ExpertPiece, Piece, TrunkPiece
 from shoal.experts.pieces.sources import OnBytes
 from shoal.node.log_events import PeerLied, log_event
 from shoal.node.seeding.first_copies import FirstCopies, Helping
+from shoal.node.seeding.last_pieces import JUDGE_S, LastPieces
+from shoal.node.seeding.orders import chance_of, rank, reversed_rank
 from shoal.node.seeding.standing import Standing
 from shoal.node.seeding.taking import Partial, Taking
 from shoal.node.seeding.view import View
@@ -29,8 +29,10 @@ from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.net.channel import PieceChannel, PieceConnector
 from shoal.protocol.net.directory import Directory
 
-NUM_STREAMS = 8
-"""Pieces at a time: as many peers' uplinks, and 352 MB of DeepSeek-V3's experts in memory at most."""
+NUM_STREAMS, MAX_STREAMS, PIECES_PER_STREAM = 8, 24, 12
+"""Pieces at a time: as many peers' uplinks, and 352 MB of DeepSeek-V3's experts in memory at most; more for who wants
+many, a twelfth of what it is to hold in memory, and 1056 MB at most. Eight homes' uplinks are not half of a line of
+350 Mbit/s."""
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -47,7 +49,7 @@ LOOK_S = 5.0
 NUM_TRIED = 8
 """Peers whose pace is learned, by a piece each, before the fastest of them come first; others count as the median."""
 
-MAX_CHANNELS = 16
+MAX_CHANNELS = 32
 """Connections that are kept; beyond it the one that was not used longest is closed."""
 
 MAX_PARTIALS = 4
@@ -55,9 +57,6 @@ MAX_PARTIALS = 4
 
 SLOW_FACTOR = 8.0
 """A peer that is so many times slower than another that has the piece and is free is left for it."""
-
-JUDGE_S = 10.0
-"""After so long its pace is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,8 @@ class Peers:
         self._draw = draw
         self._given_bytes = given_bytes
         self._first = FirstCopies(wanted.max_piece_bytes)
-        self._helping = Helping()
+        self._helping = Helping(chance_of(wanted.me))
+        self._last = LastPieces()
         self._elsewhere: dict[bytes, ExpertPiece] = {}
         self._patience_s = patience_s
         self._look_s = look_s
@@ -120,9 +120,8 @@ class Peers:
     def bytes_read(self) -> int:
         return self.bytes_taken
 
-    @property
-    def num_streams(self) -> int:
-        return NUM_STREAMS
+    def num_streams(self, num_pieces: int) -> int:
+        return min(MAX_STREAMS, max(NUM_STREAMS, num_pieces // PIECES_PER_STREAM))
 
     @property
     def num_trunk_givers(self) -> int:
@@ -189,7 +188,7 @@ class Peers:
         return any(self._is_free(peer, piece, now_s) for peer in self.holders(piece))
 
     def rarity(self, piece: Piece) -> tuple[int, bytes]:
-        return len(self.holders(piece)), _rank(piece, self._wanted.me)
+        return len(self.holders(piece)), rank(piece, self._wanted.me)
 
     def turn(self, piece: Piece) -> tuple[int, bytes] | None:
         """See `PeerSource`. Of those who say that they are about to get a piece, the first by a hash of both fetches it
@@ -197,28 +196,42 @@ class Peers:
         fetched its own. Whoever waits in vain fetches it too."""
         if isinstance(piece, ExpertPiece):
             self._helping.wants(piece.digest)
-        ours, waited_s = _rank(piece, self._wanted.me), self._clock() - self._gave_s
-        if any(not self.standing(peer).is_dropped for peer in self.holders(piece)):
-            return (0, ours) if waited_s > LINE_PATIENCE_S else None
+        ours, waited_s = rank(piece, self._wanted.me), self._clock() - self._gave_s
+        is_last = self._last.are(self._helping.num_left)
+        if self._is_held(piece):
+            if waited_s > LINE_PATIENCE_S:
+                return 0, ours
+            is_left = is_last and isinstance(piece, ExpertPiece) and self._helping.has_room
+            return (3, ours) if is_left and not self.has_now(piece) else None
         rivals = self._rivals(piece)
         if not rivals or waited_s > self._patience_s:
             return 0, ours
-        if not self._first.has_room:
+        if not self._first.has_room and not is_last:
             return None
-        before = sorted((rank, peer) for peer in rivals if (rank := _rank(piece, peer)) < ours)
+        before = sorted(theirs for peer in rivals if (theirs := rank(piece, peer)) < ours)
         if not before:
             return 1, ours
-        return (2, _reversed(before[0][0])) if self._helping.has_room else None
+        return (2, reversed_rank(before[0])) if self._helping.has_room else None
 
     def goes_elsewhere(self, piece: Piece, is_coming: bool) -> None:
         """See `PeerSource`."""
-        if is_coming and isinstance(piece, ExpertPiece) and self._rivals(piece):
+        if is_coming and isinstance(piece, ExpertPiece) and self._is_held(piece):
+            self._helping.spends()
+        elif is_coming and isinstance(piece, ExpertPiece) and self._rivals(piece):
             self._first.fetches(piece.digest, self._clock())
-            if any(_rank(piece, peer) < _rank(piece, self._wanted.me) for peer in self._rivals(piece)):
+            if any(rank(piece, peer) < rank(piece, self._wanted.me) for peer in self._rivals(piece)):
                 self._helping.begins(piece.digest, self._clock())
             self._elsewhere[piece.digest] = piece
         else:
             self._first.forget([piece.digest])
+
+    def note_left(self, num_pending: int, elsewhere_s: float) -> None:
+        """See `PeerSource`."""
+        self._last.note(num_pending, elsewhere_s)
+
+    def _is_held(self, piece: Piece) -> bool:
+        """Whether somebody who does not lie has it."""
+        return any(not self.standing(peer).is_dropped for peer in self.holders(piece))
 
     def _rivals(self, piece: Piece) -> list[PeerId]:
         """Who else says that it is about to get it."""
@@ -265,6 +278,9 @@ class Peers:
             on_bytes(size_bytes)
             if self._is_too_slow(peer, piece, taken, self._gave_s - begun_s):
                 raise SourceFailed(f"peer {peer}", "another is much faster")
+            self._last.flies(piece.digest, partial.missing_bytes, taken, self._gave_s - begun_s)
+            if self._helping.has_room and self._last.is_better_elsewhere(piece.digest):
+                raise SourceFailed(f"peer {peer}", "another source is much faster")
 
         channel = await self.channel(peer)
         try:
@@ -273,6 +289,7 @@ class Peers:
         except BaseExceptionGroup as group:
             raise _first_error(group) from None
         finally:
+            self._last.ends(piece.digest)
             if taken:
                 self.standing(peer).gave(taken, self._clock() - begun_s)
 
@@ -310,7 +327,7 @@ class Peers:
 
         def pace(peer: PeerId) -> tuple[float, bytes]:
             rate = self.standing(peer).rate_bytes_per_s
-            return (untried if rate is None else rate), _rank(piece, peer)
+            return (untried if rate is None else rate), rank(piece, peer)
 
         return max(free, key=pace, default=None)
 
@@ -377,16 +394,6 @@ def _is_of_use(opening: "asyncio.Future[PieceChannel]") -> bool:
     if opening.cancelled() or opening.exception() is not None:
         return False
     return not (opening.result().is_closed or opening.result().is_draining)
-
-
-def _rank(piece: Piece, peer: PeerId) -> bytes:
-    """An order of peers that is another for each piece, and the same for all who look."""
-    return blake3(piece.digest + peer.encode()).digest()
-
-
-def _reversed(rank: bytes) -> bytes:
-    """Sorts last what sorts first: whoever helps another begins where that one ends."""
-    return bytes(255 - byte for byte in rank)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -60,6 +60,11 @@ class Partial:
         return len(self.data) if self.file is None else self.file.size_bytes
 
     @property
+    def missing_bytes(self) -> int:
+        """What has not come."""
+        return sum(end - begin for begin, end in (*self.gaps, *self.asked))
+
+    @property
     def is_begun(self) -> bool:
         return self.piece_bytes > 0
 

@@ -1,8 +1,12 @@
 """`python -m shoal.simulations.seeding`: fifty nodes join at once; where their weights come from, as a table."""
 
 import argparse
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,7 +29,8 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=50)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--experts", type=int, default=MODEL.num_layers * MODEL.num_experts, help="in layers of 256")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="seeds at a time, a process each")
     parser.add_argument("--only", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--timeline", action="store_true", help="print how busy the lines were, of the first seed")
     parser.add_argument("--into", type=Path, help="a page to write the table into")
@@ -46,7 +51,7 @@ def main() -> int:
     for name in given.only:
         started = time.perf_counter()
         settings = [SeedingSettings(given.nodes, given.replicas, model, seed) for seed in range(given.seeds)]
-        outcomes = [simulate(SCENARIOS[name], each) for each in settings]
+        outcomes = _simulate_all(name, settings, given.jobs)
         lines.append(_row(outcomes))
         print(lines[-1], flush=True)
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -57,6 +62,13 @@ def main() -> int:
     if given.into is not None:
         put_table(given.into, "\n".join(lines) + "\n")
     return 0 if is_kept else 1
+
+
+def _simulate_all(name: str, settings: Sequence[SeedingSettings], num_jobs: int) -> list[Outcome]:
+    """One scenario with all seeds; each has a clock and a process of its own, and no result depends on the others."""
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_jobs, len(settings)), mp_context=spawning) as pool:
+        return list(pool.map(simulate, [SCENARIOS[name]] * len(settings), settings))
 
 
 def _row(outcomes: list[Outcome]) -> str:

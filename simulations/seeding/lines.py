@@ -21,13 +21,13 @@ class Line:
     passed: dict[int, int] = field(default_factory=dict)
     """Bytes by the step in which the last of them passed."""
 
-    async def passes(self, size_bytes: int) -> None:
-        """Wait until so many bytes more have passed."""
+    async def passes(self, size_bytes: int, delay_s: float = 0.0) -> None:
+        """Wait until so many bytes more have passed. delay_s: what they take besides, and do not keep the line busy."""
         now_s = asyncio.get_running_loop().time()
         self.free_at_s = max(self.free_at_s, now_s) + size_bytes / self.bytes_per_s
         step = int(self.free_at_s // STEP_S)
         self.passed[step] = self.passed.get(step, 0) + size_bytes
-        await asyncio.sleep(self.free_at_s - now_s)
+        await asyncio.sleep(self.free_at_s - now_s + delay_s)
 
 
 def homes(num_machines: int, seed: int) -> list[Link]:

@@ -2,6 +2,7 @@
 
 from shoal.node.seeding.first_copies import (
     AHEAD_S,
+    FEW_PIECES,
     FORGET_S,
     HELP_JUDGED_S,
     HELP_SHARE,
@@ -77,3 +78,27 @@ def test_what_another_has_long_after_was_not_fetched_in_vain() -> None:
     assert not helping.has_room
     helping.judge(lambda it: True, HELP_JUDGED_S + 1.0)
     assert helping.has_room
+
+
+def test_what_others_have_counts_as_fetched_in_vain_at_once() -> None:
+    helping = Helping()
+    for number in range(100):
+        helping.wants(digest(number))
+    before = helping.num_left
+    helping.spends()
+    assert helping.num_left == before - 1 > 0
+
+
+def test_nodes_with_few_pieces_keep_to_the_share_together() -> None:
+    num_nodes, num_pieces = 100, 10
+    budgets = []
+    for node in range(num_nodes):
+        helping = Helping(node / num_nodes)
+        for number in range(num_pieces):
+            helping.wants(digest(number))
+        budgets.append(helping.num_left)
+    assert sum(budgets) == round(HELP_SHARE * num_nodes * num_pieces)
+    tiny = Helping(0.99)
+    for number in range(FEW_PIECES - 1):
+        tiny.wants(digest(number))
+    assert tiny.num_left == 0

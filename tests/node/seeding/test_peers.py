@@ -13,7 +13,8 @@ import pytest
 from shoal.experts.pieces.fetching import FetchSettings, fetch_pieces
 from shoal.experts.pieces.store import PieceStore
 from shoal.node.holdings.assignment import Holding
-from shoal.node.seeding.peers import LINE_PATIENCE_S, PATIENCE_S, Peers, Wanted
+from shoal.node.seeding.first_copies import HELP_SHARE
+from shoal.node.seeding.peers import LINE_PATIENCE_S, MAX_STREAMS, NUM_STREAMS, PATIENCE_S, Peers, Wanted
 from shoal.node.seeding.standing import FOR_EVER, LACKS_S, REST_S, Standing
 from shoal.node.seeding.taking import Partial, Taking
 from shoal.protocol.errors import Busy, ChannelClosed, Malformed, NotHeld, ShoalError, SourceLied
@@ -231,6 +232,33 @@ def test_what_was_stored_before_an_interruption_is_not_fetched_again() -> None:
         await newcomer.fill()
         assert is_whole(newcomer)
         assert holder.metrics.pieces_given <= given + len(world.pieces) - num_there
+        await stop(machines)
+
+    in_virtual_time(test)
+
+
+def test_the_last_pieces_come_from_an_idle_hub_where_their_only_peer_is_slow() -> None:
+    """Of the twenty that a slow peer has, one: the share that may be fetched though a peer has it."""
+
+    async def test(world: World) -> None:
+        first: Holding = {LayerId(0): tuple(map(ExpertId, range(20)))}
+        both: Holding = {**first, LayerId(1): tuple(map(ExpertId, range(20)))}
+        machines = await start(world, settings(both, has_hub=True), settings(first, up=30_000.0))
+        await machines[0].fill()
+        assert is_whole(machines[0])
+        assert world.hub_bytes == (20 + int(HELP_SHARE * 40)) * MODEL.piece_bytes
+        await stop(machines)
+
+    run_virtual(lambda: test(World(replace(MODEL, num_experts=20), random.Random(1))), random.Random(2), LIMIT_S)
+
+
+def test_who_wants_many_takes_more_at_a_time() -> None:
+    async def test(world: World) -> None:
+        newcomer, *_ = machines = await start(world, settings(ALL), settings(ALL))
+        await newcomer.fill()
+        assert newcomer.peers is not None
+        assert newcomer.peers.num_streams(1) == newcomer.peers.num_streams(61) == NUM_STREAMS
+        assert NUM_STREAMS < newcomer.peers.num_streams(200) < newcomer.peers.num_streams(10_000) == MAX_STREAMS
         await stop(machines)
 
     in_virtual_time(test)
