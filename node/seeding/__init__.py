@@ -8,7 +8,9 @@
     connecting.py directly, or through libp2p
     view.py       who has what and who is about to, by the last look into the directory, pure
     first_copies.py how many pieces that nobody has are fetched from elsewhere at a time, pure
+    last_pieces.py when the last ones are left for another source, pure
+    orders.py     who comes first for a piece, by hashes that all nodes agree on
     peers.py      all peers as one source: whom to ask, and who fetches what nobody has
 
-Knows channels and the directory by their seams only. ADR 0030.
+Knows channels and the directory by their seams only. ADR 0030, 0038, 0048.
 """

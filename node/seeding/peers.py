@@ -30,9 +30,8 @@ from shoal.protocol.net.channel import PieceChannel, PieceConnector
 from shoal.protocol.net.directory import Directory
 
 NUM_STREAMS, MAX_STREAMS, PIECES_PER_STREAM = 8, 24, 12
-"""Pieces at a time: as many peers' uplinks, and 352 MB of DeepSeek-V3's experts in memory at most; more for who wants
-many, a twelfth of what it is to hold in memory, and 1056 MB at most. Eight homes' uplinks are not half of a line of
-350 Mbit/s."""
+"""Pieces at a time: as many peers' uplinks, and 352 MB of DeepSeek-V3's experts in memory; who wants more than 96, a
+twelfth of them, 1056 MB at most: eight homes' uplinks are not half of a line of 350 Mbit/s."""
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -54,7 +53,6 @@ MAX_CHANNELS = 32
 
 MAX_PARTIALS = 4
 """Unfinished pieces that are kept for the next peer."""
-
 SLOW_FACTOR = 8.0
 """A peer that is so many times slower than another that has the piece and is free is left for it."""
 
@@ -201,8 +199,8 @@ class Peers:
         if self._is_held(piece):
             if waited_s > LINE_PATIENCE_S:
                 return 0, ours
-            is_left = is_last and isinstance(piece, ExpertPiece) and self._helping.has_room
-            return (3, ours) if is_left and not self.has_now(piece) else None
+            is_left = is_last and isinstance(piece, ExpertPiece) and not self.has_now(piece)
+            return (3, ours) if is_left and self._helping.has_room else None
         rivals = self._rivals(piece)
         if not rivals or waited_s > self._patience_s:
             return 0, ours
@@ -230,7 +228,6 @@ class Peers:
         self._last.note(num_pending, elsewhere_s)
 
     def _is_held(self, piece: Piece) -> bool:
-        """Whether somebody who does not lie has it."""
         return any(not self.standing(peer).is_dropped for peer in self.holders(piece))
 
     def _rivals(self, piece: Piece) -> list[PeerId]:
