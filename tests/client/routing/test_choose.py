@@ -116,3 +116,7 @@ def test_where_nobody_says_what_reading_takes_one_disk_reads_all() -> None:
 
 def _of(plan: Plan, peers: set[PeerId]) -> set[ExpertId]:
     return {expert for peer in peers for expert in plan.shares[peer]}
+
+
+def test_what_nobody_has_is_told_in_order_of_the_experts():
+    assert choose([ExpertId(200), ExpertId(9), ExpertId(3)], {}, {}).uncovered == (3, 9, 200)
