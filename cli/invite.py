@@ -24,8 +24,8 @@ ONLY_HERE = N_("every address in this token is this machine's loopback, so nobod
                "try: {program} node --host 0.0.0.0, then invite again")  # fmt: skip
 
 REVOKED = N_("""revoked: nodes on this machine refuse it and cut its connections within seconds, and tell the swarm;
-members' nodes elsewhere follow within a minute, or when one of yours runs again.
-Not reached: the directory secret in that token, which still reads and announces who holds what. To be rid of a
+members elsewhere follow within a minute, or when one of yours runs again, and use none of its nodes any more.
+Not reached: the directory secret in that token, which still reads who holds what. To be rid of a
 member for certain, begin a new swarm and invite the others again.""")
 
 

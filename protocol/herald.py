@@ -37,19 +37,20 @@ class _Said:
 class Herald:
     """One peer's statements, by model."""
 
-    def __init__(self, identity: Identity, clock: Callable[[], float]) -> None:
-        """`clock`: Unix time in seconds."""
+    def __init__(self, identity: Identity, clock: Callable[[], float], voucher: bytes = b"") -> None:
+        """`clock`: Unix time in seconds. `voucher`: that we are a member's, in a private swarm."""
         self._identity = identity
         self._clock = clock
+        self._voucher = voucher
         self._said: dict[bytes, _Said] = {}
 
     def say(self, record: NodeRecord) -> Statement:
-        """`record` from now on, for `limits.RECORD_TTL_S`; its `issued_ms` and `pulse` are set here.
+        """`record` from now on, for `limits.RECORD_TTL_S`; its `issued_ms`, `pulse` and `voucher` are set here.
 
         Raises:
             InvalidRequest: not ours, or over a limit.
         """
-        content, now_s = replace(record, issued_ms=0, pulse=b""), self._clock()
+        content, now_s = replace(record, issued_ms=0, pulse=b"", voucher=self._voucher), self._clock()
         said = self._said.get(record.model_root)
         if said is not None and said.content == content and said.issued_ms <= now_s * MS:
             index = pulse_due(said.issued_ms, now_s)

@@ -1,8 +1,10 @@
-"""Who belongs to a private swarm: keys that follow from the founder's secret, and the proof of one (PROTOCOL.md §4).
+"""Who belongs to a private swarm: keys that follow from the founder's secret, and proofs of it (PROTOCOL.md §4, §7).
 
 Sans-IO. The founder's secret never leaves the founder. A token holds a key of its own, which the founder has certified,
 and the directory's secret. So no member can make a token, no node can pose as a client that visited it, and a single
-token can be revoked. Knows no files and no addresses.
+token can be revoked. A client proves its token in each handshake; a node's record carries a *voucher*, the token's
+word that the node's peer key is its member's, so that whoever reads the record need not ask. Knows no files and no
+addresses.
 """
 
 from collections.abc import Callable
@@ -11,13 +13,16 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from shoal.protocol.errors import AuthenticationFailed, InvalidRequest
-from shoal.protocol.identity import SIGNATURE_BYTES, Identity, peer_id_of, verify
-from shoal.protocol.version import CERTIFICATE_CONTEXT, FOUNDER_DERIVATION, MEMBERSHIP_CONTEXT
+from shoal.protocol.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, peer_id_of, verify
+from shoal.protocol.version import CERTIFICATE_CONTEXT, FOUNDER_DERIVATION, MEMBERSHIP_CONTEXT, VOUCHER_CONTEXT
 
 SECRET_BYTES = 32
 SERIAL_BYTES = 16
 TOKEN_ID_BYTES = 8
 """Enough to name a token in a list; what is checked is the whole key."""
+
+VOUCHER_BYTES = PUBLIC_KEY_BYTES + 2 * SIGNATURE_BYTES
+"""The token's public key, its certificate, and its signature over a peer's key."""
 
 IsRevoked = Callable[[str], bool]
 """Asked at every handshake with a token's id."""
@@ -48,6 +53,11 @@ class Membership:
     def prove(self, transcript: bytes) -> bytes:
         """Sign what the client's own key signs as well: both peers, both nonces, session and lane."""
         return Identity.from_seed(self.token_seed).sign(MEMBERSHIP_CONTEXT + transcript)
+
+    def vouch(self, peer_key: bytes) -> bytes:
+        """Our word that the peer with this public key is ours, for its records: of no use to any other peer."""
+        token = Identity.from_seed(self.token_seed)
+        return token.public_key + self.certificate + token.sign(VOUCHER_CONTEXT + peer_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ def never_revoked(_: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MemberGate:
-    """What a server of a private swarm lets in."""
+    """Whom a server of a private swarm lets in, and whose records its members believe."""
 
     founder_key: bytes
     is_revoked: IsRevoked = never_revoked
@@ -99,5 +109,23 @@ class MemberGate:
         """
         verify(peer_id_of(self.founder_key), certificate, CERTIFICATE_CONTEXT + token_key)
         verify(peer_id_of(token_key), signature, MEMBERSHIP_CONTEXT + transcript)
-        if self.is_revoked(token_id(token_key)):
-            raise AuthenticationFailed(f"token {token_id(token_key)} was revoked")
+        self._check_token(token_key)
+
+    def check_voucher(self, voucher: bytes, peer_key: bytes) -> str:
+        """Check the voucher in a peer's record; the id of the token that gave it.
+
+        Raises:
+            AuthenticationFailed: none, another swarm's, another peer's, or a revoked token's.
+        """
+        if len(voucher) != VOUCHER_BYTES:
+            raise AuthenticationFailed("no member vouches for this peer")
+        token_key, rest = voucher[:PUBLIC_KEY_BYTES], voucher[PUBLIC_KEY_BYTES:]
+        verify(peer_id_of(self.founder_key), rest[:SIGNATURE_BYTES], CERTIFICATE_CONTEXT + token_key)
+        verify(peer_id_of(token_key), rest[SIGNATURE_BYTES:], VOUCHER_CONTEXT + peer_key)
+        return self._check_token(token_key)
+
+    def _check_token(self, token_key: bytes) -> str:
+        identifier = token_id(token_key)
+        if self.is_revoked(identifier):
+            raise AuthenticationFailed(f"token {identifier} was revoked")
+        return identifier

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from blake3 import blake3
 
 from shoal.protocol import limits
-from shoal.protocol.errors import RecordRejected
+from shoal.protocol.errors import AuthenticationFailed, RecordRejected
+from shoal.protocol.identity import public_key_of
 from shoal.protocol.ids import LayerId, PeerId
+from shoal.protocol.membership import MemberGate
 from shoal.protocol.pulses import earlier, expires_at_s
 from shoal.protocol.record_codec import decode_record
 from shoal.protocol.records import HolderRecord, NodeRecord, of_layer, roster_name
@@ -30,6 +32,8 @@ class Kept:
     tag: bytes
     index: int
     pulse: bytes
+    token_id: str = ""
+    """Of the member whose node this is; empty in an open swarm."""
 
     @property
     def expires_at_s(self) -> float:
@@ -48,9 +52,13 @@ class RecordBook:
     that finds it full is refused.
     """
 
-    def __init__(self, name_of: Callable[[bytes], bytes] = roster_name) -> None:
-        """name_of: what the roster of a model is called in this swarm."""
+    def __init__(self, name_of: Callable[[bytes], bytes] = roster_name, gate: MemberGate | None = None) -> None:
+        """name_of: what the roster of a model is called in this swarm. gate: of a private one, whose records need a
+        member's voucher; None: an open one, where there are none."""
         self._name_of = name_of
+        self._gate = gate
+        self._tokens: dict[PeerId, str] = {}
+        """Whose nodes those are whose records we have believed; the oldest are forgotten first."""
         self._rosters: dict[bytes, dict[PeerId, Kept]] = defaultdict(dict)
 
     def add(
@@ -59,13 +67,14 @@ class RecordBook:
         """Verify a signed record of `owner`, and a pulse of it, and keep it in place of its earlier ones.
 
         pulse: of place `index`; for place 0 it is in the record. roster: where it must belong, if not empty. Raises:
-            RecordRejected: forged, malformed, out of its time or place, or the book is full.
+            RecordRejected: forged, malformed, out of its time or place, of no member, or the book is full.
         """
         record = decode_record(data, owner)
         name = self._name_of(record.model_root)
         if roster and name != roster:
             raise RecordRejected("a record for another model's roster")
-        kept = Kept(record, data, tag_of(data), 0, record.pulse)
+        kept = Kept(record, data, tag_of(data), 0, record.pulse, self._member_of(record))
+        self._remember(owner, kept.token_id)
         if index:
             kept = _renewed(kept, index, pulse)
         _check_time(kept, now_s)
@@ -82,7 +91,7 @@ class RecordBook:
     def renew(self, roster: bytes, owner: PeerId, index: int, pulse: bytes, now_s: float) -> bool:
         """Take a pulse; False if it is none of a live record of `owner` that is here."""
         known = self._rosters.get(roster, {}).get(owner)
-        if known is None or not known.is_timely(now_s):
+        if known is None or not self._is_good(known, now_s):
             return False
         if index <= known.index:
             return earlier(known.pulse, known.index - index) == pulse
@@ -95,9 +104,9 @@ class RecordBook:
         return True
 
     def live(self, roster: bytes, now_s: float) -> list[Kept]:
-        """What is alive of a roster, sorted by peer id."""
+        """What is alive of a roster, sorted by peer id. Nodes of a revoked token are gone with the token."""
         holders = self._rosters.get(roster, {})
-        for peer in [peer for peer, kept in holders.items() if not kept.is_timely(now_s)]:
+        for peer in [peer for peer, kept in holders.items() if not self._is_good(kept, now_s)]:
             del holders[peer]
         return [holders[peer] for peer in sorted(holders)]
 
@@ -105,6 +114,34 @@ class RecordBook:
         """What each live node says of each layer, sorted by peer id."""
         live = self.live(self._name_of(model_root), now_s)
         return {layer: [of_layer(kept.record, layer, kept.expires_at_s) for kept in live] for layer in layers}
+
+    def is_barred(self, peer: PeerId) -> bool:
+        """Whether the member whose node we knew this peer to be has lost his token."""
+        return self._gate is not None and peer in self._tokens and self._gate.is_revoked(self._tokens[peer])
+
+    def _remember(self, peer: PeerId, token_id: str) -> None:
+        if token_id:
+            self._tokens.pop(peer, None)
+            self._tokens[peer] = token_id
+            if len(self._tokens) > limits.MAX_KEPT_RECORDS:
+                del self._tokens[next(iter(self._tokens))]
+
+    def _member_of(self, record: NodeRecord) -> str:
+        """
+        Raises:
+            RecordRejected: no member of this swarm vouches for the owner, or one does where the swarm is open.
+        """
+        if self._gate is None:
+            if record.voucher:
+                raise RecordRejected("a member's record in an open swarm")
+            return ""
+        try:
+            return self._gate.check_voucher(record.voucher, public_key_of(record.peer))
+        except AuthenticationFailed as error:
+            raise RecordRejected(f"a record of no member: {error}") from error
+
+    def _is_good(self, kept: Kept, now_s: float) -> bool:
+        return kept.is_timely(now_s) and not (self._gate is not None and self._gate.is_revoked(kept.token_id))
 
     def _make_room(self, roster: bytes, owner: PeerId, now_s: float) -> None:
         """

@@ -10,6 +10,7 @@ from shoal.protocol import limits
 from shoal.protocol.errors import AuthenticationFailed, InvalidRequest, Malformed, RecordRejected
 from shoal.protocol.identity import SIGNATURE_BYTES, Identity, peer_id_of, verify
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
+from shoal.protocol.membership import VOUCHER_BYTES
 from shoal.protocol.messages import MAX_U32, BytesField, IntField
 from shoal.protocol.pulses import PULSE_BYTES
 from shoal.protocol.records import Experts, NodeRecord, is_zone
@@ -17,7 +18,7 @@ from shoal.protocol.version import DIRECTORY_VERSION, RECORD_CONTEXT
 
 MAX_BITMAP_BYTES = limits.MAX_EXPERTS_PER_FRAME // 8
 MAX_MS = 2**63 - 1
-MAX_FIELDS = 20
+MAX_FIELDS = 21
 GIVES_TRUNK = 2
 """Bit of `roles`; the other seven are for roles to come, and mean nothing yet."""
 
@@ -36,11 +37,12 @@ _SCALARS = (
 _EXPERTS_KEY, _ADDRESSES_KEY = 4, 10
 _SIGNATURE = BytesField(13, "signature", SIGNATURE_BYTES)
 
-_OPTIONAL_SCALARS = (
+_OPTIONAL_SCALARS: tuple[IntField | BytesField, ...] = (
     IntField(15, "since_s", 1, MAX_MS),
     IntField(16, "room", 1, MAX_U32),
     IntField(17, "roles", 1, 255),
     IntField(20, "read_ms", 1, limits.MAX_DURATION_MS),
+    BytesField(21, "voucher", VOUCHER_BYTES),
 )
 _COMING_KEY, _ZONE_KEY, _COLD_KEY = 14, 18, 19
 _OPTIONAL_KEYS = {_COMING_KEY, _ZONE_KEY, _COLD_KEY, *(field.key for field in _OPTIONAL_SCALARS)}
@@ -125,6 +127,7 @@ def _fields_of(record: NodeRecord, identity: Identity) -> dict[int, object]:
         _ZONE_KEY: record.zone,
         _COLD_KEY: _bitmaps(record.cold),
         20: record.read_ms,
+        21: record.voucher,
     }
     return {key: value for key, value in fields.items() if key not in _OPTIONAL_KEYS or value}
 
@@ -154,7 +157,7 @@ def _experts(bitmap: bytes) -> frozenset[ExpertId]:
 def _unpack(data: bytes) -> dict[int, object]:
     try:
         fields = msgpack.unpackb(
-            data, strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES, max_bin_len=64,
+            data, strict_map_key=False, max_str_len=limits.MAX_ADDRESS_BYTES, max_bin_len=VOUCHER_BYTES,
             max_array_len=limits.MAX_ADDRESSES, max_map_len=limits.MAX_LAYER + 1, max_ext_len=0,
         )  # fmt: skip
     except Exception as error:  # msgpack raises ValueError and a tree of its own

@@ -10,6 +10,7 @@ from contextlib import suppress
 from shoal.protocol.errors import AuthenticationFailed, Malformed, RecordRejected, ShoalError
 from shoal.protocol.identity import peer_id_of, public_key_of
 from shoal.protocol.ids import PeerId
+from shoal.protocol.membership import MemberGate, Membership
 from shoal.protocol.record_book import Kept, RecordBook
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.revocation_list import RevocationBook
@@ -27,21 +28,26 @@ from shoal.protocol.sync_messages import (
 class RecordKeeper:
     """Records of one swarm, and the latest of its revocation lists."""
 
-    def __init__(
-        self, clock: Callable[[], float], seal: RecordSeal | None = None, founder_key: bytes | None = None
-    ) -> None:
-        """`clock`: Unix time in seconds. `founder_key`: of a private swarm; None: an open one, without revocations."""
-        self.seal = seal or RecordSeal()
-        self.book = RecordBook(self.seal.name)
+    def __init__(self, clock: Callable[[], float], us: PeerId, membership: Membership | None = None) -> None:
+        """`clock`: Unix time in seconds. `us`: who keeps. `membership`: of a private swarm; None: an open one, without
+        members and revocations."""
+        founder_key = membership.founder_key if membership is not None else None
+        self.us = us
+        self.seal = RecordSeal(membership.directory_secret if membership is not None else None)
         self.revocations = RevocationBook(founder_key) if founder_key is not None else None
+        gate = MemberGate(founder_key, self.revocations) if founder_key is not None and self.revocations else None
+        self.book = RecordBook(self.seal.name, gate)
         self._founder = peer_id_of(founder_key) if founder_key is not None else None
         self._clock = clock
 
     def answer(self, data: bytes, sender: PeerId) -> bytes:
-        """Our reply to the bytes of a request; to what is no request, a refusal."""
+        """Our reply to the bytes of a request; to what is no request, and to a stranger in a private swarm, a refusal
+        that says nothing else."""
         try:
             request = decode_request(data)
         except Malformed:
+            return encode_reply(SyncReply(Status.REFUSED))
+        if not self.seal.is_word(request.word, sender, self.us):
             return encode_reply(SyncReply(Status.REFUSED))
         status = self._told(request, sender)
         self.take_revocations(request.revocations)

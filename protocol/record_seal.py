@@ -1,11 +1,13 @@
-"""How a private swarm hides its holder records from whoever keeps them (PROTOCOL.md §7).
+"""How a private swarm hides its directory from whoever has not its secret (PROTOCOL.md §7).
 
 Sans-IO. Records lie under names that only members can derive, sealed with ChaCha20-Poly1305 under a key for each owner.
-A stranger who takes part in the DHT is handed ciphertext, and what it stores is refused. Inside, records are signed as
-everywhere. Without a secret (an open swarm) names are public and nothing is sealed.
+Every call of the directory begins with a word that only members can make: a stranger is told nothing, not even
+ciphertext, and takes no place among keepers. Inside, records are signed as everywhere. Without a secret (an open swarm)
+names are public, nothing is sealed and there are no words.
 """
 
 from dataclasses import dataclass, field
+from hmac import compare_digest
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -14,10 +16,12 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from shoal.protocol.errors import RecordRejected
 from shoal.protocol.ids import PeerId
 from shoal.protocol.records import roster_name
-from shoal.protocol.version import SEAL_CONTEXT, TAG_CONTEXT
+from shoal.protocol.version import SEAL_CONTEXT, TAG_CONTEXT, WORD_CONTEXT
 
 NONCE_BYTES = 12
 TAG_BYTES = 8
+WORD_BYTES = 16
+"""Nobody guesses it: a wrong one costs a call."""
 SEAL_BYTES = NONCE_BYTES + 16
 """What a sealed record is longer: its nonce and the tag."""
 
@@ -38,6 +42,18 @@ class RecordSeal:
         """Part of the names of the directory's RPCs, so that swarms do not mix; empty for open ones. No secret: peers
         tell whoever connects which protocols they speak."""
         return "" if self.secret is None else blake3(TAG_CONTEXT, key=self.secret).hexdigest()[: 2 * TAG_BYTES]
+
+    def word(self, teller: PeerId, hearer: PeerId) -> bytes:
+        """What shows to `hearer` that `teller`, with whom it talks as libp2p has proven, has the secret. It is of use
+        to nobody else, not even to `hearer`. Empty in an open swarm."""
+        if self.secret is None:
+            return b""
+        both = teller.encode("ascii", "replace") + hearer.encode("ascii", "replace")
+        return blake3(WORD_CONTEXT + both, key=self.secret).digest(WORD_BYTES)
+
+    def is_word(self, word: bytes, teller: PeerId, hearer: PeerId) -> bool:
+        """Whether `teller` has said what `word` makes."""
+        return compare_digest(word, self.word(teller, hearer))
 
     def seal(self, record: bytes, owner: PeerId) -> bytes:
         """What is stored. The nonce is a keyed hash of the record: the same only for the same record."""

@@ -58,6 +58,8 @@ class NodeRecord:
     """Unix time at which it was signed; of two records of a node the later one counts. Set by `herald.py`."""
     pulse: bytes = b""
     """Pulse 0 of its chain. Set by `herald.py`."""
+    voucher: bytes = b""
+    """In a private swarm: the proof that its node is a member's (`membership.py`). Set by `herald.py`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ _PLACE = BytesField(2, "place", 32)
 _INDEX = IntField(4, "index", 0, limits.MAX_PULSE)
 _PULSE = BytesField(5, "pulse", PULSE_BYTES)
 _SUMMARY_WANTED = IntField(6, "summary_wanted", 1, 1)
+_WORD = BytesField(10, "word", 16)
 _LIST_NUMBER = IntField(8, "list_number", 1, limits.MAX_REVOKED_TOKENS)
 _STATUS = IntField(2, "status", 0, 3)
 _KEY = BytesField(0, "public_key", 32)
@@ -51,7 +52,8 @@ class Status(IntEnum):
 class SyncRequest:
     """`place`: the roster's name. `record`: sealed, empty where the keeper should have it; `pulse`: empty to tell
     nothing. `tags`: whose records are wanted. `list_number`: of the latest revocation list that we know, 0 for none;
-    `revocations`: that list, sealed, where the keeper lacks it."""
+    `revocations`: that list, sealed, where the keeper lacks it. `word`: that we are a member (`record_seal.py`); empty
+    in an open swarm."""
 
     place: bytes
     record: bytes = b""
@@ -61,6 +63,7 @@ class SyncRequest:
     tags: tuple[bytes, ...] = ()
     list_number: int = 0
     revocations: bytes = b""
+    word: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ def encode_request(request: SyncRequest) -> bytes:
         1: DIRECTORY_VERSION, 2: request.place, 3: request.record,
         4: request.index if request.pulse else None, 5: request.pulse,
         6: int(request.is_summary_wanted), 7: b"".join(request.tags), 8: request.list_number, 9: request.revocations,
+        10: request.word,
     }  # fmt: skip
     return _pack({key: value for key, value in fields.items() if value or (value == 0 and key == 4)})
 
@@ -108,7 +112,7 @@ def decode_request(data: bytes) -> SyncRequest:
     Raises:
         Malformed: anything but what `encode_request` makes.
     """
-    fields = _unpack(data, 9, MAX_SEALED_RECORD_BYTES + MAX_SEALED_LIST_BYTES + 1024)
+    fields = _unpack(data, 10, MAX_SEALED_RECORD_BYTES + MAX_SEALED_LIST_BYTES + 1024)
     _VERSION.check(fields.get(1))
     if (4 in fields) != (5 in fields) or (3 in fields and 5 not in fields):
         raise Malformed("a record or an index without a pulse")
@@ -121,6 +125,7 @@ def decode_request(data: bytes) -> SyncRequest:
         tuple(_split(_bytes_of(fields, 7, limits.MAX_TAGS_PER_SYNC * TAG_BYTES), TAG_BYTES)),
         _LIST_NUMBER.check(fields[8]) if 8 in fields else 0,
         _bytes_of(fields, 9, MAX_SEALED_LIST_BYTES),
+        _WORD.check(fields[10]) if 10 in fields else b"",
     )
 
 

@@ -30,6 +30,9 @@ REQUEST_HASH_CONTEXT = "shoal 2026-11 request hash v1"
 MEMBERSHIP_CONTEXT = b"shoal membership v1: client proves its token\x00"
 """Domain separation of the token's signature in MEMBERHELLO."""
 
+VOUCHER_CONTEXT = b"shoal member's peer v1\x00"
+"""Domain separation of a token's signature over a peer's key, in a record of a private swarm."""
+
 CERTIFICATE_CONTEXT = b"shoal token certificate v1\x00"
 """Domain separation of the founder's signature over a token's key."""
 
@@ -38,6 +41,9 @@ FOUNDER_DERIVATION = "shoal 2026-11 founder secret v1"
 
 SEAL_CONTEXT = b"shoal sealed record v1\x00"
 """Domain separation of the keys under which records of a private swarm are sealed."""
+
+WORD_CONTEXT = b"shoal member's word v1\x00"
+"""Domain separation of what members show each other in the directory's calls."""
 
 TAG_CONTEXT = b"shoal swarm tag v1\x00"
 """Domain separation of the tag in the names of a private swarm's directory RPCs."""

@@ -15,7 +15,7 @@ from shoal.client.routing.health import Health, Standing
 from shoal.client.routing.link_rate import NUM_PINGS, LinkRate
 from shoal.client.routing.model_id import ModelId
 from shoal.experts.manifest import Manifest
-from shoal.protocol.errors import DeadlineExceeded, ShoalError
+from shoal.protocol.errors import AuthenticationFailed, DeadlineExceeded, ShoalError
 from shoal.protocol.events import HolderJoined, HolderLost, Observer
 from shoal.protocol.ids import ExpertId, LayerId, PeerId
 from shoal.protocol.net.channel import Channel, Connector, Traffic
@@ -243,7 +243,7 @@ class Holders:
             holder.health.is_silent = False
 
     async def _give_up(self, holder: Holder, channel: Channel, error: ShoalError) -> None:
-        """Close a channel that answers nothing; the next look into the directory opens another."""
+        """Close a channel that answers nothing, or is to be left; the next look into the directory may open another."""
         await channel.aclose()
         if holder.channel is channel:
             self.failed(holder.peer, error)
@@ -266,6 +266,7 @@ class Holders:
         async with self._refreshing:
             found = await self._directory.lookup(self._model.root, self._layers)
             self._take(found)
+            await self._leave_barred()
             limit = asyncio.Semaphore(MAX_PARALLEL_CONNECTS)
             now = asyncio.get_running_loop().time()
             missing = [
@@ -281,7 +282,7 @@ class Holders:
         """Make the directory's answer our view.
 
         A holder whose record is missing is kept while it is connected: the directory may have lost it, and the holder
-        itself says NOT_HELD if it must. One that has withdrawn (an empty record) is let go.
+        itself says NOT_HELD if it must. One that has withdrawn (an empty record) is let go, and a revoked member's.
         """
         for holder in self._holders.values():
             if not holder.is_connected:
@@ -297,6 +298,15 @@ class Holders:
                     offered[layer] = experts
                     if not experts:
                         del offered[layer]
+
+    async def _leave_barred(self) -> None:
+        """End what we have with nodes of members whose token was revoked: replicas answer, and those see no more."""
+        for holder in [each for each in self._holders.values() if self._directory.is_barred(each.peer)]:
+            holder.experts, holder.cold = {}, {}
+            if holder.channel is not None:
+                await self._give_up(
+                    holder, holder.channel, AuthenticationFailed(f"the token of {holder.peer} was revoked")
+                )
 
     def _fits(self, record: HolderRecord) -> bool:
         serves_rounding = record.roundings >> self._model.rounding & 1

@@ -4,6 +4,7 @@ libp2p has proven who calls and who answers. Knows no rosters and no DHT.
 """
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shoal.protocol import limits
@@ -50,6 +51,7 @@ class SyncPort:
         """
         from hivemind.p2p import P2PDaemonError, P2PHandlerError
 
+        request = replace(request, word=self._keeper.seal.word(self._keeper.us, PeerId(peer.to_base58())))
         try:
             async with self._calls, asyncio.timeout(self._timeout_s):
                 data = await self._client.call_unary_handler(peer, self._name, encode_request(request))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.protocol.ids import LayerId
+from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.records import HolderRecord, NodeRecord
 from shoal.protocol.revocation_list import RevocationList
 
@@ -33,6 +33,10 @@ class Directory(Protocol):
         A holder stands under every layer, with no experts where it holds none. max_age_s: how old the answer may be;
         with more than 0 it may come from memory, and then those that have just come are missing.
         """
+
+    def is_barred(self, peer: PeerId) -> bool:
+        """Whether a peer whose record we had is known to be the node of a member whose token was revoked. Its records
+        are in no answer any more; who is connected to it leaves it."""
 
     async def aclose(self) -> None:
         """Leave. Records stay until they expire; withdraw by publishing one without experts first."""

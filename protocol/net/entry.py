@@ -110,11 +110,9 @@ async def enter_swarm(
         stack.push_async_callback(p2pd.aclose)
 
         async def join_through(peers: Sequence[str]) -> HivemindDirectory:
-            founder_key = member.founder_key if member else None
             joined = await join_dht(
-                p2pd, identity, peers, clock,
-                is_client=is_client, seal=seal, founder_key=founder_key, model_root=model_root,
-            )  # fmt: skip
+                p2pd, identity, peers, clock, is_client=is_client, membership=member, model_root=model_root
+            )
             stack.push_async_callback(joined.aclose)
             return joined
 

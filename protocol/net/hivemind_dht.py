@@ -20,7 +20,8 @@ from shoal.protocol.errors import (
 )
 from shoal.protocol.herald import Herald
 from shoal.protocol.identity import Identity
-from shoal.protocol.ids import LayerId
+from shoal.protocol.ids import LayerId, PeerId
+from shoal.protocol.membership import Membership
 from shoal.protocol.net.dht_dialing import dial_any, owner_of_address
 from shoal.protocol.net.dht_keepers import Keepers
 from shoal.protocol.net.dht_roster import Roster
@@ -29,7 +30,6 @@ from shoal.protocol.net.directory import Posted
 from shoal.protocol.net.hivemind_loader import load_hivemind_in_thread
 from shoal.protocol.net.p2pd import P2pd
 from shoal.protocol.record_keeper import RecordKeeper
-from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import HolderRecord, NodeRecord
 from shoal.protocol.revocation_list import RevocationList
 
@@ -59,14 +59,13 @@ async def join_dht(
     clock: Clock,
     *,
     is_client: bool = False,
-    seal: RecordSeal | None = None,
-    founder_key: bytes | None = None,
+    membership: Membership | None = None,
     model_root: bytes = b"",
 ) -> "HivemindDirectory":
     """Join the DHT through `initial_peers` (multiaddrs with /p2p/ID), or start one where there are none.
 
-    `is_client`: read and publish, but keep nothing for others. `seal`, `founder_key`: of a private swarm, the
-    latter for its revocation lists, which the keepers of `model_root` pass on. Raises:
+    `is_client`: read and publish, but keep nothing for others. `membership`: of a private swarm, whose revocation
+    lists the keepers of `model_root` pass on. Raises:
         ConnectFailed: none of `initial_peers` answers.
 
     Cancellation: p2pd may stay connected to the initial peers.
@@ -77,9 +76,9 @@ async def join_dht(
 
     from shoal.protocol.net.hivemind_guard import install_guard, node_id_of
 
-    keeper = RecordKeeper(clock, seal, founder_key)
+    keeper = RecordKeeper(clock, identity.peer, membership)
     reached = await dial_any(p2pd, initial_peers)
-    install_guard(keeper.seal.swarm_tag)
+    install_guard(keeper.seal)
     node = await DHTNode.create(
         p2p=p2pd.p2p,
         node_id=DHTID.from_bytes(node_id_of(p2pd.p2p.peer_id.to_bytes())),
@@ -97,7 +96,9 @@ async def join_dht(
         reuse_get_requests=False,
     )
     port = SyncPort(p2pd.p2p, keeper, WAIT_TIMEOUT_S)
-    directory = HivemindDirectory(node, p2pd, identity, tuple(initial_peers), clock, keeper, port)
+    voucher = membership.vouch(identity.public_key) if membership is not None else b""
+    herald = Herald(identity, clock, voucher)
+    directory = HivemindDirectory(node, p2pd, herald, tuple(initial_peers), clock, keeper, port)
     try:
         if not is_client:
             await port.open()
@@ -117,7 +118,7 @@ class HivemindDirectory:
         self,
         node: "DHTNode",
         p2pd: P2pd,
-        identity: Identity,
+        herald: Herald,
         initial_peers: tuple[str, ...],
         clock: Clock,
         keeper: RecordKeeper,
@@ -125,12 +126,11 @@ class HivemindDirectory:
     ) -> None:
         self._node = node
         self._p2pd = p2pd
-        self._identity = identity
+        self._herald = herald
         self._initial_peers = initial_peers
         self._clock = clock
         self._keeper = keeper
         self._port = port
-        self._herald = Herald(identity, clock)
         self._rosters: dict[bytes, Roster] = {}
 
     @property
@@ -143,7 +143,7 @@ class HivemindDirectory:
         if model_root not in self._rosters:
             name, keeper = self._keeper.seal.name(model_root), self._keeper
             self._rosters[model_root] = Roster(
-                name, self._identity.peer, Keepers(self._node, name), self._port, keeper, self._clock
+                name, self._keeper.us, Keepers(self._node, name), self._port, keeper, self._clock
             )
         return self._rosters[model_root]
 
@@ -155,7 +155,7 @@ class HivemindDirectory:
             InvalidRequest: it is not ours, or over a limit.
         """
         said, roster = self._herald.say(record), self.roster(record.model_root)
-        self._keeper.book.add(said.data, self._identity.peer, self._clock(), said.index, said.pulse)
+        self._keeper.book.add(said.data, self._keeper.us, self._clock(), said.index, said.pulse)
         await self.rejoin_if_alone()
         if not self.num_neighbours:
             return
@@ -239,11 +239,15 @@ class HivemindDirectory:
 
         peer = owner_of_address(address)
         known = self._node.protocol.routing_table.peer_id_to_uid
-        if peer == self._identity.peer or PeerID.from_base58(peer) in known:
+        if peer == self._keeper.us or PeerID.from_base58(peer) in known:
             return
         await dial_any(self._p2pd, [address])
         if await self._node.protocol.call_ping(PeerID.from_base58(peer)) is None:
             raise ConnectFailed(f"no directory of ours at {address}")
+
+    def is_barred(self, peer: PeerId) -> bool:
+        """See `Directory.is_barred`."""
+        return self._keeper.book.is_barred(peer)
 
     async def aclose(self) -> None:
         """Leave the DHT; p2pd goes on. Our records stay with their keepers until they expire."""

@@ -5,7 +5,9 @@ does), so its serializer, in which 1.4 kB of nested messages end the process, ne
 checked before anything is used:
 
 - a node's place in the DHT is the hash of its peer id, so nobody chooses to sit next to a key;
-- nothing is stored and nothing is found but neighbours; every list of a request or reply has a cap.
+- nothing is stored and nothing is found but neighbours; every list of a request or reply has a cap;
+- in a private swarm both sides of a call show a member's word (`record_seal.py`) in the field that hivemind has for
+  signatures; who has none is told nothing and becomes nobody's neighbour.
 
 Imports hivemind: import this module inside functions only, after `load_hivemind`. Knows no identities and no records.
 """
@@ -20,6 +22,8 @@ from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import SerializerBase
 
+from shoal.protocol.ids import PeerId
+from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.version import DIRECTORY_RPC
 
 NODE_ID_CONTEXT = b"shoal directory node v1\x00"
@@ -70,6 +74,7 @@ class ShoalDirectory(DHTProtocol):  # type: ignore[misc]
     serializer = NoSerializer
     _rpc_handlers = None  # hivemind caches both on the class that asks first
     _stub_type = None
+    seal = RecordSeal()
 
     @classmethod
     async def create(cls, *args: object, **kwargs: object) -> "ShoalDirectory":
@@ -78,35 +83,68 @@ class ShoalDirectory(DHTProtocol):  # type: ignore[misc]
         return protocol
 
     def get_stub(self, peer: PeerID) -> "_CheckedStub":
-        return _CheckedStub(super().get_stub(peer), peer)
+        return _CheckedStub(super().get_stub(peer), peer, Words(self.seal, self.p2p.peer_id, peer))
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
+        words = Words(self.seal, context.local_id, context.remote_id)
+        words.check(request.auth.signature)
         _check_node(request.peer, context.remote_id)
-        return await super().rpc_ping(request, context)
+        response = await super().rpc_ping(request, context)
+        response.auth.signature = words.ours
+        return response
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
         raise ValueError("the DHT keeps no values")
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
+        words = Words(self.seal, context.local_id, context.remote_id)
+        words.check(request.auth.signature)
         _check_node(request.peer, context.remote_id)
         _check_keys(request.keys)
-        return await super().rpc_find(request, context)
+        response = await super().rpc_find(request, context)
+        response.auth.signature = words.ours
+        return response
+
+
+class Words:
+    """What `us` and `them` show each other; nothing at all in an open swarm."""
+
+    def __init__(self, seal: RecordSeal, us: PeerID, them: PeerID) -> None:
+        self._seal = seal
+        self._us, self._them = PeerId(us.to_base58()), PeerId(them.to_base58())
+
+    @property
+    def ours(self) -> bytes:
+        return self._seal.word(self._us, self._them)
+
+    def check(self, word: bytes) -> None:
+        """
+        Raises:
+            ValueError: it is not theirs.
+        """
+        if not self._seal.is_word(word, self._them, self._us):
+            raise ValueError("no member of this swarm")
 
 
 class _CheckedStub:
     """Calls to one peer; a reply that breaks the rules is an error, which hivemind treats as no reply."""
 
-    def __init__(self, stub: DHTProtocol, peer: PeerID) -> None:
+    def __init__(self, stub: DHTProtocol, peer: PeerID, words: Words) -> None:
         self._stub = stub
         self._peer = peer
+        self._words = words
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, timeout: float) -> dht_pb2.PingResponse:
+        request.auth.signature = self._words.ours
         response = await self._stub.rpc_ping(request, timeout=timeout)
+        self._words.check(response.auth.signature)
         _check_node(response.peer, self._peer)
         return response
 
     async def rpc_find(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
+        request.auth.signature = self._words.ours
         response = await self._stub.rpc_find(request, timeout=timeout)
+        self._words.check(response.auth.signature)
         _check_node(response.peer, self._peer)
         if len(response.results) != len(request.keys):
             raise ValueError("a find reply for other keys")
@@ -141,8 +179,8 @@ def check_result(result: dht_pb2.FindResult) -> None:
         raise ValueError("a find reply with nodes in the place of others")
 
 
-def install_guard(swarm_tag: str = "") -> None:
+def install_guard(seal: RecordSeal) -> None:
     """Make every `DHTNode` that is created from now on in this process speak the guarded protocol, under the names of
-    this swarm (`RecordSeal.swarm_tag`). Idempotent."""
-    names = {"_rpc_handlers": None, "_stub_type": None}  # as above: one cache per class
-    hivemind.dht.node.DHTProtocol = type(f"{DIRECTORY_RPC}{swarm_tag}", (ShoalDirectory,), names)
+    this swarm (`RecordSeal.swarm_tag`) and with its words. Idempotent."""
+    names = {"_rpc_handlers": None, "_stub_type": None, "seal": seal}  # as above: one cache per class
+    hivemind.dht.node.DHTProtocol = type(f"{DIRECTORY_RPC}{seal.swarm_tag}", (ShoalDirectory,), names)

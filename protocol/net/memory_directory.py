@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from shoal.protocol.herald import Herald
 from shoal.protocol.identity import Identity
-from shoal.protocol.ids import LayerId
+from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.limits import RECORD_TTL_S
 from shoal.protocol.net.directory import Posted
 from shoal.protocol.record_book import RecordBook
@@ -48,6 +48,10 @@ class MemoryDirectory:
     ) -> dict[LayerId, list[HolderRecord]]:
         """What each live node says of each layer, sorted by peer id; always the latest."""
         return self._book.lookup(model_root, layers, self._clock())
+
+    def is_barred(self, peer: PeerId) -> bool:
+        """See `Directory.is_barred`."""
+        return self._book.is_barred(peer)
 
     async def aclose(self) -> None:
         """Nothing: records stay until they expire."""

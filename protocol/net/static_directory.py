@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from shoal.protocol.errors import RecordRejected, ShoalError
 from shoal.protocol.herald import Herald
 from shoal.protocol.identity import Identity
-from shoal.protocol.ids import LayerId
+from shoal.protocol.ids import LayerId, PeerId
 from shoal.protocol.pulses import PULSE_BYTES
 from shoal.protocol.record_book import RecordBook
 from shoal.protocol.record_codec import owner_of
@@ -72,6 +72,10 @@ class StaticDirectory:
     ) -> dict[LayerId, list[HolderRecord]]:
         """What each live node says of each layer, sorted by peer id; as of the lines that were read last."""
         return self._book.lookup(model_root, layers, self._clock())
+
+    def is_barred(self, peer: PeerId) -> bool:
+        """See `Directory.is_barred`."""
+        return self._book.is_barred(peer)
 
     async def aclose(self) -> None:
         """Nothing."""

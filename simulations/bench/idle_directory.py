@@ -25,7 +25,6 @@ from shoal.protocol.limits import PULSE_PERIOD_S, RECORD_TTL_S
 from shoal.protocol.membership import Founder
 from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
 from shoal.protocol.net.p2pd import start_p2pd
-from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import NodeRecord
 from shoal.simulations.bench.idle_traffic import has_other_cards, loopback_bytes
 from shoal.simulations.bench.machine import describe_machine, git_commit
@@ -90,10 +89,7 @@ async def count(num_peers: int, seconds: float) -> float:
 async def measure(num_peers: int, num_layers: int, num_experts: int, seconds: float) -> dict[str, object]:
     """kbit/s of each cause, with those before it."""
     member = Founder(os.urandom(32)).member(os.urandom(16))
-    seal, identities = (
-        RecordSeal(member.directory_secret),
-        [Identity.from_seed(os.urandom(32)) for _ in range(num_peers)],
-    )
+    identities = [Identity.from_seed(os.urandom(32)) for _ in range(num_peers)]
     directories: list[HivemindDirectory] = []
     sent: dict[str, float] = {}
     async with AsyncExitStack() as stack:
@@ -101,9 +97,7 @@ async def measure(num_peers: int, num_layers: int, num_experts: int, seconds: fl
         for identity in identities:
             p2pd = await start_p2pd(identity)
             stack.push_async_callback(p2pd.aclose)
-            directory = await join_dht(
-                p2pd, identity, first, time.time, seal=seal, founder_key=member.founder_key, model_root=ROOT
-            )
+            directory = await join_dht(p2pd, identity, first, time.time, membership=member, model_root=ROOT)
             stack.push_async_callback(directory.aclose)
             directories.append(directory)
             first = first or p2pd.addresses

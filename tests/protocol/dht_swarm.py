@@ -9,6 +9,7 @@ import pytest
 
 from shoal.protocol.identity import Identity
 from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.membership import Membership
 from shoal.protocol.net import hivemind_dht
 from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
 from shoal.protocol.net.p2pd import P2pd, start_p2pd
@@ -57,16 +58,16 @@ def record_of(identity: Identity, expert: int = 3) -> NodeRecord:
 
 @asynccontextmanager
 async def swarm(
-    num_nodes: int, clock: Callable[[], float] | None = None
+    num_nodes: int, clock: Callable[[], float] | None = None, membership: Membership | None = None
 ) -> AsyncIterator[tuple[list[P2pd], list[HivemindDirectory]]]:
-    """Nodes that all bootstrap at the first. clock: everybody's; None: one that stands still."""
+    """Nodes that all bootstrap at the first. clock: everybody's; None: one that stands still. membership: of all."""
     clock = clock or LeapClock()
     daemons = list(await asyncio.gather(*(start_p2pd(identity) for identity in IDENTITIES[:num_nodes])))
     directories: list[HivemindDirectory] = []
     try:
         for daemon, identity in zip(daemons, IDENTITIES, strict=False):
             bootstrap = daemons[0].addresses if directories else ()
-            directories.append(await join_dht(daemon, identity, bootstrap, clock))
+            directories.append(await join_dht(daemon, identity, bootstrap, clock, membership=membership))
         yield daemons, directories
     finally:
         for directory in directories:

@@ -11,11 +11,11 @@ import pytest
 from shoal.protocol import limits
 from shoal.protocol.errors import ChannelClosed, ConnectFailed, InvalidRequest
 from shoal.protocol.ids import LayerId
+from shoal.protocol.membership import Founder
 from shoal.protocol.net.dht_keepers import NUM_KEEPERS
 from shoal.protocol.net.hivemind_dht import HivemindDirectory, join_dht
 from shoal.protocol.net.hivemind_loader import load_hivemind
 from shoal.protocol.net.p2pd import P2pd, start_p2pd
-from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.sync_messages import SyncReply, SyncRequest
 from tests.protocol.dht_swarm import IDENTITIES, LAYER, ROOT, LeapClock, find, patience, record_of, swarm  # noqa: F401  (one is a fixture)
 
@@ -238,20 +238,17 @@ def test_a_client_reads_and_keeps_nothing_for_others() -> None:
 
 def test_a_stranger_finds_no_directory_at_a_private_swarms_peer() -> None:
     async def run() -> None:
-        clock, seal, daemons = (
-            LeapClock(),
-            RecordSeal(b"d" * 32),
-            list(await asyncio.gather(*map(start_p2pd, IDENTITIES[:3]))),
-        )
+        ours, theirs = (Founder(secret * 32).member(b"1" * 16) for secret in (b"F", b"G"))
+        clock, daemons = LeapClock(), list(await asyncio.gather(*map(start_p2pd, IDENTITIES[:3])))
         join = daemons[0].addresses
-        directories = [await join_dht(daemons[0], IDENTITIES[0], (), clock, seal=seal)]
+        directories = [await join_dht(daemons[0], IDENTITIES[0], (), clock, membership=ours)]
         try:
-            directories.append(await join_dht(daemons[1], IDENTITIES[1], join, clock, seal=seal))
+            directories.append(await join_dht(daemons[1], IDENTITIES[1], join, clock, membership=ours))
             await directories[0].publish(record_of(IDENTITIES[0]))
             assert len(await find(directories[1])) == 1
-            for other in (None, RecordSeal(b"e" * 32)):
+            for other in (None, theirs):
                 with pytest.raises(ConnectFailed):
-                    await join_dht(daemons[2], IDENTITIES[2], join, clock, seal=other)
+                    await join_dht(daemons[2], IDENTITIES[2], join, clock, membership=other)
             assert [directory.num_neighbours for directory in directories] == [1, 1]
         finally:
             for directory in directories:

@@ -111,13 +111,13 @@ async def lists(directory: HivemindDirectory) -> set[bytes]:
 @pytest.mark.socket
 def test_the_directory_hands_a_list_to_every_member_and_an_earlier_one_hides_no_later_one() -> None:
     async def run() -> None:
-        seal, daemons = RecordSeal(MEMBER.directory_secret), [await start_p2pd(each) for each in PEERS]
+        daemons = [await start_p2pd(each) for each in PEERS]
         directories: list[HivemindDirectory] = []
         try:
             for daemon, identity in zip(daemons, PEERS, strict=True):
                 join = daemons[0].addresses if directories else ()
                 directories.append(
-                    await join_dht(daemon, identity, join, time.time, seal=seal, founder_key=KEY, model_root=bytes(32))
+                    await join_dht(daemon, identity, join, time.time, membership=MEMBER, model_root=bytes(32))
                 )
             assert await lists(directories[2]) == set()
             await directories[0].post(TWO)
@@ -139,10 +139,11 @@ def test_a_keeper_takes_no_list_but_its_founders_and_none_that_is_earlier() -> N
     place, founder = seal.name(bytes(32)), peer_id_of(KEY)
 
     def is_taken(revocations: RevocationList, sealed: RecordSeal = seal, known: RevocationList | None = None) -> bool:
-        keeper = RecordKeeper(time.time, seal, KEY)
+        keeper = RecordKeeper(time.time, PEERS[1].peer, MEMBER)
         if known is not None:
             keeper.take_revocations(seal.seal(known.encoded, founder))
-        request = SyncRequest(place, list_number=1, revocations=sealed.seal(revocations.encoded, founder))
+        word = seal.word(PEERS[0].peer, PEERS[1].peer)
+        request = SyncRequest(place, list_number=1, revocations=sealed.seal(revocations.encoded, founder), word=word)
         reply = decode_reply(keeper.answer(encode_request(request), PEERS[0].peer))
         return reply.list_number == revocations.number
 
@@ -155,13 +156,13 @@ def test_a_keeper_takes_no_list_but_its_founders_and_none_that_is_earlier() -> N
 
 def test_a_list_goes_to_who_knows_an_earlier_one_and_to_nobody_else() -> None:
     seal = RecordSeal(MEMBER.directory_secret)
-    keeper = RecordKeeper(time.time, seal, KEY)
+    keeper, word = RecordKeeper(time.time, PEERS[1].peer, MEMBER), seal.word(PEERS[0].peer, PEERS[1].peer)
     keeper.take_revocations(seal.seal(TWO.encoded, peer_id_of(KEY)))
     for known, is_sent in ((0, True), (1, True), (2, False), (3, False)):
-        request = encode_request(SyncRequest(seal.name(bytes(32)), list_number=known))
+        request = encode_request(SyncRequest(seal.name(bytes(32)), list_number=known, word=word))
         reply = decode_reply(keeper.answer(request, PEERS[0].peer))
         assert (reply.list_number, bool(reply.revocations)) == (2, is_sent)
-    asker = RecordKeeper(time.time, seal, KEY)
+    asker = RecordKeeper(time.time, PEERS[0].peer, MEMBER)
     asker.take_revocations(keeper.sealed_revocations)
     assert asker.list_number == 2
-    assert RecordKeeper(time.time).list_number == 0
+    assert RecordKeeper(time.time, PEERS[0].peer).list_number == 0

@@ -13,6 +13,7 @@ from shoal.protocol.errors import Malformed
 from shoal.protocol.herald import Herald, Statement
 from shoal.protocol.identity import Identity, public_key_of
 from shoal.protocol.ids import ExpertId, LayerId
+from shoal.protocol.membership import Founder, Membership
 from shoal.protocol.record_keeper import RecordKeeper
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.records import NodeRecord
@@ -35,19 +36,21 @@ ROOT = bytes(range(32))
 LAYER = LayerId(4)
 NOW_S = 1_800_000_000.0
 PLACE = RecordSeal().name(ROOT)
-SECRET = RecordSeal(b"d" * 32)
+MEMBER = Founder(b"F" * 32).member(b"1" * 16)
+SECRET = RecordSeal(MEMBER.directory_secret)
+KEEPER = Identity.from_seed(b"\x04" * 32)
 
 
 def now() -> float:
     return NOW_S
 
 
-def said_by(identity: Identity, root: bytes = ROOT) -> Statement:
+def said_by(identity: Identity, root: bytes = ROOT, voucher: bytes = b"") -> Statement:
     record = NodeRecord(
         peer=identity.peer, model_root=root, experts={LAYER: frozenset({ExpertId(1)})}, weight_format=1, roundings=1,
         kernel_class=0, capacity_mmacs=0, queue_ms=0, addresses=("127.0.0.1:9",),
     )  # fmt: skip
-    return Herald(identity, now).say(record)
+    return Herald(identity, now, voucher).say(record)
 
 
 def ask(keeper: RecordKeeper, sender: Identity, request: SyncRequest) -> SyncReply:
@@ -56,12 +59,18 @@ def ask(keeper: RecordKeeper, sender: Identity, request: SyncRequest) -> SyncRep
 
 def telling(said: Statement, identity: Identity, seal: RecordSeal | None = None) -> SyncRequest:
     seal = seal or RecordSeal()
-    return SyncRequest(seal.name(ROOT), seal.seal(said.data, identity.peer), said.index, said.pulse)
+    sealed, word = seal.seal(said.data, identity.peer), seal.word(identity.peer, KEEPER.peer)
+    return SyncRequest(seal.name(ROOT), sealed, said.index, said.pulse, word=word)
 
 
 @pytest.fixture
 def keeper() -> RecordKeeper:
-    return RecordKeeper(now)
+    return keeper_in(None)
+
+
+def keeper_in(member: Membership | None) -> RecordKeeper:
+    """A keeper of a member's swarm, or of an open one."""
+    return RecordKeeper(now, KEEPER.peer, member)
 
 
 def test_a_keeper_that_knows_a_record_is_content_with_its_pulse(keeper: RecordKeeper) -> None:
@@ -75,7 +84,7 @@ def test_a_keeper_that_knows_a_record_is_content_with_its_pulse(keeper: RecordKe
 
 
 def test_a_reader_learns_all_from_a_keeper_and_then_pulses_alone(keeper: RecordKeeper) -> None:
-    reader = RecordKeeper(now)
+    reader = keeper_in(None)
     for identity in (ALICE, BOB):
         ask(keeper, identity, telling(said_by(identity), identity))
     summary = ask(keeper, CAROL, SyncRequest(PLACE, is_summary_wanted=True)).summary
@@ -87,7 +96,7 @@ def test_a_reader_learns_all_from_a_keeper_and_then_pulses_alone(keeper: RecordK
 
 
 def test_a_pulse_reaches_readers_through_a_keeper(keeper: RecordKeeper) -> None:
-    reader, said = RecordKeeper(now), said_by(ALICE)
+    reader, said = keeper_in(None), said_by(ALICE)
     for each in (keeper, reader):
         each.book.add(said.data, ALICE.peer, NOW_S)
     clock_s = NOW_S + 40
@@ -118,7 +127,7 @@ def test_a_keeper_takes_from_a_peer_what_is_its_own_and_belongs_here_and_nothing
 
 
 def test_a_private_swarms_keeper_takes_what_a_member_has_sealed_and_nothing_else() -> None:
-    keeper, said = RecordKeeper(now, SECRET), said_by(ALICE)
+    keeper, said = keeper_in(MEMBER), said_by(ALICE, voucher=MEMBER.vouch(ALICE.public_key))
     good = telling(said, ALICE, SECRET)
     assert ask(keeper, ALICE, replace(good, record=said.data)).status is Status.REFUSED
     assert ask(keeper, ALICE, replace(good, record=RecordSeal(b"e" * 32).seal(said.data, ALICE.peer))).status is (
@@ -126,10 +135,11 @@ def test_a_private_swarms_keeper_takes_what_a_member_has_sealed_and_nothing_else
     )
     assert ask(keeper, ALICE, replace(good, place=PLACE)).status is Status.REFUSED, "under the public name"
     assert ask(keeper, ALICE, good).status is Status.KEPT
-    (tag,) = (sign.tag for sign in ask(keeper, BOB, SyncRequest(good.place, is_summary_wanted=True)).summary)
-    (sent,) = ask(keeper, BOB, SyncRequest(good.place, tags=(tag,))).records
+    asked = SyncRequest(good.place, is_summary_wanted=True, word=SECRET.word(BOB.peer, KEEPER.peer))
+    (tag,) = (sign.tag for sign in ask(keeper, BOB, asked).summary)
+    (sent,) = ask(keeper, BOB, replace(asked, tags=(tag,))).records
     assert sent.sealed == good.record
-    member, stranger = RecordKeeper(now, SECRET), RecordKeeper(now)
+    member, stranger = keeper_in(MEMBER), keeper_in(None)
     for reader, num_read in ((member, 1), (stranger, 0)):
         reader.take(good.place, (sent,))
         assert len(reader.book.live(good.place, NOW_S)) == num_read

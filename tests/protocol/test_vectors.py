@@ -22,6 +22,7 @@ from shoal.protocol.net.refusals import ERROR_TYPES
 from shoal.protocol.pulses import earlier
 from shoal.protocol.record_book import RecordBook
 from shoal.protocol.record_codec import decode_record
+from shoal.protocol.records import roster_name
 from shoal.protocol.revocation_list import RevocationBook
 from shoal.protocol.sync_messages import decode_reply, decode_request
 from shoal.protocol.tensors import read_dispatch_body, read_partial_body, request_hash
@@ -37,6 +38,7 @@ PRIVATE = (
     "token_id",
     "private_roster_name",
     "lan_sealed",
+    "word",
     "pulse_7",
     "pulse_8",
 )
@@ -77,8 +79,10 @@ def test_every_block_of_bytes_in_the_document_is_a_vector():
         *examples.FRAMES,
         "node_record",
         "full_record",
+        "member_record",
         "revocation_list",
         "sync_request",
+        "member_sync_request",
         "sync_reply",
         "file_list",
     }
@@ -197,6 +201,16 @@ def test_the_documents_records_are_accepted_in_their_time():
         assert kept.record.issued_ms == examples.NOW_S * 1000
 
 
+def test_the_documents_members_record_is_believed_in_its_swarm_until_its_token_is_revoked():
+    revocations = RevocationBook(bytes.fromhex(VECTORS["founder_key"]))
+    book = RecordBook(gate=MemberGate(bytes.fromhex(VECTORS["founder_key"]), revocations))
+    kept = book.add(bytes.fromhex(BLOCKS["member_record"]), examples.SERVER.peer, examples.NOW_S)
+    assert kept.token_id == VECTORS["token_id"]
+    assert replace(kept.record, issued_ms=0, pulse=b"", voucher=b"") == examples.CONTENT
+    revocations.take(bytes.fromhex(BLOCKS["revocation_list"]))
+    assert book.live(roster_name(examples.MODEL_ROOT), examples.NOW_S) == []
+
+
 def test_the_documents_pulses_lead_to_its_record():
     record = decode_record(bytes.fromhex(BLOCKS["node_record"]), examples.SERVER.peer)
     pulses = [bytes.fromhex(VECTORS[name]) for name in ("pulse_7", "pulse_8")]
@@ -207,6 +221,9 @@ def test_the_documents_pulses_lead_to_its_record():
 def test_the_documents_sync_is_read_as_what_it_says():
     assert decode_request(bytes.fromhex(BLOCKS["sync_request"])) == examples.SYNC_REQUEST
     assert decode_reply(bytes.fromhex(BLOCKS["sync_reply"])) == examples.SYNC_REPLY
+    told = decode_request(bytes.fromhex(BLOCKS["member_sync_request"]))
+    assert told == examples.MEMBER_SYNC_REQUEST
+    assert examples.SEAL.is_word(told.word, examples.SERVER.peer, examples.CLIENT.peer)
 
 
 def test_the_documents_token_leads_to_its_list_of_files():
@@ -229,7 +246,7 @@ def test_the_documents_record_table_is_the_codecs():
     from shoal.protocol.record_codec import _OPTIONAL_SCALARS, _SCALARS
 
     rows = {name: (int(key), kind, bound.split(";")[0]) for key, name, kind, bound in rows_of(section("7. Directory"))}
-    assert [key for key, _, _ in rows.values()] == list(range(1, 21))
+    assert [key for key, _, _ in rows.values()] == list(range(1, 22))
     for field in (*_SCALARS, *_OPTIONAL_SCALARS):
         assert rows[field.name] == (field.key, *bound_of(field))
 
@@ -255,6 +272,8 @@ def test_the_documents_versions_are_the_codes():
         version.CERTIFICATE_CONTEXT,
         version.SEAL_CONTEXT,
         version.TAG_CONTEXT,
+        version.VOUCHER_CONTEXT,
+        version.WORD_CONTEXT,
     )
     for context in (version.HANDSHAKE_CONTEXT, version.RECORD_CONTEXT, version.DIRECTORY_KEY_CONTEXT, *contexts):
         assert f"`{context.rstrip(bytes(1)).decode()}` and a zero byte" in text

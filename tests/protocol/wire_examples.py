@@ -127,6 +127,7 @@ FULL_CONTENT = replace(
     gives_trunk=True,
 )  # fmt: skip
 SAID, FULL_SAID = (Herald(SERVER, lambda: NOW_S).say(content) for content in (CONTENT, FULL_CONTENT))
+MEMBER_SAID = Herald(SERVER, lambda: NOW_S, MEMBERSHIP.vouch(SERVER.public_key)).say(CONTENT)
 CHAIN = PulseChain(SERVER, MODEL_ROOT, round(NOW_S * 1000))
 PULSE_INDEX = 8
 FILES = (
@@ -140,6 +141,9 @@ SYNC_REQUEST = SyncRequest(
     roster_name(MODEL_ROOT), index=PULSE_INDEX, pulse=CHAIN[PULSE_INDEX], is_summary_wanted=True,
     tags=(tag_of(SAID.data),),
 )  # fmt: skip
+MEMBER_SYNC_REQUEST = SyncRequest(
+    SEAL.name(MODEL_ROOT), index=PULSE_INDEX, pulse=CHAIN[PULSE_INDEX], word=SEAL.word(SERVER.peer, CLIENT.peer)
+)
 SYNC_REPLY = SyncReply(
     Status.KEPT, (Sign(tag_of(SAID.data), PULSE_INDEX, CHAIN[PULSE_INDEX]),),
     (SentRecord(SERVER.public_key, SAID.data, PULSE_INDEX, CHAIN[PULSE_INDEX]),),
@@ -158,9 +162,12 @@ def vectors() -> dict[str, str]:
         "fetch_hash": CHUNK.request_hash.hex(),
         "node_record": SAID.data.hex(),
         "full_record": FULL_SAID.data.hex(),
+        "member_record": MEMBER_SAID.data.hex(),
         "pulse_7": CHAIN[PULSE_INDEX - 1].hex(),
         "pulse_8": CHAIN[PULSE_INDEX].hex(),
         "sync_request": encode_request(SYNC_REQUEST).hex(),
+        "member_sync_request": encode_request(MEMBER_SYNC_REQUEST).hex(),
+        "word": SEAL.word(SERVER.peer, CLIENT.peer).hex(),
         "sync_reply": encode_reply(SYNC_REPLY).hex(),
         "roster_name": roster_name(MODEL_ROOT).hex(),
         "founder_key": MEMBERSHIP.founder_key.hex(),
