@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 
-.PHONY: demo test test-lan test-token test-tiers test-mqtt check bench bench-idle bench-wan bench-tcp bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
+.PHONY: demo test test-lan test-token test-private test-tiers test-mqtt check bench bench-idle bench-wan bench-tcp bench-peers test-clients test-healing soak chaos seeding rehearsal soak-serve screenshots sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal demo
@@ -76,6 +76,10 @@ test-mqtt: $(VENV)/.installed-dev
 # A node and two clients with an empty disk and a token, each, against a founder that is killed: tokens as the oracle's.
 test-token: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q tests/swarm/token_suite.py
+
+# The same in a private swarm, with strangers who ask at every door and a member who is revoked while his node runs.
+test-private: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q tests/swarm/private_suite.py
 
 # A node with experts in memory and others on disk, whose only companion is killed: tokens as the oracle's.
 test-tiers: $(VENV)/.installed-dev

@@ -18,7 +18,7 @@ import hivemind.dht.node
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage
-from hivemind.p2p import P2PContext, PeerID
+from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import SerializerBase
 
@@ -82,28 +82,53 @@ class ShoalDirectory(DHTProtocol):  # type: ignore[misc]
         protocol.storage = NoStorage()
         return protocol
 
+    async def add_p2p_handlers(
+        self, p2p: P2P, wrapper: object = None, *, namespace: str | None = None, balanced: bool = False
+    ) -> None:
+        """Open to others: what they call is checked at the door; hivemind calls its own methods past it."""
+        await super().add_p2p_handlers(p2p, _Door(self), namespace=namespace, balanced=balanced)
+
     def get_stub(self, peer: PeerID) -> "_CheckedStub":
         return _CheckedStub(super().get_stub(peer), peer, Words(self.seal, self.p2p.peer_id, peer))
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
-        words = Words(self.seal, context.local_id, context.remote_id)
-        words.check(request.auth.signature)
         _check_node(request.peer, context.remote_id)
-        response = await super().rpc_ping(request, context)
-        response.auth.signature = words.ours
-        return response
+        return await super().rpc_ping(request, context)
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
         raise ValueError("the DHT keeps no values")
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        words = Words(self.seal, context.local_id, context.remote_id)
-        words.check(request.auth.signature)
         _check_node(request.peer, context.remote_id)
         _check_keys(request.keys)
-        response = await super().rpc_find(request, context)
+        return await super().rpc_find(request, context)
+
+
+class _Door:
+    """What other peers call: a member's word first, and ours with the answer."""
+
+    def __init__(self, protocol: ShoalDirectory) -> None:
+        self._protocol = protocol
+
+    async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
+        words = self._checked(request, context)
+        response = await self._protocol.rpc_ping(request, context)
         response.auth.signature = words.ours
         return response
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
+        words = self._checked(request, context)
+        response = await self._protocol.rpc_find(request, context)
+        response.auth.signature = words.ours
+        return response
+
+    async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
+        return await self._protocol.rpc_store(request, context)
+
+    def _checked(self, request: dht_pb2.PingRequest | dht_pb2.FindRequest, context: P2PContext) -> "Words":
+        words = Words(self._protocol.seal, context.local_id, context.remote_id)
+        words.check(request.auth.signature)
+        return words
 
 
 class Words:

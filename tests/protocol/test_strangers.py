@@ -13,7 +13,7 @@ from shoal.protocol.net.p2pd import P2pd, start_p2pd
 from shoal.protocol.record_seal import RecordSeal
 from shoal.protocol.sync_messages import Status, SyncReply, SyncRequest, decode_reply, encode_request
 from shoal.protocol.version import DIRECTORY_RPC
-from tests.protocol.dht_swarm import IDENTITIES, ROOT, find, patience, record_of, swarm  # noqa: F401
+from tests.protocol.dht_swarm import IDENTITIES, PATIENCE_S, ROOT, find, patience, record_of, swarm  # noqa: F401
 
 load_hivemind()
 
@@ -83,6 +83,11 @@ def test_a_stranger_who_asks_every_call_of_the_directory_is_told_nothing_and_is_
                 pong = await intruder.call("ping", asked, dht_pb2.PingResponse)
                 assert isinstance(pong, dht_pb2.PingResponse)
                 assert SEAL.is_word(pong.auth.signature, victim, STRANGER.peer)
+                finding = dht_pb2.FindRequest(keys=[node.node_id], peer=node, auth=asked.auth)
+                await intruder.call("find", finding, dht_pb2.FindResponse)
+                async with asyncio.timeout(PATIENCE_S):
+                    while directories[0].num_neighbours != 2:  # noqa: ASYNC110  # who has asked is known
+                        await asyncio.sleep(0)
                 assert len((await intruder.sync(SyncRequest(place, is_summary_wanted=True, word=right))).summary) == 1
                 assert len(await find(directories[0])) == 1
             finally:

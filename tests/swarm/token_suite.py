@@ -14,7 +14,7 @@ from tests.checkpoints import SHAPES, write_checkpoint
 from tests.swarm.test_processes import PROMPT_IDS, environment, oracle_tokens, running_node, shoal  # noqa: F401
 from tests.swarm.test_seeding_processes import LONG_S, wait_until_filled
 
-pytestmark = pytest.mark.socket
+pytestmark = [pytest.mark.socket, pytest.mark.timeout(1800)]
 
 NUM_TOKENS = 16
 
@@ -35,10 +35,10 @@ def answer(environment: dict[str, str], token: str) -> list[int]:  # noqa: F811
     """What a user gets, who tries again as long as the swarm does not answer (1) or lacks something (4, 7)."""
     ids, end = ",".join(map(str, PROMPT_IDS)), time.monotonic() + LONG_S
     words = ("run", "--prompt-ids", ids, "--max-tokens", str(NUM_TOKENS), "--join", token, "--json")
-    done = shoal(environment, *words)
+    tries = [done := shoal(environment, *words)]
     while done.returncode in (1, 4, 7) and time.monotonic() < end:
-        done = shoal(environment, *words)
-    assert done.returncode == 0, done.stderr
+        tries.append(done := shoal(environment, *words))
+    assert done.returncode == 0, [(each.returncode, each.stderr) for each in tries]
     found: list[int] = json.loads(done.stdout)["token_ids"]
     assert found
     return found
