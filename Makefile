@@ -42,9 +42,11 @@ bench-wan: $(VENV)/.installed
 bench-tcp: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.wan.tcp_echo
 
-# What the directory costs idle nodes, by cause: twenty peers in a network namespace of their own; ten minutes.
+# What the directory costs idle nodes, by cause: twenty peers in a network namespace of their own; ten minutes. Then our
+# own calls alone, counted under the virtual clock.
 bench-idle: $(VENV)/.installed
 	unshare --net --map-root-user sh -c 'ip link set lo up; $(BIN)/python -m shoal.simulations.bench.idle_directory --peers 20'
+	$(BIN)/python -m shoal.simulations.bench.idle_messages
 
 # What every named swarm would give, as the table of docs/SIMULATE.md, and its pictures (matplotlib is in `plots`). No
 # measurement: half a minute of any machine.

@@ -43,7 +43,7 @@ def test_a_client_leaves_a_barred_holder_in_mid_answer_and_goes_on_with_its_repl
             monkeypatch.setattr(world.client.directory, "is_barred", lambda peer: peer == victim)
             await holders.refresh()
             assert not holders.holder(victim).is_connected
-            assert HolderLost(victim, "AuthenticationFailed") in world.events
+            assert victim in [event.peer for event in world.events if isinstance(event, HolderLost)]
             ids += [token.id async for token in streaming]
             await holders.refresh()
             assert not holders.holder(victim).is_connected, "it is not connected to again"
