@@ -41,6 +41,7 @@ bench-wan: $(VENV)/.installed
 # What TCP's congestion control costs an exchange over a network, as the kernel has it and as our sockets choose (root).
 bench-tcp: $(VENV)/.installed
 	$(BIN)/python -m shoal.simulations.wan.tcp_echo
+	$(BIN)/python -m shoal.simulations.wan.channel_echo
 
 # What the directory costs idle nodes, by cause: twenty peers in a network namespace of their own; ten minutes. Then our
 # own calls alone, counted under the virtual clock.

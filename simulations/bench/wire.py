@@ -224,7 +224,7 @@ def _row(shape: Shape, overheads_ms: Sequence[float]) -> dict[str, object]:
     }
 
 
-async def _answer(request: Request) -> Reply:
+async def answer_with_zeros(request: Request) -> Reply:
     """Zeros of the right shape, and how long it took to make them."""
     started_ns = perf_counter_ns()
     message = request.message
@@ -269,7 +269,7 @@ class _ServerProcess:
 
 def _run_server(kind: str, pipe: Connection) -> None:
     async def serve() -> None:
-        async with KINDS[kind].listener(Identity.from_seed(SERVER_SEED), _answer) as listener:
+        async with KINDS[kind].listener(Identity.from_seed(SERVER_SEED), answer_with_zeros) as listener:
             pipe.send(listener.addresses)
             await asyncio.to_thread(_wait_for_end, pipe)
 

@@ -22,6 +22,7 @@ IFF_UP = 0x1
 OWN_NETWORK = "/proc/thread-self/ns/net"
 TUN_DEVICE = Path("/dev/net/tun")
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+IDLE_RESTART = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 
 
 def why_no_namespaces() -> str | None:
@@ -89,6 +90,15 @@ def set_congestion_control(name: str) -> None:
         OSError: the kernel has none of that name, or gives it to nobody but the whole machine.
     """
     CONGESTION_CONTROL.write_text(name, encoding="ascii")
+
+
+def keep_window_when_idle() -> None:
+    """Let connections in the calling thread's namespace keep their congestion window in pauses, against RFC 2861.
+
+    Raises:
+        OSError: not allowed.
+    """
+    IDLE_RESTART.write_text("0", encoding="ascii")
 
 
 def mount_private_disk(directory: Path, size_bytes: int) -> None:

@@ -22,11 +22,15 @@ TAIL_LINES = 40
 
 
 @contextmanager
-def node_process(environment: dict[str, str], *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def node_process(
+    environment: dict[str, str], *words: str, output: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`shoal node` with these words, and what it said until it was up; ends with SIGTERM and must exit 0, unless it was
-    killed. An exception that passes here takes the end of the node's output and log along, as a note."""
+    killed. An exception that passes here takes the end of the node's output and log along, as a note.
+
+    output: an empty directory that keeps what it said, in `stdout` and `stderr`."""
     with TemporaryDirectory(prefix="shoal-said") as directory:
-        out, err = (Path(directory) / name for name in ("stdout", "stderr"))
+        out, err = ((output or Path(directory)) / name for name in ("stdout", "stderr"))
         try:
             node = _started(environment, words, out, err)
             try:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.swarm.test_processes import environment, running_node, shoal  # noqa: F401  (the first is a fixture)
+from tests.swarm.node_process import LAST, node_process
+from tests.swarm.test_processes import environment, open_token, running_node, shoal  # noqa: F401  (the first is a fixture)
 from tools.schemas import DIRECTORY
 
 pytestmark = pytest.mark.socket
@@ -94,10 +95,12 @@ def test_a_service_is_written_and_removed(environment: Environment) -> None:  # 
 
 def test_a_prompt_is_nowhere_in_what_a_node_writes_and_a_guest_has_the_lowest_priority(
     environment: Environment,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    home = Path(environment["HOME"])
-    words = ("--experts", "all", "--log-level", "debug", "--low-priority")
-    with running_node(environment, *words) as (node, token):
+    home, output = Path(environment["HOME"]), tmp_path_factory.mktemp("said")
+    words = ("--open", "--experts", "all", "--log-level", "debug", "--low-priority")
+    with node_process(environment, *words, output=output) as (node, said):
+        token = open_token(said)
         family = [psutil.Process(node.pid), *psutil.Process(node.pid).children()]
         assert [process.nice() for process in family] == [19] * len(family)
         asked = ("run", f"{CANARY} {CANARY}", "--join", token, "--max-tokens", "24", "--temperature", "0.5", "--json")
@@ -105,13 +108,12 @@ def test_a_prompt_is_nowhere_in_what_a_node_writes_and_a_guest_has_the_lowest_pr
         assert done.returncode == 0, done.stderr
         followed = shoal(environment, "logs", "-n", "10000", "--json").stdout
         assert '"event": "request_served"' in followed
-        node.terminate()
-        said = node.communicate(timeout=120)
     answer = json.loads(done.stdout)["text"]
     secrets = [*CANARY.split(), *(word for word in answer.split() if len(word) > 6), token]
     files = [file for file in home.rglob("*") if file.is_file()]
     assert any(file.name == "node.log" for file in files)
-    texts = {"stdout": said[0], "stderr": said[1], "logs": followed}
+    printed_since = (output / "stdout").read_text(encoding="utf-8").partition(LAST)[2]
+    texts = {"stdout": printed_since, "stderr": (output / "stderr").read_text(encoding="utf-8"), "logs": followed}
     texts |= {str(file): file.read_bytes().decode("latin-1") for file in files}
     assert [(where, secret) for where, text in texts.items() for secret in secrets if secret in text] == []
 

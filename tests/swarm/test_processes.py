@@ -86,7 +86,12 @@ def running_node(environment: dict[str, str], *words: str) -> Iterator[tuple[sub
     """A node and its invite token; ends with SIGTERM and must exit 0. See `node_process.py`."""
     own = () if "--join" in words else ("--open",)  # an open swarm's token is no secret and is printed
     with node_process(environment, *own, *words) as (node, said):
-        yield node, re.search(r"shoal1[\w-]+", said).group()  # type: ignore[union-attr]
+        yield node, open_token(said)
+
+
+def open_token(said: str) -> str:
+    """The token of an open swarm, of what its first node said."""
+    return re.search(r"shoal1[\w-]+", said).group()  # type: ignore[union-attr]
 
 
 def oracle_tokens(model: Path, scratch: Path, num_tokens: int) -> list[int]:
