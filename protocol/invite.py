@@ -93,12 +93,14 @@ def is_loopback(address: str) -> bool:
 def bootstrap_of(own: Iterable[str], others: Iterable[str] = ()) -> tuple[str, ...]:
     """Addresses for a token that goes to another machine: a few of our own, then one of each other member, then more.
 
-    Loopback is named only if there is nothing else; at most `limits.MAX_ADDRESSES`, all different.
+    Loopback is named only if there is nothing else, for then the whole swarm is on this machine, where any member's is
+    as good as ours. At most `limits.MAX_ADDRESSES`, all different.
     """
-    ours = list(own)
+    ours, theirs = list(own), list(others)
     outside = [address for address in ours if not is_loopback(address)]
-    wanted = [*outside[:_OWN_FIRST], *(each for each in others if not is_loopback(each)), *outside[_OWN_FIRST:]]
-    return tuple(dict.fromkeys(wanted or ours))[: limits.MAX_ADDRESSES]
+    wanted = [*outside[:_OWN_FIRST], *(each for each in theirs if not is_loopback(each)), *outside[_OWN_FIRST:]]
+    inside = [*ours[:_OWN_FIRST], *theirs, *ours[_OWN_FIRST:]]
+    return tuple(dict.fromkeys(wanted or inside))[: limits.MAX_ADDRESSES]
 
 
 def encode_invite(invite: Invite) -> str:

@@ -152,6 +152,11 @@ def test_an_invite_names_other_members_and_no_more_than_a_token_holds() -> None:
     assert bootstrap_of([ADDRESS, *own], others) == (*own[:4], *others[:4])
     assert bootstrap_of([ADDRESS, *own], [ADDRESS, others[1], others[1]]) == (*own[:4], others[1], *own[4:])
     assert bootstrap_of([ADDRESS]) == (ADDRESS,)
+    inside = ADDRESS.replace("/tcp/", "/tcp/1")
+    assert bootstrap_of([ADDRESS], [inside]) == (ADDRESS, inside), (
+        "a swarm of one machine outlives the node that began it"
+    )
+    assert bootstrap_of([ADDRESS], [inside, others[1]]) == (others[1],)
     founded()
     assert len(encode_invite(swarms.mint("default", "ana", 1.0, others))) < 2048
     assert swarms.mint("default", "ben", 1.0, others).bootstrap == tuple(others[:8])
